@@ -1,0 +1,1 @@
+"""Detection adapter: classifier weights to Detectron2 backbones, detector training and evaluation."""

@@ -1,0 +1,1 @@
+"""KeepAugment: augmentation that keeps the important regions of an image untouched."""

@@ -1,0 +1,1 @@
+"""Semi-supervised adapter: unsupervised data augmentation (UDA)."""
