@@ -17,7 +17,10 @@ def _pip(*arguments: str) -> bool:
 
 
 def _imports() -> bool:
-    return subprocess.run([sys.executable, "-c", "import torch, detectron2._C"], capture_output=True).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", "import torch, detectron2._C"], capture_output=True).returncode
+        == 0
+    )
 
 
 def main() -> None:
@@ -35,7 +38,9 @@ def main() -> None:
         return
     if not _imports():
         _pip("uninstall", "--yes", "detectron2")
-        print(f"{wheel} was built for another torch and was removed: tests marked `detectron2` will be skipped.")
+        print(
+            f"{wheel} was built for another torch and was removed: tests marked `detectron2` will be skipped."
+        )
         return
     print(f"Installed {wheel.name}: tests marked `detectron2` will run.")
 

@@ -1,0 +1,60 @@
+"""Markers that skip with a reason, the real data's location, one thread per test process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA_ROOT = Path(os.environ.get("KEEPAUG_DATA") or Path.home() / ".cache" / "keepaug" / "data")
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def _missing_detectron2() -> str | None:
+    if importlib.util.find_spec("detectron2") is None:
+        return "Detectron2 is not installed (put its wheel into $KEEPAUG_WHEELS and run `make env`)"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {
+        "gpu": None if torch.cuda.is_available() else "no CUDA device",
+        "detectron2": _missing_detectron2(),
+        "data": None if DATA_ROOT.is_dir() else f"no real data in {DATA_ROOT} (set KEEPAUG_DATA)",
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: {reason}"))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say aloud what did not run: a skipped test has proved nothing."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    counts: dict[str, int] = {}
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        counts[reason] = counts.get(reason, 0) + 1
+    terminalreporter.section("NOT RUN")
+    for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
+        terminalreporter.write_line(f"{count} test(s) not run: {reason}")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the real data; skips where it is absent."""
+    if not DATA_ROOT.is_dir():
+        pytest.skip(f"data: no real data in {DATA_ROOT} (set KEEPAUG_DATA)")
+    return DATA_ROOT
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(20)
