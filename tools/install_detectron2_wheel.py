@@ -1,7 +1,7 @@
-"""Install a Detectron2 wheel from $KEEPAUG_WHEELS, if there is one, and say aloud what that means for the tests.
+"""Install a Detectron2 wheel from $KEEPAUG_WHEELS, if there is one, and say what that means for the tests.
 
-Detectron2 is on no package registry and its wheel fits one torch build only; a wheel that does not import is removed
-again, so that a stale file leads to skipped tests and a message instead of to broken ones.
+Detectron2 is on no package registry and its wheel fits one torch build only; a wheel that does not import is
+removed again, so that a stale file leads to skipped tests and a message instead of to broken ones.
 """
 
 from __future__ import annotations
