@@ -1,0 +1,296 @@
+"""Detectron2's YAML files and `KEY VALUE` overrides, read without Detectron2.
+
+The same files load in Detectron2 with the same result (a test shows it). Differences: loading is always safe
+(no Python tags), a key given twice is an error, and a wrong key or value is explained.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+try:
+    from yacs.config import CfgNode
+except ImportError as error:
+    raise ImportError("detection.config needs yacs: pip install 'keepaug[detection]'") from error
+
+from detection.defaults import DEFAULTS, NOT_CARRIED
+
+__all__ = ["CfgNode", "ConfigError", "check_values", "defaults", "flat", "load_config", "unfreeze"]
+
+BASE_KEY = "_BASE_"
+
+
+class ConfigError(ValueError):
+    """A detection config that cannot be meant: it names the key, the value and what to write instead."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that refuses a key given twice (YAML forbids it; PyYAML keeps the last silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                mark = key_node.start_mark
+                raise ConfigError(f"{mark.name}, line {mark.line + 1}: the key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def defaults() -> CfgNode:
+    """A fresh tree of all keys with Detectron2's default values."""
+    return CfgNode(DEFAULTS)
+
+
+def flat(cfg: CfgNode | dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"SOLVER.BASE_LR": 0.02, ...}` of a tree."""
+    return dict(_leaves(cfg, prefix))
+
+
+def unfreeze(cfg: CfgNode) -> CfgNode:
+    """A copy that may be changed."""
+    copy = cfg.clone()
+    copy.defrost()
+    return copy
+
+
+def load_config(path: str | Path | None, opts: Sequence[str] = (), *, check: bool = True) -> CfgNode:
+    """Defaults, then the file (with its `_BASE_`), then `KEY VALUE` pairs; frozen.
+
+    Args:
+        path: a YAML file in Detectron2's form, or None for the defaults alone.
+        opts: `["SOLVER.BASE_LR", "0.01", ...]`, values as Python literals, as on Detectron2's command line.
+        check: also run `check_values`.
+
+    Raises:
+        FileNotFoundError: the file or its base does not exist.
+        ConfigError: not a safe YAML file; unknown key, wrong type, or a value that cannot be meant.
+    """
+    cfg = defaults()
+    if path is not None:
+        tree = _read(Path(path), ())
+        version = tree.get("VERSION", cfg.VERSION)
+        if version != cfg.VERSION:
+            raise ConfigError(
+                f"{path}: VERSION is {version!r}, this program reads version {cfg.VERSION}; update the "
+                "key names to Detectron2's present ones and set VERSION: 2"
+            )
+        for key, value in _leaves(tree):
+            _set(cfg, key, value, str(path))
+    if len(opts) % 2:
+        raise ConfigError(f"overrides must be KEY VALUE pairs, got an odd number of items: {list(opts)}")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if "=" in key and key.partition("=")[0] in flat(cfg):
+            name, _, given = key.partition("=")
+            raise ConfigError(f"write '{name} {given}' with a blank, not '{key}'")
+        _set(cfg, key, value, "command line")
+    if check:
+        check_values(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _leaves(value, name + ".")
+        else:
+            yield name, value
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's tree over that of its bases."""
+    path = path.expanduser()
+    if path.resolve() in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise ConfigError(f"{BASE_KEY} goes in a circle: {chain}")
+    if not path.is_file():
+        where = f" (named by {BASE_KEY} of {seen[-1]})" if seen else ""
+        raise FileNotFoundError(f"no config file {path}{where}")
+    try:
+        with path.open(encoding="utf-8") as file:
+            tree = yaml.load(file, Loader=_StrictLoader)
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(
+            f"{path}: only plain YAML is read, no Python tags ({error.problem}); write the value out, for "
+            "example RetinaNet's anchor sizes as lists of numbers"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
+    bases = tree.pop(BASE_KEY, [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        if "://" in base:
+            raise ConfigError(f"{path}: {BASE_KEY} must be a file, got {base!r}; download it")
+        base_path = Path(base).expanduser()
+        _merge(_read(path.parent / base_path, (*seen, path.resolve())), merged, path)
+    _merge(tree, merged, path)
+    return merged
+
+
+def _merge(source: dict[str, Any], target: dict[str, Any], path: Path, prefix: str = "") -> None:
+    for key, value in source.items():
+        if isinstance(value, dict) and key in target:
+            if not isinstance(target[key], dict):
+                raise ConfigError(f"{path}: {prefix}{key} is a branch here and a value in its {BASE_KEY}")
+            _merge(value, target[key], path, f"{prefix}{key}.")
+        else:
+            target[key] = value
+
+
+def _set(cfg: CfgNode, key: str, raw: Any, where: str) -> None:
+    """Put one value into the tree, with yacs' own decoding of literals and its rules of type."""
+    *branches, leaf = key.split(".")
+    node: Any = cfg
+    for branch in branches:
+        node = node.get(branch) if isinstance(node, CfgNode) else None
+    if not isinstance(node, CfgNode) or leaf not in node:
+        raise ConfigError(_unknown_key(key, where, flat(cfg)))
+    old = node[leaf]
+    if isinstance(old, CfgNode):
+        raise ConfigError(f"{where}: {key} is a branch of keys ({', '.join(old)}), got the value {raw!r}")
+    node[leaf] = _coerce(CfgNode._decode_cfg_value(raw), old, key, where)
+
+
+def _coerce(value: Any, old: Any, key: str, where: str) -> Any:
+    if old is None or value is None or type(value) is type(old):
+        return value
+    if isinstance(old, list | tuple) and isinstance(value, list | tuple):
+        return type(old)(value)
+    remedy = ""
+    if isinstance(old, float) and type(value) is int:
+        remedy = f"; write {value}.0 (Detectron2 does not take a whole number here either)"
+    elif isinstance(old, list | tuple):
+        remedy = f"; write [{value}]"
+    elif isinstance(old, str):
+        remedy = f"; write '\"{value}\"'"
+    raise ConfigError(
+        f"{where}: {key} must be of type {type(old).__name__} (default {old!r}), "
+        f"got {value!r} of type {type(value).__name__}{remedy}"
+    )
+
+
+def _unknown_key(key: str, where: str, known: dict[str, Any]) -> str:
+    for prefix in NOT_CARRIED:
+        if key == prefix or key.startswith(prefix + "."):
+            return (
+                f"{where}: {key} is a key of Detectron2 that is not supported here (Faster R-CNN C4/FPN and "
+                "RetinaNet on ResNets only); remove it"
+            )
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.75)
+    if not close:
+        leaf = key.rpartition(".")[2]
+        close = [name for name in known if name.rpartition(".")[2] == leaf][:3]
+    hint = f"; did you mean {' or '.join(close)}?" if close else "; see detection/defaults.py for all keys"
+    return f"{where}: unknown key {key}{hint}"
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Refuse values that train something else than meant, or fail hours later.
+
+    Raises:
+        ConfigError: names the key, the value and the allowed values.
+    """
+
+    def require(ok: bool, key: str, allowed: str) -> None:
+        if not ok:
+            raise ConfigError(f"{key} is {flat(cfg)[key]!r}; allowed: {allowed}")
+
+    def one_of(key: str, *choices: Any) -> None:
+        require(flat(cfg)[key] in choices, key, ", ".join(map(repr, choices)))
+
+    model, solver, inputs = cfg.MODEL, cfg.SOLVER, cfg.INPUT
+    one_of("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "RetinaNet")
+    one_of("MODEL.MASK_ON", False)
+    one_of(
+        "MODEL.BACKBONE.NAME",
+        "build_resnet_backbone",
+        "build_resnet_fpn_backbone",
+        "build_retinanet_resnet_fpn_backbone",
+    )
+    one_of("MODEL.RESNETS.DEPTH", 18, 34, 50, 101, 152)
+    one_of("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "StandardROIHeads")
+    one_of("INPUT.FORMAT", "RGB", "BGR")
+    one_of("INPUT.RANDOM_FLIP", "none", "horizontal", "vertical")
+    one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range")
+    one_of("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+    one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "norm")
+    one_of("DATALOADER.SAMPLER_TRAIN", "TrainingSampler")
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        require(len(flat(cfg)[key]) == 3, key, "three numbers, in the order of INPUT.FORMAT")
+    require(min(model.PIXEL_STD) > 0, "MODEL.PIXEL_STD", "numbers above 0")
+    require(
+        (max(model.PIXEL_MEAN) > 2) or max(model.PIXEL_MEAN) == 0,
+        "MODEL.PIXEL_MEAN",
+        "the mean on the 0-255 scale (for torchvision's weights [123.675, 116.28, 103.53] with RGB)",
+    )
+    if model.RESNETS.DEPTH in (18, 34):
+        require(
+            model.RESNETS.RES2_OUT_CHANNELS == 64,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            "64 for ResNet-18 and 34",
+        )
+        require(model.RESNETS.RES5_DILATION == 1, "MODEL.RESNETS.RES5_DILATION", "1 for ResNet-18 and 34")
+        require(model.RESNETS.NUM_GROUPS == 1, "MODEL.RESNETS.NUM_GROUPS", "1 for ResNet-18 and 34")
+    require(0 <= model.BACKBONE.FREEZE_AT <= 5, "MODEL.BACKBONE.FREEZE_AT", "0 (nothing) to 5 (all stages)")
+    for key in ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES", "SOLVER.IMS_PER_BATCH"):
+        require(flat(cfg)[key] >= 1, key, "1 or more")
+    for key in ("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE"):
+        require(flat(cfg)[key] >= 1, key, "1 or more")
+    require(solver.BASE_LR > 0, "SOLVER.BASE_LR", "above 0")
+    steps = list(solver.STEPS)
+    require(steps == sorted(steps), "SOLVER.STEPS", "iterations in rising order")
+    sizes = inputs.MIN_SIZE_TRAIN
+    require(
+        len(sizes) > 0 and all(isinstance(size, int) and size >= 0 for size in sizes),
+        "INPUT.MIN_SIZE_TRAIN",
+        "one or more whole numbers of pixels, for example (640, 800)",
+    )
+    if inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
+        require(len(sizes) == 2, "INPUT.MIN_SIZE_TRAIN", "two numbers with MIN_SIZE_TRAIN_SAMPLING range")
+    _check_features(cfg, require)
+
+
+def _check_features(cfg: CfgNode, require: Any) -> None:
+    """The parts of the network must fit: which features one makes and the next one takes."""
+    model = cfg.MODEL
+    stages = {"stem", "res2", "res3", "res4", "res5"}
+    require(
+        len(model.RESNETS.OUT_FEATURES) > 0 and set(model.RESNETS.OUT_FEATURES) <= stages,
+        "MODEL.RESNETS.OUT_FEATURES",
+        "some of res2, res3, res4, res5",
+    )
+    made = set(model.RESNETS.OUT_FEATURES)
+    if "fpn" in model.BACKBONE.NAME:
+        require(
+            len(model.FPN.IN_FEATURES) > 0 and set(model.FPN.IN_FEATURES) <= made,
+            "MODEL.FPN.IN_FEATURES",
+            f"some of MODEL.RESNETS.OUT_FEATURES ({', '.join(model.RESNETS.OUT_FEATURES)})",
+        )
+        made = {name.replace("res", "p") for name in model.FPN.IN_FEATURES}
+        made |= {"p6", "p7"} if model.BACKBONE.NAME.startswith("build_retinanet") else {"p6"}
+    features = f"features of the backbone ({', '.join(sorted(made))})"
+    if model.META_ARCHITECTURE == "RetinaNet":
+        require(set(model.RETINANET.IN_FEATURES) <= made, "MODEL.RETINANET.IN_FEATURES", features)
+        used = model.RETINANET.IN_FEATURES
+    else:
+        require(set(model.RPN.IN_FEATURES) <= made, "MODEL.RPN.IN_FEATURES", features)
+        require(set(model.ROI_HEADS.IN_FEATURES) <= made, "MODEL.ROI_HEADS.IN_FEATURES", features)
+        used = model.RPN.IN_FEATURES
+    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
+        levels = flat(cfg)[key]
+        require(
+            len(levels) in (1, len(used)) and all(isinstance(level, list | tuple) for level in levels),
+            key,
+            f"one list of numbers for all feature maps, or one for each of {', '.join(used)}",
+        )
