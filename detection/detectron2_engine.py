@@ -1,0 +1,290 @@
+"""Detectron2 as the engine: its trainer, data loaders, evaluator and checkpoints under our checks.
+
+This is the reference engine. What differs from Detectron2's own training script: checkpoints are replaced
+atomically, several CPU processes work, and after loading the weights every backbone tensor is compared with
+the file, because Detectron2 only warns when nothing was loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from detection.coco import CocoDataset
+from detection.config import flat
+from keepaug.runs.files import write_bytes_atomic
+
+try:
+    import detectron2.utils.comm as comm
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.engine import (
+        AMPTrainer,
+        DefaultTrainer,
+        SimpleTrainer,
+        TrainerBase,
+        create_ddp_model,
+        default_setup,
+        launch,
+    )
+    from detectron2.evaluation import COCOEvaluator
+    from detectron2.structures import BoxMode
+except ImportError as error:
+    raise ImportError(
+        "the detectron2 engine needs Detectron2 (python tools/install_detectron2_wheel.py, or build it from "
+        "https://github.com/facebookresearch/detectron2); --engine torchvision does without"
+    ) from error
+
+__all__ = ["LoadReport", "WeightsNotLoadedError", "compare_loaded", "launch", "run", "to_detectron2_config"]
+
+RESULTS_FILE = "inference/coco_instances_results.json"
+_NOT_WEIGHTS = ("num_batches_tracked", "pixel_mean", "pixel_std", "cell_anchors")
+
+
+class WeightsNotLoadedError(RuntimeError):
+    """Tensors of the model are not those of the weights file."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weights file left in a model.
+
+    Attributes:
+        loaded: model keys whose tensors equal the file's.
+        unequal: model keys that the file has, with another shape or other values.
+        missing: model keys that the file lacks.
+        unused: file keys that no model key took.
+    """
+
+    loaded: list[str]
+    unequal: list[str]
+    missing: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        def some(keys: list[str]) -> str:
+            return f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
+
+        return (
+            f"{len(self.loaded)} tensors loaded, {len(self.missing)} not in the file{some(self.missing)}, "
+            f"{len(self.unequal)} unequal{some(self.unequal)}, {len(self.unused)} of the file unused"
+            f"{some(self.unused)}"
+        )
+
+
+def compare_loaded(model: Mapping[str, torch.Tensor], file: Mapping[str, torch.Tensor]) -> LoadReport:
+    """Hold a loaded model's state against the weights file, tensor by tensor.
+
+    Args:
+        model: the detector's `state_dict`.
+        file: keys of a detector (`backbone.bottom_up.res2...`) or of a bare backbone (`res2...`).
+    """
+    loaded, unequal, missing, used = [], [], [], set()
+    for key, value in model.items():
+        if key.endswith(_NOT_WEIGHTS):
+            continue
+        name = next((name for name in (key, _bare(key)) if name in file), None)
+        if name is None:
+            missing.append(key)
+            continue
+        used.add(name)
+        tensor = torch.as_tensor(file[name])
+        same = tensor.shape == value.shape and torch.equal(tensor.to(value.dtype), value.cpu())
+        (loaded if same else unequal).append(key)
+    unused = [key for key in file if key not in used and not key.endswith(_NOT_WEIGHTS)]
+    return LoadReport(loaded, unequal, missing, unused)
+
+
+def _bare(key: str) -> str:
+    """The key of a bare backbone: one file serves FPN and C4, whose res5 sits in its head."""
+    for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return key
+
+
+def _is_backbone(key: str) -> bool:
+    return _bare(key).startswith(("stem.", "res2.", "res3.", "res4.", "res5."))
+
+
+def check_loaded(report: LoadReport, weights: str | Path, *, whole_detector: bool) -> None:
+    """Raise unless all backbone tensors (or all tensors, for an evaluation) came from the file.
+
+    Raises:
+        WeightsNotLoadedError: names the first tensors that did not.
+    """
+    wanted = report.missing + report.unequal
+    if not whole_detector:
+        wanted = [key for key in wanted if _is_backbone(key)]
+    if wanted:
+        what = "the detector" if whole_detector else "the backbone"
+        remedy = (
+            "give the checkpoint of a trained detector with the same configuration"
+            if whole_detector
+            else "convert the classifier with tools/convert_backbone.py and check MODEL.RESNETS against it"
+        )
+        raise WeightsNotLoadedError(
+            f"{len(wanted)} tensors of {what} were not loaded from {weights} ({', '.join(wanted[:3])}"
+            f"{', ...' if len(wanted) > 3 else ''}); {remedy}"
+        )
+
+
+def to_detectron2_config(cfg: CfgNode) -> Any:
+    """Detectron2's own config with the values of ours."""
+    target = get_cfg()
+    for key, value in flat(cfg).items():
+        *branches, leaf = key.split(".")
+        node = target
+        for branch in branches:
+            node = node[branch]
+        node[leaf] = value
+    return target
+
+
+def register(name: str, dataset: CocoDataset) -> None:
+    """Put a dataset into Detectron2's catalogue in place of its own of that name."""
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    records = [
+        {
+            **record,
+            "annotations": [
+                {**annotation, "bbox_mode": BoxMode.XYWH_ABS} for annotation in record["annotations"]
+            ],
+        }
+        for record in dataset.records
+    ]
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(
+        json_file=str(dataset.json_path),
+        image_root=str(dataset.image_root),
+        evaluator_type="coco",
+        thing_classes=dataset.thing_classes,
+        thing_dataset_id_to_contiguous_id={
+            json_id: index for index, json_id in enumerate(dataset.contiguous_to_json_id)
+        },
+    )
+
+
+class _Checkpointer(DetectionCheckpointer):
+    """Writes to a temporary file, then renames: a kill while saving leaves the previous checkpoint usable."""
+
+    def save(self, name: str, **extra: Any) -> None:
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = {"model": self.model.state_dict(), **extra}
+        state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        path = Path(self.save_dir) / f"{name}.pth"
+        partial = path.with_suffix(".pth.partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+        self.tag_last_checkpoint(path.name)
+        self.logger.info("Saved %s", path)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        write_bytes_atomic(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's default trainer with our checkpointer, COCO evaluator and CPU processes."""
+
+    def __init__(self, cfg: Any) -> None:
+        TrainerBase.__init__(self)  # DefaultTrainer's own builds the parts below with fixed choices
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        placement = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
+        parallel = create_ddp_model(model, broadcast_buffers=False, **placement)
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(parallel, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # This trainer's own state_dict holds optimizer, scheduler and iteration.
+        self.checkpointer = _Checkpointer(parallel, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_evaluator(cls, cfg: Any, dataset_name: str) -> COCOEvaluator:
+        """Boxes only, its results JSON under `OUTPUT_DIR/inference`."""
+        return COCOEvaluator(
+            dataset_name, tasks=("bbox",), output_dir=os.path.join(cfg.OUTPUT_DIR, "inference")
+        )
+
+    def loaded_weights(self, weights: str) -> None:
+        """Load `weights` without any other state, and make sure that they arrived."""
+        _load_and_check(self.checkpointer, weights, whole_detector=False)
+
+
+def run(
+    cfg: CfgNode,
+    train: CocoDataset | None,
+    val: CocoDataset,
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+) -> None:
+    """Train and evaluate (or only evaluate) in this process; one of several under `launch`.
+
+    Leaves `RESULTS_FILE` and Detectron2's logs, metrics and checkpoints under `cfg.OUTPUT_DIR`.
+
+    Args:
+        cfg: the config, its device decided.
+        train: the training split; None with `eval_only`.
+        val: the split to evaluate on.
+        resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate that checkpoint.
+        eval_only: evaluate `cfg.MODEL.WEIGHTS`, which must be a whole detector.
+
+    Raises:
+        WeightsNotLoadedError: the backbone (or with `eval_only` the detector) did not come from the file.
+        RuntimeError: a loss became infinite or NaN; names the last good checkpoint.
+    """
+    register(cfg.DATASETS.TEST[0], val)
+    if train is not None:
+        register(cfg.DATASETS.TRAIN[0], train)
+    config = to_detectron2_config(cfg)
+    config.freeze()
+    default_setup(config, argparse.Namespace(config_file="", eval_only=eval_only))
+    if eval_only:
+        model = Trainer.build_model(config)
+        checkpointer = _Checkpointer(model, config.OUTPUT_DIR)
+        last = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else ""
+        _load_and_check(checkpointer, last or config.MODEL.WEIGHTS, whole_detector=True)
+        Trainer.test(config, model)
+        return
+    trainer = Trainer(config)
+    if resume and trainer.checkpointer.has_checkpoint():
+        trainer.resume_or_load(resume=True)
+    elif config.MODEL.WEIGHTS:
+        trainer.loaded_weights(config.MODEL.WEIGHTS)
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        last = trainer.checkpointer.get_checkpoint_file()
+        raise RuntimeError(
+            f"{error}; last good checkpoint: {last or 'none'}. Lower SOLVER.BASE_LR or raise "
+            "SOLVER.WARMUP_ITERS, then --resume"
+        ) from error
+
+
+def _load_and_check(checkpointer: DetectionCheckpointer, weights: str, *, whole_detector: bool) -> None:
+    from detection.convert import load_detectron2_file
+
+    checkpointer.load(weights, checkpointables=[])
+    report = compare_loaded(checkpointer.model.state_dict(), load_detectron2_file(weights))
+    logging.getLogger("detectron2").info("Weights from %s: %s", weights, report)
+    check_loaded(report, weights, whole_detector=whole_detector)

@@ -1,0 +1,606 @@
+"""Datasets drawn by the program: a small object whose box is known, on a cluttered background.
+
+The class of an image (or of a detection box) is the shape of a small object; its colour, size, place and slant say
+nothing, nor does the background of gradients, strokes, blobs and noise. As the box is known, it can be measured how often
+an augmentation destroys the object. Everything is drawn in batches by torch operations from one seed and written in the
+formats of the real datasets, so that the real loaders read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from PIL import Image
+from torch import Tensor
+
+_CHUNK = 128
+
+
+def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
+    return torch.maximum(x.abs() - half_width, y.abs() - half_height)
+
+
+def _disc(x: Tensor, y: Tensor) -> Tensor:
+    return (x * x + y * y).sqrt() - 0.82
+
+
+def _ring(x: Tensor, y: Tensor) -> Tensor:
+    return ((x * x + y * y).sqrt() - 0.62).abs() - 0.2
+
+
+def _triangle(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(y - 0.62, x.abs() * 0.88 - y * 0.48 - 0.42)
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(_box(x, y, 0.24, 0.88), _box(x, y, 0.88, 0.24))
+
+
+def _saltire(x: Tensor, y: Tensor) -> Tensor:
+    return _cross((x + y) * math.sqrt(0.5), (x - y) * math.sqrt(0.5))
+
+
+def _bars(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(_box(x, (y.abs() - 0.62), 0.8, 0.17), _box(x, y, 0.8, 0.17))
+
+
+def _tee(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(_box(x, y + 0.6, 0.82, 0.22), _box(x, y - 0.1, 0.22, 0.72))
+
+
+def _crescent(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum((x * x + y * y).sqrt() - 0.85, 0.7 - ((x - 0.45) ** 2 + y * y).sqrt())
+
+
+def _square(x: Tensor, y: Tensor) -> Tensor:
+    return _box(x, y, 0.72, 0.72)
+
+
+def _hourglass(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(y.abs() - 0.8, (x.abs() - y.abs() * 0.85 - 0.08) * 0.76)
+
+
+# Each shape is a signed distance, in units of half the object's side, negative inside.
+_SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bars": _bars,
+    "crescent": _crescent,
+    "cross": _cross,
+    "disc": _disc,
+    "ring": _ring,
+    "saltire": _saltire,
+    "tee": _tee,
+    "triangle": _triangle,
+    "square": _square,
+    "hourglass": _hourglass,
+}
+CLASSES: tuple[str, ...] = tuple(_SHAPES)
+"""Names of the shapes; a dataset of k classes uses the first k, sorted by name as an image folder sorts them."""
+
+
+class LabelledImages(NamedTuple):
+    """Images with one object each: images (N,3,H,W) uint8, labels (N,) int64, boxes (N,4) int64 top/left/height/width."""
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+
+class DetectionImages(NamedTuple):
+    """Images with several objects: boxes and labels are lists with one (K,4) and one (K,) int64 tensor per image."""
+
+    images: Tensor
+    labels: list[Tensor]
+    boxes: list[Tensor]
+
+
+class _RegionLike(Protocol):
+    """What `covered_share` needs of `keepaug.Regions`."""
+
+    @property
+    def top(self) -> Tensor: ...
+    @property
+    def left(self) -> Tensor: ...
+    @property
+    def height(self) -> Tensor: ...
+    @property
+    def width(self) -> Tensor: ...
+
+
+def _generator(seed: int, *names: str) -> torch.Generator:
+    """An independent stream per name, the same on every machine."""
+    digest = hashlib.sha256("/".join([str(seed), *names]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(tuple(shape), generator=generator) * (high - low) + low
+
+
+def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Pixel centres: y (1,H,1) and x (1,1,W)."""
+    y = torch.arange(height, dtype=torch.float32).add_(0.5).view(1, height, 1)
+    x = torch.arange(width, dtype=torch.float32).add_(0.5).view(1, 1, width)
+    return y, x
+
+
+def _turned(
+    size: tuple[int, int], centre_y: Tensor, centre_x: Tensor, angle: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Coordinates (N,H,W) along and across a direction, in pixels from the centre."""
+    y, x = _grid(*size)
+    dy, dx = y - centre_y.view(-1, 1, 1), x - centre_x.view(-1, 1, 1)
+    cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
+    return dx * cos + dy * sin, dy * cos - dx * sin
+
+
+def _blend(canvas: Tensor, alpha: Tensor, colour: Tensor) -> Tensor:
+    """Lay a colour (N,3) with opacity (N,H,W) over the canvas (N,3,H,W)."""
+    return torch.lerp(canvas, colour[:, :, None, None], alpha.unsqueeze(1))
+
+
+def draw_backgrounds(num: int, size: tuple[int, int], *, generator: torch.Generator) -> Tensor:
+    """Cluttered backgrounds without any object.
+
+    Args:
+        num: number of images.
+        size: (height, width) in pixels.
+        generator: the only source of randomness.
+
+    Returns:
+        (num, 3, height, width) float32 in [0, 1]: a smooth colour field, soft blobs, strokes across the image and dots.
+    """
+    height, width = size
+    scale = (height + width) / 2
+    field = F.interpolate(
+        torch.rand(num, 3, 4, 4, generator=generator), size=size, mode="bicubic", align_corners=False
+    ).clamp_(0, 1)
+    canvas = field * 0.6 + _uniform((num, 3, 1, 1), 0.0, 0.4, generator)
+    density = height * width / 64**2  # the same amount of clutter per area at every image size
+
+    def places(margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            _uniform((num,), -margin, height + margin, generator),
+            _uniform((num,), -margin, width + margin, generator),
+            _uniform((num,), 0.0, math.pi, generator),
+        )
+
+    for _ in range(max(2, round(3 * density))):  # blobs
+        across, along = _turned(size, *places(4.0))
+        radius = _uniform((2, num, 1, 1), 3.0, 9.0, generator)
+        alpha = torch.exp(-((along / radius[0]) ** 2 + (across / radius[1]) ** 2))
+        canvas = _blend(canvas, alpha * 0.8, torch.rand(num, 3, generator=generator))
+    for _ in range(max(2, round(3 * math.sqrt(density)))):  # strokes
+        along, across = _turned(size, *places())
+        half = _uniform((num, 1, 1), 0.6, 1.8, generator)
+        length = _uniform((num, 1, 1), 0.1, 0.6, generator) * scale
+        alpha = (half + 0.5 - across.abs()).clamp_(0, 1) * (length - along.abs()).clamp_(0, 1)
+        canvas = _blend(canvas, alpha * 0.8, torch.rand(num, 3, generator=generator))
+    for _ in range(max(2, round(5 * density))):  # dots
+        along, across = _turned(size, *places())
+        radius = _uniform((num, 1, 1), 0.7, 2.2, generator)
+        alpha = (radius + 0.5 - (along**2 + across**2).sqrt()).clamp_(0, 1)
+        canvas = _blend(canvas, alpha, torch.rand(num, 3, generator=generator))
+    return canvas
+
+
+def draw_objects(
+    canvas: Tensor,
+    labels: Tensor,
+    centres: Tensor,
+    sides: Tensor,
+    *,
+    classes: Sequence[str] = CLASSES,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw one object on each image: a filled shape with an outline, in random colours and slightly slanted.
+
+    Args:
+        canvas: (N,3,H,W) float32 in [0, 1], left as it is.
+        labels: (N,) int64 index into `classes`.
+        centres: (N,2) float, y and x in pixels.
+        sides: (N,) float, side of the square the shape is drawn in, in pixels.
+        classes: names out of `CLASSES`.
+        generator: the only source of randomness.
+
+    Returns:
+        The drawn images (N,3,H,W) and the tight boxes (N,4) int64 top/left/height/width of what was drawn.
+
+    Raises:
+        ValueError: when an object lies outside the image altogether.
+    """
+    num, _, height, width = canvas.shape
+    slant = _uniform((num,), -0.25, 0.25, generator)
+    x, y = _turned((height, width), centres[:, 0], centres[:, 1], slant)
+    half = (sides / 2).view(-1, 1, 1)
+    distance = torch.empty(num, height, width)
+    for index, name in enumerate(classes):
+        chosen = labels == index
+        if bool(chosen.any()):
+            distance[chosen] = _SHAPES[name](x[chosen] / half[chosen], y[chosen] / half[chosen])
+    distance = distance * half  # in pixels
+    # A light fill in a dark outline or the reverse: visible on any background, and its colour tells nothing.
+    light = _uniform((num, 3), 0.65, 1.0, generator)
+    dark = _uniform((num, 3), 0.0, 0.3, generator)
+    swap = torch.rand(num, 1, generator=generator) < 0.5
+    fill, outline = torch.where(swap, dark, light), torch.where(swap, light, dark)
+    border = 0.09 * half
+    outside = (border + 0.5 - distance).clamp_(0, 1)
+    inside = (0.5 - distance).clamp_(0, 1)
+    drawn = _blend(_blend(canvas, outside, outline), inside, fill)
+
+    covered = outside > 0.5
+    rows, columns = covered.any(2), covered.any(1)
+    if not bool(rows.any(1).all()):
+        raise ValueError("an object lies outside its image: move its centre inside or make it larger")
+    top, left = rows.int().argmax(1), columns.int().argmax(1)
+    bottom = height - rows.flip(1).int().argmax(1)
+    right = width - columns.flip(1).int().argmax(1)
+    return drawn, torch.stack([top, left, bottom - top, right - left], dim=1)
+
+
+def _to_uint8(canvas: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    strength = _uniform((len(canvas), 1, 1, 1), 0.3 * noise, noise, generator)
+    noisy = canvas + torch.randn(canvas.shape, generator=generator) * strength
+    return noisy.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+
+
+def _check_classes(num_classes: int) -> tuple[str, ...]:
+    if not 2 <= num_classes <= len(CLASSES):
+        raise ValueError(
+            f"num_classes is {num_classes}; there are {len(CLASSES)} shapes: choose 2 to {len(CLASSES)}"
+        )
+    return tuple(sorted(CLASSES[:num_classes]))
+
+
+def draw_classification(
+    num: int,
+    *,
+    size: tuple[int, int] = (64, 64),
+    num_classes: int = 8,
+    object_share: tuple[float, float] = (0.26, 0.36),
+    noise: float = 0.06,
+    generator: torch.Generator,
+) -> LabelledImages:
+    """Images with one object each, the classes as equally frequent as `num` allows.
+
+    Args:
+        num: number of images.
+        size: (height, width) in pixels.
+        num_classes: the first so many of `CLASSES`.
+        object_share: smallest and largest side of the object as a share of the image's shorter side.
+        noise: largest standard deviation of the pixel noise, for pixels in [0, 1].
+        generator: the only source of randomness.
+
+    Returns:
+        `LabelledImages`; label i is the i-th of the class names sorted.
+
+    Raises:
+        ValueError: when a size or a share is out of range.
+    """
+    classes = _check_classes(num_classes)
+    height, width = size
+    if min(size) < 16:
+        raise ValueError(f"size is {size}; objects can be told apart from 16 pixels on")
+    low, high = object_share
+    if not 0 < low <= high <= 0.9:
+        raise ValueError(f"object_share is {object_share}; give (low, high) with 0 < low <= high <= 0.9")
+    order = torch.arange(num) % num_classes
+    labels = order[torch.randperm(num, generator=generator)]
+    parts = []
+    for part in labels.split(_CHUNK):
+        sides = _uniform((len(part),), low, high, generator) * min(size)
+        free = torch.stack([height - sides, width - sides], dim=1)
+        centres = torch.rand(len(part), 2, generator=generator) * free + sides.unsqueeze(1) / 2
+        canvas = draw_backgrounds(len(part), size, generator=generator)
+        canvas, boxes = draw_objects(canvas, part, centres, sides, classes=classes, generator=generator)
+        parts.append((_to_uint8(canvas, noise, generator), boxes))
+    if not parts:
+        return LabelledImages(
+            torch.empty(0, 3, height, width, dtype=torch.uint8), labels, labels.new_empty(0, 4)
+        )
+    return LabelledImages(torch.cat([p[0] for p in parts]), labels, torch.cat([p[1] for p in parts]))
+
+
+def draw_detection(
+    num: int,
+    *,
+    size: tuple[int, int] = (128, 128),
+    num_classes: int = 8,
+    objects: tuple[int, int] = (1, 4),
+    object_sides: tuple[float, float] = (17.0, 24.0),
+    noise: float = 0.06,
+    generator: torch.Generator,
+) -> DetectionImages:
+    """Images with several objects that do not overlap.
+
+    Args:
+        num: number of images.
+        size: (height, width) in pixels.
+        num_classes: the first so many of `CLASSES`.
+        objects: fewest and most objects in an image.
+        object_sides: smallest and largest side of an object in pixels.
+        noise: largest standard deviation of the pixel noise, for pixels in [0, 1].
+        generator: the only source of randomness.
+
+    Returns:
+        `DetectionImages`.
+
+    Raises:
+        ValueError: when the image cannot hold that many objects.
+    """
+    classes = _check_classes(num_classes)
+    height, width = size
+    # Each object gets a cell of its own, somewhat larger than itself, and a random place in it.
+    cell = 1.3 * object_sides[1]
+    rows, columns = int(height // cell), int(width // cell)
+    fewest, most = objects
+    if not 1 <= fewest <= most <= rows * columns:
+        raise ValueError(
+            f"objects is {objects}; an image of {height}x{width} holds 1 to {rows * columns} objects of up to "
+            f"{object_sides[1]:g} pixels"
+        )
+    images: list[Tensor] = []
+    all_labels: list[Tensor] = []
+    all_boxes: list[Tensor] = []
+    for start in range(0, num, _CHUNK):
+        count = min(_CHUNK, num - start)
+        canvas = draw_backgrounds(count, size, generator=generator)
+        per_image = torch.randint(fewest, most + 1, (count,), generator=generator)
+        cells = torch.rand(count, rows * columns, generator=generator).argsort(dim=1)[:, :most]
+        labels = torch.randint(num_classes, (count, most), generator=generator)
+        sides = _uniform((count, most), *object_sides, generator)
+        jitter = torch.rand(count, most, 2, generator=generator)
+        steps = torch.tensor([height / rows, width / columns])
+        corners = torch.stack([cells // columns, cells % columns], dim=-1) * steps
+        centres = corners + jitter * (steps - sides.unsqueeze(-1)) + sides.unsqueeze(-1) / 2
+        boxes = torch.zeros(count, most, 4, dtype=torch.int64)
+        for slot in range(most):
+            chosen = (per_image > slot).nonzero().squeeze(1)
+            canvas[chosen], boxes[chosen, slot] = draw_objects(
+                canvas[chosen],
+                labels[chosen, slot],
+                centres[chosen, slot],
+                sides[chosen, slot],
+                classes=classes,
+                generator=generator,
+            )
+        images.append(_to_uint8(canvas, noise, generator))
+        all_labels += [row[:k] for row, k in zip(labels, per_image.tolist(), strict=True)]
+        all_boxes += [row[:k] for row, k in zip(boxes, per_image.tolist(), strict=True)]
+    drawn = torch.cat(images) if images else torch.empty(0, 3, height, width, dtype=torch.uint8)
+    return DetectionImages(drawn, all_labels, all_boxes)
+
+
+def _save_png(image: Tensor, path: Path) -> None:
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
+
+
+def _prepare(root: Path, identity: dict[str, object]) -> Path | None:
+    """The folder to draw in, or None when the very dataset is there already.
+
+    It is drawn beside its place and renamed at the end, so that half a dataset is never read.
+    """
+    sheet = root / "dataset.json"
+    if sheet.is_file():
+        if json.loads(sheet.read_text()) == identity:
+            return None
+        raise ValueError(
+            f"{root} holds another dataset ({sheet} differs): remove it or choose another folder"
+        )
+    if root.exists() and any(root.iterdir()):
+        raise ValueError(f"{root} exists, is not empty and has no dataset.json: choose another folder")
+    partial = root.with_name(root.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _finish(partial: Path, root: Path, identity: dict[str, object]) -> None:
+    (partial / "dataset.json").write_text(json.dumps(identity, indent=1) + "\n")
+    if root.exists():
+        root.rmdir()
+    partial.rename(root)
+
+
+def write_classification(
+    root: Path | str,
+    *,
+    num_train: int = 2000,
+    num_val: int = 500,
+    size: tuple[int, int] = (64, 64),
+    num_classes: int = 8,
+    object_share: tuple[float, float] = (0.26, 0.36),
+    noise: float = 0.06,
+    seed: int = 0,
+) -> Path:
+    """Write an image folder `root/{train,val}/CLASS/*.png` with `boxes.json` and `dataset.json`.
+
+    A folder that holds the very dataset is left as it is.
+
+    Returns:
+        The root.
+
+    Raises:
+        ValueError: when the folder holds something else, or an argument is out of range (see `draw_classification`).
+    """
+    root = Path(root)
+    classes = _check_classes(num_classes)
+    identity: dict[str, object] = {
+        "name": "synthetic-classification",
+        "synthetic": True,
+        "classes": list(classes),
+        "sizes": {"train": num_train, "val": num_val},
+        "settings": {
+            "size": list(size),
+            "object_share": list(object_share),
+            "noise": noise,
+            "seed": seed,
+        },
+    }
+    partial = _prepare(root, identity)
+    if partial is None:
+        return root
+    boxes: dict[str, list[int]] = {}
+    for split, num in (("train", num_train), ("val", num_val)):
+        drawn = draw_classification(
+            num,
+            size=size,
+            num_classes=num_classes,
+            object_share=object_share,
+            noise=noise,
+            generator=_generator(seed, "classification", split),
+        )
+        for name in classes:
+            (partial / split / name).mkdir(parents=True, exist_ok=True)
+        for index in range(num):
+            path = f"{split}/{classes[int(drawn.labels[index])]}/{index:05d}.png"
+            _save_png(drawn.images[index], partial / path)
+            boxes[path] = drawn.boxes[index].tolist()
+    (partial / "boxes.json").write_text(json.dumps(boxes) + "\n")
+    _finish(partial, root, identity)
+    return root
+
+
+def write_detection(
+    root: Path | str,
+    *,
+    num_train: int = 200,
+    num_val: int = 100,
+    size: tuple[int, int] = (128, 128),
+    num_classes: int = 8,
+    objects: tuple[int, int] = (1, 4),
+    object_sides: tuple[float, float] = (17.0, 24.0),
+    noise: float = 0.06,
+    seed: int = 0,
+) -> Path:
+    """Write COCO's layout: `root/{train2017,val2017}/*.png` and `root/annotations/instances_{train,val}2017.json`.
+
+    Category ids count from 1 as COCO's do. A folder that holds the very dataset is left as it is.
+
+    Returns:
+        The root.
+
+    Raises:
+        ValueError: when the folder holds something else, or an argument is out of range (see `draw_detection`).
+    """
+    root = Path(root)
+    classes = _check_classes(num_classes)
+    identity: dict[str, object] = {
+        "name": "synthetic-detection",
+        "synthetic": True,
+        "classes": list(classes),
+        "sizes": {"train": num_train, "val": num_val},
+        "settings": {
+            "size": list(size),
+            "objects": list(objects),
+            "object_sides": list(object_sides),
+            "noise": noise,
+            "seed": seed,
+        },
+    }
+    partial = _prepare(root, identity)
+    if partial is None:
+        return root
+    (partial / "annotations").mkdir()
+    for split, num in (("train", num_train), ("val", num_val)):
+        drawn = draw_detection(
+            num,
+            size=size,
+            num_classes=num_classes,
+            objects=objects,
+            object_sides=object_sides,
+            noise=noise,
+            generator=_generator(seed, "detection", split),
+        )
+        folder = partial / f"{split}2017"
+        folder.mkdir()
+        images, annotations = [], []
+        for index in range(num):
+            file_name = f"{index + 1:012d}.png"
+            _save_png(drawn.images[index], folder / file_name)
+            images.append({"id": index + 1, "file_name": file_name, "height": size[0], "width": size[1]})
+            for label, box in zip(drawn.labels[index].tolist(), drawn.boxes[index].tolist(), strict=True):
+                top, left, height, width = box
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": index + 1,
+                        "category_id": label + 1,
+                        "bbox": [left, top, width, height],
+                        "area": height * width,
+                        "iscrowd": 0,
+                        "segmentation": [],
+                    }
+                )
+        document = {
+            "info": {"description": "drawn by keepaug.data.synthetic"},
+            "licenses": [],
+            "images": images,
+            "annotations": annotations,
+            "categories": [
+                {"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(classes)
+            ],
+        }
+        (partial / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document) + "\n")
+    _finish(partial, root, identity)
+    return root
+
+
+def read_boxes(root: Path | str) -> dict[str, tuple[int, int, int, int]]:
+    """Object boxes (top, left, height, width) of a drawn image folder, by path relative to its root."""
+    content = json.loads((Path(root) / "boxes.json").read_text())
+    return {path: (box[0], box[1], box[2], box[3]) for path, box in content.items()}
+
+
+def covered_share(regions: _RegionLike, boxes: Tensor) -> Tensor:
+    """The share of each object's box that a region covers.
+
+    Args:
+        regions: `keepaug.Regions` with one region per image, or anything with `top`, `left`, `height`, `width` (N,).
+        boxes: (N,4) top/left/height/width in pixels.
+
+    Returns:
+        (N,) float64 in [0, 1].
+
+    Raises:
+        ValueError: when the shapes do not fit or a box is empty.
+    """
+    if boxes.ndim != 2 or boxes.shape != (len(regions.top), 4):
+        raise ValueError(
+            f"boxes has shape {tuple(boxes.shape)}; expected ({len(regions.top)}, 4), one top/left/height/width per region"
+        )
+    top, left, height, width = boxes.to(regions.top.device).double().unbind(1)
+    if bool((height * width <= 0).any()):
+        raise ValueError("a box is empty: every height and width must be positive")
+    rows = torch.minimum(regions.top + regions.height, top + height) - torch.maximum(regions.top, top)
+    columns = torch.minimum(regions.left + regions.width, left + width) - torch.maximum(regions.left, left)
+    return rows.clamp(min=0) * columns.clamp(min=0) / (height * width)
+
+
+def destruction_rate(regions: _RegionLike, boxes: Tensor, threshold: float = 0.5) -> float:
+    """The share of images whose object is covered by at least `threshold`.
+
+    Args:
+        regions: one cut (or pasted) region per image.
+        boxes: (N,4) top/left/height/width of the objects.
+        threshold: the covered share from which on an object counts as destroyed, in (0, 1].
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ValueError: when there are no images, the shapes do not fit or the threshold is out of range.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; expected a share in (0, 1]")
+    if len(boxes) == 0:
+        raise ValueError("no images: a rate needs at least one")
+    return float((covered_share(regions, boxes) >= threshold).double().mean())
