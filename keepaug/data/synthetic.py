@@ -1,8 +1,8 @@
 """Datasets drawn by the program: a small object whose box is known, on a cluttered background.
 
 The class of an image (or of a detection box) is the shape of a small object; its colour, size, place and slant say
-nothing, nor does the background of gradients, strokes, blobs and noise. As the box is known, it can be measured how often
-an augmentation destroys the object. Everything is drawn in batches by torch operations from one seed and written in the
+nothing, nor does the background of gradients, strokes, blobs and noise. As the box is known, it can be measured how
+often an augmentation destroys the object. Everything is drawn in batches by torch operations from one seed and written in the
 formats of the real datasets, so that the real loaders read it.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -86,7 +86,7 @@ CLASSES: tuple[str, ...] = tuple(_SHAPES)
 
 
 class LabelledImages(NamedTuple):
-    """Images with one object each: images (N,3,H,W) uint8, labels (N,) int64, boxes (N,4) int64 top/left/height/width."""
+    """One object each: images (N,3,H,W) uint8, labels (N,) int64, boxes (N,4) int64 top/left/height/width."""
 
     images: Tensor
     labels: Tensor
@@ -575,7 +575,7 @@ def covered_share(regions: _RegionLike, boxes: Tensor) -> Tensor:
     """
     if boxes.ndim != 2 or boxes.shape != (len(regions.top), 4):
         raise ValueError(
-            f"boxes has shape {tuple(boxes.shape)}; expected ({len(regions.top)}, 4), one top/left/height/width per region"
+            f"boxes has shape {tuple(boxes.shape)}; expected ({len(regions.top)}, 4): top/left/height/width per region"
         )
     top, left, height, width = boxes.to(regions.top.device).double().unbind(1)
     if bool((height * width <= 0).any()):

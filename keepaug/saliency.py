@@ -1,0 +1,153 @@
+"""Gradient saliency of a classifier's logit (section 3 and 3.1 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["saliency_map", "unwrap"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel or DataParallel; others (torch.compile's too) as they are."""
+    inner = getattr(model, "_orig_mod", model)  # compiled DDP: the wrapper would reduce gradients
+    if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return cast(nn.Module, inner.module)
+    return model
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode and frozen parameters inside; every flag and the random state as found outside."""
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for module, _ in modes:
+                module.training = False
+            for parameter in trainable:
+                parameter.requires_grad_(False)  # a compiled graph would compute their gradients otherwise
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+def _check(images: Tensor, labels: Tensor | None, scale: float, upsample: str) -> None:
+    if images.ndim != 4:
+        raise ValueError(
+            f"images must have the shape (N, C, H, W), got {tuple(images.shape)}; add the batch dimension with [None]"
+        )
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point and normalised as in training, got {images.dtype}")
+    if labels is not None:
+        if labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels must have the shape ({images.shape[0]},), got {tuple(labels.shape)}; "
+                "soft or one-hot labels have no single logit: pass their argmax"
+            )
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise TypeError(f"labels must be class indices of an integer dtype, got {labels.dtype}")
+    if not 0 < scale <= 1:
+        raise ValueError(f"scale must be in (0, 1], got {scale}; 0.5 halves the resolution")
+    if upsample not in ("bilinear", "nearest"):
+        raise ValueError(f"upsample must be 'bilinear' or 'nearest', got {upsample!r}")
+
+
+def _pick(logits: Tensor, labels: Tensor | None, num_images: int) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != num_images:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the forward pass must return logits of the shape ({num_images}, classes), got {got}; "
+            "pass forward=lambda x: model(x)[...] to pick them"
+        )
+    if labels is None:
+        return logits.amax(dim=1)
+    if labels.device.type == "cpu" and labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(f"labels must be in [0, {logits.shape[1] - 1}], got {low} to {high}")
+    return logits.gather(1, labels.to(logits.device, torch.int64)[:, None])[:, 0]
+
+
+def saliency_map(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    scale: float = 1.0,
+    upsample: str = "bilinear",
+) -> Tensor:
+    """Absolute gradient of a logit with respect to the pixels, maximum over the channels.
+
+    The network runs in evaluation mode, so that BatchNorm does not mix the images; modes, BatchNorm statistics,
+    `.grad`, `requires_grad` and the random state are left as found, no weight gradient is computed, and
+    DistributedDataParallel is bypassed. Autocast stays as the caller set it.
+
+    Args:
+        model: the classifier, also wrapped by DistributedDataParallel or torch.compile.
+        images: (N, C, H, W) floating, normalised as in training.
+        labels: (N,) integer classes, whose logit is used; None uses the largest logit (section 4.3, UDA).
+        forward: another forward pass of the same network, for example an early head's logits
+            (section 3.1); None calls the network.
+        scale: below 1 the map is computed on a copy shrunk by antialiased bicubic interpolation and mapped back to
+            (H, W); the paper's low-resolution approximation is 0.5 (section 3.1).
+        upsample: how a low-resolution map is mapped back, "bilinear" or "nearest".
+
+    Returns:
+        (N, H, W) float32, >= 0, detached.
+
+    Raises:
+        ValueError: wrong shapes, labels out of range, scale outside (0, 1], unknown upsample.
+        TypeError: images not floating point, labels not integer.
+
+    Example:
+        >>> heat = saliency_map(model, images, labels, scale=0.5)
+        >>> loss = F.cross_entropy(model(keep(images, heat)), labels)
+    """
+    _check(images, labels, scale, upsample)
+    num_images, _, height, width = images.shape
+    if images.numel() == 0:
+        return torch.zeros(num_images, height, width, device=images.device)
+    network = unwrap(model)
+    # A map made under inference_mode could not be used by autograd-aware code outside it.
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = images.detach()
+        if pixels.is_inference():
+            pixels = pixels.clone()
+        if scale < 1:
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+            pixels = _resize_bicubic(pixels, size)
+        with _undisturbed(network, images.device):
+            pixels = pixels.detach().requires_grad_(True)
+            logits = (forward or network)(pixels)
+            target = _pick(logits, labels, num_images).sum()
+            if not target.requires_grad:
+                raise ValueError(
+                    "the logits do not depend on the images by a gradient; the forward pass must not detach them"
+                )
+            (gradient,) = torch.autograd.grad(target, pixels)
+    heat = gradient.abs().amax(dim=1).float()
+    if heat.shape[1:] != (height, width):
+        options = {"align_corners": False} if upsample == "bilinear" else {}
+        heat = F.interpolate(heat[:, None], size=(height, width), mode=upsample, **options)[:, 0]
+    return heat
+
+
+def _resize_bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Shrink, keeping dtype and memory format."""
+    # CPU bicubic has no float16 kernel on every version.
+    small = F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
+    small = small.to(images.dtype)
+    if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
+        small = small.contiguous(memory_format=torch.channels_last)
+    return small
