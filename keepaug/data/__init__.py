@@ -1,0 +1,1 @@
+"""Datasets: CIFAR-10, image folders, ImageNet transforms, loaders, and the synthetic sets."""

@@ -1,0 +1,163 @@
+"""Typed settings: dataclasses filled from YAML and `key=value`, every mistake an error that says what to write.
+
+@dataclass
+class Settings:
+epochs: int = option(300, low=1, help="passes over the training images")
+
+settings = load_config(Settings, "configs/classify/cifar10.yaml", ["epochs=10"])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from keepaug.runs.files import write_text_atomic
+
+try:
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+except ImportError as error:
+    raise ImportError("keepaug.runs.config needs omegaconf: pip install 'keepaug[classify]'") from error
+
+__all__ = ["ConfigError", "load_config", "option", "save_yaml", "to_dict"]
+
+Settings = TypeVar("Settings")
+BASE_KEY = "_base_"
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be meant: names the key, the value and what is allowed."""
+
+
+def option(
+    default: Any,
+    *,
+    help: str = "",
+    choices: Sequence[Any] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field with its allowed values (inclusive bounds; for lists, of each element)."""
+    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def load_config(
+    cls: type[Settings], path: str | Path | None = None, overrides: Sequence[str] = ()
+) -> Settings:
+    """Defaults, then the file (with its `_base_`, relative to the file), then `key=value` pairs.
+
+    Raises:
+        FileNotFoundError: the file or its base does not exist.
+        ConfigError: unknown key, wrong type, a value out of range, malformed YAML or override.
+    """
+    tree = OmegaConf.structured(cls)
+    if path is not None:
+        tree = _merge(tree, _read(Path(path), ()), cls, str(path))
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"an override must be key=value, got {item!r}")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: {value!r} is not a value YAML can read: {error}") from error
+        for part in reversed(key.split(".")):
+            parsed = {part: parsed}
+        tree = _merge(tree, parsed, cls, "command line")
+    settings = OmegaConf.to_object(tree)
+    _check(settings)
+    return typing.cast(Settings, settings)
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Settings as plain dictionaries, lists and numbers."""
+    return dataclasses.asdict(settings)
+
+
+def save_yaml(settings: Any, path: str | Path) -> Path:
+    """Write the resolved settings, readable by `load_config`."""
+    return write_text_atomic(path, yaml.safe_dump(to_dict(settings), sort_keys=False))
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{BASE_KEY} goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
+    if not path.is_file():
+        where = f" (named by {BASE_KEY} of {seen[-1]})" if seen else ""
+        raise FileNotFoundError(f"no config file {path}{where}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
+    base = tree.pop(BASE_KEY, None)
+    if base is None:
+        return tree
+    below = _read(path.parent / base, (*seen, path.resolve()))
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(below, tree)))
+
+
+def _merge(tree: Any, content: Mapping[str, Any], cls: type, where: str) -> Any:
+    _check_keys(content, cls, where, "")
+    try:
+        return OmegaConf.merge(tree, content)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        value = OmegaConf.select(OmegaConf.create(dict(content)), key) if key else content
+        expected = _type_name(cls, key)
+        raise ConfigError(
+            f"{where}: {key} must be of type {expected}, got {value!r} ({type(value).__name__})"
+        ) from error
+
+
+def _fields(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _check_keys(content: Mapping[str, Any], cls: type, where: str, prefix: str) -> None:
+    fields = _fields(cls)
+    for key, value in content.items():
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=2)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(fields)}"
+            raise ConfigError(f"{where}: unknown key {prefix}{key}; {hint}")
+        if dataclasses.is_dataclass(fields[key]) and isinstance(value, Mapping):
+            _check_keys(value, typing.cast(type, fields[key]), where, f"{prefix}{key}.")
+
+
+def _type_name(cls: type, key: str) -> str:
+    kind: Any = cls
+    for part in key.partition("[")[0].split("."):
+        kind = _fields(kind).get(part, kind) if dataclasses.is_dataclass(kind) else kind
+    return getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind)  # type: ignore[return-value]
+
+
+def _check(settings: Any, prefix: str = "") -> None:
+    for field in dataclasses.fields(settings):
+        key, value, rule = f"{prefix}{field.name}", getattr(settings, field.name), field.metadata
+        if dataclasses.is_dataclass(value):
+            _check(value, f"{key}.")
+            continue
+        choices, low, high = rule.get("choices"), rule.get("low"), rule.get("high")
+        if choices is not None and value not in choices:
+            close = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{key} is {value!r}; allowed: {', '.join(map(str, choices))}{hint}")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is None or isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if (low is not None and not number >= low) or (high is not None and not number <= high):
+                bounds = f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
+                raise ConfigError(f"{key} is {value!r}; allowed: {bounds}")

@@ -1,0 +1,174 @@
+"""`result.json`: what a run measured, on what, with what; the only thing the report reads."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keepaug.runs.files import write_json_atomic
+
+__all__ = ["FILE_NAME", "KINDS", "SCHEMA", "read_result", "read_results", "write_result"]
+
+FILE_NAME = "result.json"
+SCHEMA = 1
+KINDS = ("classify", "convert", "detection", "fidelity", "reid", "ssl_uda")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "detectron2",
+    "torchreid",
+    "pycocotools",
+    "faster-coco-eval",
+    "timm",
+)
+_REQUIRED = ("schema", "kind", "name", "metrics", "seed", "config", "dataset", "synthetic", "shortened")
+
+
+def write_result(
+    folder: str | Path,
+    *,
+    kind: str,
+    name: str,
+    metrics: Mapping[str, float],
+    seed: int,
+    config: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    synthetic: bool,
+    shortened: bool,
+    engine: str | None = None,
+    wall_time_s: float,
+    artifacts: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a run's result with revision, versions and hardware.
+
+    Args:
+        folder: the run folder.
+        kind: one of `KINDS`.
+        name: of the run, the same for its seeds.
+        metrics: numbers; accuracies, AP and error rates in percent.
+        seed: of the run.
+        config: resolved settings.
+        dataset: "name", "sizes" per split and "checksum".
+        synthetic: the data was drawn by the program; such a result never stands beside a number of the paper.
+        shortened: less data or training than the recipe says; neither does this.
+        engine: the detection engine, if any.
+        wall_time_s: seconds.
+        artifacts: files of the run, by role, relative to the folder.
+        extra: anything else a reader may want.
+
+    Returns:
+        The path of result.json.
+
+    Raises:
+        ValueError: unknown kind, a metric that is not finite, or a dataset without its identity.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    for key, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"the metric {key!r} must be a finite number, got {value!r}")
+    if missing := {"name", "sizes", "checksum"} - set(dataset):
+        raise ValueError(
+            f"dataset must name {', '.join(sorted(missing))}; see keepaug.data.identity.describe"
+        )
+    content = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "name": name,
+        "metrics": dict(metrics),
+        "seed": seed,
+        "synthetic": synthetic,
+        "shortened": shortened,
+        "engine": engine,
+        "wall_time_s": round(wall_time_s, 3),
+        "dataset": dict(dataset),
+        "artifacts": dict(artifacts or {}),
+        "extra": dict(extra or {}),
+        "config": dict(config),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "revision": _revision(),
+        "packages": _packages(),
+        "hardware": _hardware(),
+    }
+    return write_json_atomic(Path(folder) / FILE_NAME, content)
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """One result file, with its folder under "folder".
+
+    Raises:
+        ValueError: not a result file of this schema.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); it was not written by write_result") from error
+    if not isinstance(content, dict) or (missing := [key for key in _REQUIRED if key not in content]):
+        raise ValueError(f"{path} lacks {', '.join(missing) if isinstance(content, dict) else 'all keys'}")
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"{path} has schema {content['schema']}, this program reads {SCHEMA}; run it again")
+    content["folder"] = str(path.parent)
+    return content
+
+
+def read_results(root: str | Path) -> list[dict[str, Any]]:
+    """All result files below a folder, sorted by path.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a file that is not a result.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    return [read_result(path) for path in sorted(root.rglob(FILE_NAME))]
+
+
+def _revision() -> str | None:
+    """Git revision of the source, with "+" when it differs from what was committed; None outside a checkout."""
+    source = Path(__file__).resolve().parent
+    try:
+        options = {"cwd": source, "capture_output": True, "text": True, "check": True, "timeout": 10}
+        head = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()  # type: ignore[call-overload]
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options).stdout  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return str(head) + ("+" if changed.strip() else "")
+
+
+def _packages() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine()
+    )
