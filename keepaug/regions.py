@@ -297,8 +297,8 @@ def sample_regions(
     Algorithm 1 with the quantile threshold of the Remark. Ties at the threshold are all allowed, so a
     constant map allows everything, and the set is never empty (tau 0 and "low": the lowest).
 
-    Propose one candidate per image, accept by counting ranks, redraw the rest: exact, without a sort. On a GPU the number
-    of rounds is fixed and nothing is read back; an image undecided after them (chance below 1e-9) gets its extreme
+    Propose one candidate per image, accept by counting ranks, redraw the rest: exact, without a sort. On a GPU the
+    number of rounds is fixed and nothing is read back; an image undecided after them (chance below 1e-9) gets its extreme
     region, which is always allowed.
 
     Args:

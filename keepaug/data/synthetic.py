@@ -2,8 +2,8 @@
 
 The class of an image (or of a detection box) is the shape of a small object; its colour, size, place and slant say
 nothing, nor does the background of gradients, strokes, blobs and noise. As the box is known, it can be measured how
-often an augmentation destroys the object. Everything is drawn in batches by torch operations from one seed and written in the
-formats of the real datasets, so that the real loaders read it.
+often an augmentation destroys the object. Everything is drawn in batches by torch operations from one seed and written in
+the formats of the real datasets, so that the real loaders read it.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
             continue
         if problems:
             warnings.warn(f"{'; '.join(problems)}; going on from {path}", UserWarning, stacklevel=2)
-        return state
+        return dict(state)
     if problems:
         raise ValueError(f"no checkpoint can be read: {'; '.join(problems)}; start again in another folder")
     return None

@@ -121,7 +121,7 @@ def _merge(tree: Any, content: Mapping[str, Any], cls: type, where: str) -> Any:
         ) from error
 
 
-def _fields(cls: type) -> dict[str, Any]:
+def _fields(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 

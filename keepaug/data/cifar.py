@@ -1,0 +1,102 @@
+"""CIFAR-10, from torchvision's archive or folder, or from a folder of images."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from keepaug.data.folder import open_folder
+from keepaug.data.images import decode_all
+
+__all__ = ["CIFAR_MEAN", "CIFAR_STD", "CLASSES", "load_cifar10"]
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# Cutout's released code
+CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+_FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads arrays and nothing else: a pickle may otherwise run any program."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(
+                f"the file wants to load {module}.{name}, which CIFAR-10 does not need"
+            )
+        return super().find_class(module, name)
+
+
+def load_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
+    """Training and test images.
+
+    Args:
+        root: a folder with `cifar-10-batches-py` or `cifar-10-python.tar.gz` (torchvision's), or with
+            `{train,test}/CLASS/*` images.
+
+    Returns:
+        (images (N, 3, 32, 32) uint8, labels (N,) int64) for training and test, and the class names.
+
+    Raises:
+        FileNotFoundError: nothing of the kind is there.
+        ValueError: a damaged file.
+    """
+    root = Path(root).expanduser()
+    if (root / _FOLDER).is_dir() or (root / "data_batch_1").is_file():
+        folder = root / _FOLDER if (root / _FOLDER).is_dir() else root
+        return _from_batches(lambda name: (folder / name).read_bytes(), str(folder))
+    archive = root if root.suffix == ".gz" else root / _ARCHIVE
+    if archive.is_file():
+        with tarfile.open(archive, "r:gz") as tar:
+            return _from_batches(lambda name: _member(tar, f"{_FOLDER}/{name}"), str(archive))
+    if (root / "train").is_dir():
+        (train_paths, train_labels), (test_paths, test_labels), classes = open_folder(root)
+        train = decode_all(train_paths, f"reading {root.name}/train")
+        test = decode_all(test_paths, f"reading {root.name}/test")
+        return (train, train_labels), (test, test_labels), classes
+    raise FileNotFoundError(
+        f"no CIFAR-10 in {root}: expected {_FOLDER}/, {_ARCHIVE} or train/CLASS/*; "
+        "torchvision.datasets.CIFAR10(root, download=True) brings it"
+    )
+
+
+def _member(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    if file is None:
+        raise ValueError(f"{name} in the archive is not a file")
+    return file.read()
+
+
+def _from_batches(
+    read: Callable[[str], bytes], where: str
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
+    def part(names: list[str]) -> tuple[Tensor, Tensor]:
+        images, labels = [], []
+        for name in names:
+            try:
+                content = _Unpickler(io.BytesIO(read(name)), encoding="latin1").load()
+                images.append(torch.from_numpy(np.array(content["data"])).view(-1, 3, 32, 32))
+                labels.append(torch.tensor(content["labels"]))
+            except (pickle.UnpicklingError, EOFError, KeyError, OSError, RuntimeError) as error:
+                raise ValueError(
+                    f"{where}/{name} is not a batch of CIFAR-10 ({error}); download it again"
+                ) from error
+        return torch.cat(images), torch.cat(labels)
+
+    return part([f"data_batch_{n}" for n in range(1, 6)]), part(["test_batch"]), list(CLASSES)

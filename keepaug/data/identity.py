@@ -1,0 +1,52 @@
+"""Which data a result was measured on: name, sizes and a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["describe_files", "describe_tensors", "is_synthetic"]
+
+
+def is_synthetic(root: str | Path) -> bool:
+    """Whether the folder's dataset.json says that the program drew it."""
+    card = Path(root).expanduser() / "dataset.json"
+    return card.is_file() and bool(json.loads(card.read_text()).get("synthetic", False))
+
+
+def describe_tensors(name: str, splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Identity of data in memory: SHA-256 over images and labels.
+
+    Args:
+        name: of the dataset.
+        splits: (images, labels) by split.
+    """
+    digest = hashlib.sha256()
+    for images, labels in splits.values():
+        digest.update(images.contiguous().numpy().data)
+        digest.update(labels.to(torch.int64).contiguous().numpy().data)
+    return {
+        "name": name,
+        "sizes": {split: len(labels) for split, (_, labels) in splits.items()},
+        "checksum": digest.hexdigest()[:32],
+    }
+
+
+def describe_files(name: str, root: str | Path, splits: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Identity of data on disk: SHA-256 over relative paths and file sizes (contents are not read)."""
+    digest = hashlib.sha256()
+    root = Path(root).expanduser()
+    for paths in splits.values():
+        for path in paths:
+            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+    return {
+        "name": name,
+        "sizes": {split: len(paths) for split, paths in splits.items()},
+        "checksum": digest.hexdigest()[:32],
+    }

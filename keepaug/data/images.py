@@ -1,0 +1,177 @@
+"""Classification images as uint8 batches: in memory (CIFAR-10, small folders) or decoded from files (ImageNet)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from keepaug.data.batch_transforms import random_crop_flip
+from keepaug.runs.progress import progress
+
+__all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode", "decode_all"]
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        images: (N, 3, H, W) uint8, cropped and flipped.
+        strong: the strongly augmented view with the same crop and flip, or None.
+        labels: (N,) int64.
+        indices: (N,) int64 positions in the dataset.
+    """
+
+    images: Tensor
+    strong: Tensor | None
+    labels: Tensor
+    indices: Tensor
+
+
+class Images(Protocol):
+    """What `make_loader` takes: a length, and a whole batch for indices and one seed per image."""
+
+    labels: Tensor
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def load(self, indices: Tensor, seeds: Tensor) -> Batch:
+        """A batch; the same seed gives the same image, in whatever batch, worker or process."""
+
+
+Transform = Callable[[Any], Any]
+_SEED_SHIFT = 20  # crop and flip take the lowest bits of a seed, the transforms the rest
+
+
+def _run(transform: Transform, image: Any, seed: int) -> Any:
+    """A torchvision transform, decided by `seed`; torch's global CPU generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return transform(image)
+
+
+class MemoryImages:
+    """Images of one size held as one uint8 tensor; crop and flip are batched.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64.
+        classes: names.
+        padding: zero padding of the random crop in pixels; None for no crop.
+        flip: horizontal flip with probability 0.5.
+        policy: strong augmentation of a uint8 (3, H, W) tensor, for the second view.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        *,
+        padding: int | None = None,
+        flip: bool = False,
+        policy: Transform | None = None,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
+            raise ValueError(
+                f"expected uint8 (N, 3, H, W) images and N labels, got {images.dtype} {tuple(images.shape)} and "
+                f"{len(labels)} labels"
+            )
+        self.images, self.labels, self.classes = images, labels, list(classes)
+        self.padding, self.flip, self.policy = padding, flip, policy
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, indices: Tensor, seeds: Tensor) -> Batch:
+        """A batch, decided by the seeds."""
+        images = self.images[indices]
+        if self.padding is not None or self.flip:
+            images = random_crop_flip(images, seeds, padding=self.padding or 0, flip=self.flip)
+        strong = None
+        if self.policy is not None:
+            drawn = (seeds >> _SEED_SHIFT).tolist()
+            strong = torch.stack(
+                [_run(self.policy, image, seed) for image, seed in zip(images, drawn, strict=True)]
+            )
+        return Batch(images, strong, self.labels[indices], indices)
+
+
+class FileImages:
+    """Images decoded from files when needed.
+
+    Args:
+        paths: image files.
+        labels: (N,) int64.
+        classes: names.
+        geometry: from a PIL image to one of the final size: crop, resize, flip, jitter.
+        policy: strong augmentation of the PIL image that `geometry` made, for the second view.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Tensor,
+        classes: Sequence[str],
+        *,
+        geometry: Transform,
+        policy: Transform | None = None,
+    ) -> None:
+        self.paths, self.labels, self.classes = list(paths), labels, list(classes)
+        self.geometry, self.policy = geometry, policy
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, indices: Tensor, seeds: Tensor) -> Batch:
+        """A batch, decided by the seeds."""
+        images, strong = [], []
+        for index, seed in zip(indices.tolist(), (seeds >> _SEED_SHIFT).tolist(), strict=True):
+            image = _run(self.geometry, decode(self.paths[index]), seed)
+            images.append(pil_to_tensor(image))
+            if self.policy is not None:
+                strong.append(pil_to_tensor(_run(self.policy, image, seed + 1)))
+        return Batch(
+            torch.stack(images), torch.stack(strong) if strong else None, self.labels[indices], indices
+        )
+
+
+def decode(path: Path) -> Image.Image:
+    """An RGB image.
+
+    Raises:
+        ValueError: the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+
+
+def decode_all(paths: Sequence[Path], description: str) -> Tensor:
+    """All images as one (N, 3, H, W) uint8 tensor.
+
+    Raises:
+        ValueError: an unreadable image, or sizes that differ.
+    """
+
+    def one(path: Path) -> Tensor:
+        return pil_to_tensor(decode(path))
+
+    with ThreadPoolExecutor(4) as pool:
+        images = list(progress(pool.map(one, paths), description, total=len(paths)))
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"{path} is {image.shape[1]} x {image.shape[2]} and {paths[0]} is {images[0].shape[1]} x "
+                f"{images[0].shape[2]}; images held in memory must have one size: set loading=files"
+            )
+    return torch.stack(images)

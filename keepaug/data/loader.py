@@ -1,0 +1,153 @@
+"""A loader whose order and randomness depend on the seed alone, and which goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from keepaug.data.images import Batch, Images
+from keepaug.runs.seeds import make_generator
+
+__all__ = ["Loader", "make_loader"]
+
+
+class _Batches(Dataset[Batch]):
+    """One epoch's batches by number, so that the library's workers fetch whole batches."""
+
+    def __init__(self, images: Images, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.images, self.batches = images, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.images.load(*self.batches[number])
+
+
+class Loader:
+    """Batches of one epoch after another; see `make_loader`."""
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        num_workers: int,
+        rank: int,
+        world_size: int,
+        pin_memory: bool,
+    ) -> None:
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.shuffle, self.drop_last, self.num_workers = shuffle, drop_last, num_workers
+        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        total = len(self.images)
+        return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
+
+    def _plan(self) -> list[tuple[Tensor, Tensor]]:
+        """Indices and seeds of this process's part of every batch of the epoch."""
+        num = len(self.images)
+        order = torch.arange(num)
+        if self.shuffle:
+            order = torch.randperm(num, generator=make_generator(self.seed, "order", self.epoch))
+        seeds = torch.randint(2**62, (num,), generator=make_generator(self.seed, "samples", self.epoch))
+        whole = [order[start : start + self.batch_size] for start in range(0, num, self.batch_size)]
+        parts = [batch[self.rank :: self.world_size] for batch in whole[: len(self)]]
+        return [(part, seeds[part]) for part in parts]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the present epoch from the present position on; then the epoch is over."""
+        plan = self._plan()[self.position :]
+        workers: dict[str, Any] = {"num_workers": self.num_workers}
+        if self.num_workers:
+            workers["prefetch_factor"] = 4
+        loader = DataLoader(
+            _Batches(self.images, plan), batch_size=None, pin_memory=self.pin_memory, **workers
+        )
+        for batch in loader:
+            self.position += 1
+            yield batch
+        self.epoch += 1
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands: epoch, batches taken, and what they were cut from."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "num_images": len(self.images),
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: another dataset size or batch size.
+        """
+        if (state["num_images"], state["batch_size"]) != (len(self.images), self.batch_size):
+            raise ValueError(
+                f"the run was interrupted with {state['num_images']} images in batches of {state['batch_size']}; now "
+                f"there are {len(self.images)} in batches of {self.batch_size}: it cannot be resumed on other data"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+def make_loader(
+    images: Images,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Loader:
+    """Batches whose contents do not depend on the number of workers or processes.
+
+    Args:
+        images: the dataset.
+        batch_size: of all processes together; each gets every `world_size`-th image of it.
+        seed: decides the order and each image's augmentation, per epoch.
+        shuffle: a new order each epoch.
+        drop_last: leave out an incomplete last batch.
+        num_workers: decoding processes; 0 decodes in this one.
+        rank: of this process.
+        world_size: number of processes.
+        pin_memory: for faster copies to a GPU.
+
+    Raises:
+        ValueError: a batch larger than the dataset with drop_last, or not divisible over the processes.
+    """
+    if batch_size < 1 or (shuffle and batch_size % world_size):
+        raise ValueError(
+            f"batch_size {batch_size} must be 1 or more and divisible by the {world_size} process(es)"
+        )
+    if drop_last and batch_size > len(images):
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the {len(images)} images: no batch would be left"
+        )
+    return Loader(
+        images,
+        batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        rank=rank,
+        world_size=world_size,
+        pin_memory=pin_memory,
+    )
