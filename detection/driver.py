@@ -128,7 +128,7 @@ def rescore(job: Job) -> CocoMetrics:
     """Score a results JSON again, without any engine; leaves the figures beside it."""
     if not job.eval_only:
         raise ConfigError("--results-json re-scores results and trains nothing: add --eval-only")
-    assert job.results_json is not None  # noqa: S101
+    assert job.results_json is not None
     cfg = _config(job)
     name = _only(cfg, "TEST")
     paths = _find(job, [name])[name]

@@ -1,0 +1,202 @@
+"""Which ResNet a classifier's weights are, told from their shapes, and the names of its tensors on both sides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+__all__ = ["Architecture", "ArchitectureError", "detectron2_key", "infer", "torchvision_key"]
+
+_BLOCKS: dict[tuple[str, tuple[int, ...]], int] = {
+    ("basic", (2, 2, 2, 2)): 18,
+    ("basic", (3, 4, 6, 3)): 34,
+    ("bottleneck", (3, 4, 6, 3)): 50,
+    ("bottleneck", (3, 4, 23, 3)): 101,
+    ("bottleneck", (3, 8, 36, 3)): 152,
+}
+_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+class ArchitectureError(ValueError):
+    """Not a ResNet that Detectron2 can build."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A torchvision ResNet.
+
+    Attributes:
+        depth: 18, 34, 50, 101 or 152.
+        num_groups: of the 3 x 3 convolutions; 32 for ResNeXt-50 32x4d.
+        width_per_group: 64; 128 for wide ResNets, 4 for ResNeXt-50 32x4d.
+    """
+
+    depth: int
+    num_groups: int = 1
+    width_per_group: int = 64
+
+    @property
+    def block(self) -> str:
+        """Basic or bottleneck."""
+        return "basic" if self.depth < 50 else "bottleneck"
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Number of blocks of the four stages."""
+        return next(blocks for (_, blocks), depth in _BLOCKS.items() if depth == self.depth)
+
+    @property
+    def name(self) -> str:
+        """The usual name, for example ResNet-50 or ResNeXt-50 32x4d."""
+        if self.num_groups > 1:
+            return f"ResNeXt-{self.depth} {self.num_groups}x{self.width_per_group}d"
+        if self.width_per_group != 64:
+            return f"Wide ResNet-{self.depth}-{self.width_per_group // 64}"
+        return f"ResNet-{self.depth}"
+
+    def build(self, *, num_classes: int = 1) -> ResNet:
+        """Torchvision's network with random weights."""
+        block = BasicBlock if self.block == "basic" else Bottleneck
+        return ResNet(
+            block,
+            list(self.blocks),
+            num_classes=num_classes,
+            groups=self.num_groups,
+            width_per_group=self.width_per_group,
+        )
+
+    def expected_keys(self) -> set[str]:
+        """Torchvision's keys of the backbone: without the classifier and the batch counters."""
+        keys = {"conv1.weight", *(f"bn1.{part}" for part in _NORM)}
+        convolutions = 2 if self.block == "basic" else 3
+        for stage, blocks in enumerate(self.blocks, start=1):
+            for index in range(blocks):
+                prefix = f"layer{stage}.{index}"
+                for number in range(1, convolutions + 1):
+                    keys.add(f"{prefix}.conv{number}.weight")
+                    keys |= {f"{prefix}.bn{number}.{part}" for part in _NORM}
+                if index == 0 and (stage > 1 or self.block == "bottleneck"):
+                    keys.add(f"{prefix}.downsample.0.weight")
+                    keys |= {f"{prefix}.downsample.1.{part}" for part in _NORM}
+        return keys
+
+
+def infer(state: Mapping[str, Tensor]) -> Architecture:
+    """The architecture of a state dict with torchvision's keys, or what stands in the way.
+
+    Raises:
+        ArchitectureError: not a ResNet, or one whose stem or blocks Detectron2's ResNet does not have.
+    """
+    _refuse_others(state)
+    counts = []
+    for stage in range(1, 5):
+        found = {int(m[1]) for key in state if (m := re.match(rf"layer{stage}\.(\d+)\.", key))}
+        counts.append(len(found))
+    block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    depth = _BLOCKS.get((block, tuple(counts)))
+    if depth is None:
+        known = ", ".join(str(depth) for depth in sorted(_BLOCKS.values()))
+        raise ArchitectureError(
+            f"stages of {counts} {block} blocks are no ResNet-{known}: CIFAR ResNets (20, 56, 110) and shortened "
+            "networks cannot become a Detectron2 backbone; a stage of 0 blocks means a truncated file"
+        )
+    if block == "basic":
+        return Architecture(depth)
+    middle = state["layer1.0.conv2.weight"]
+    groups = middle.shape[0] // middle.shape[1]
+    return Architecture(depth, groups, middle.shape[0] // groups)
+
+
+def _refuse_others(state: Mapping[str, Tensor]) -> None:
+    def any_key(pattern: str) -> str | None:
+        return next((key for key in state if re.search(pattern, key)), None)
+
+    if key := any_key(
+        r"^(proposal_generator|roi_heads|rpn|backbone\.fpn|fpn\.|head\.cls_subnet|backbone\.bottom_up)"
+    ):
+        raise ArchitectureError(
+            f"{key}: these are the weights of a detector, not of a classifier; --reverse takes the backbone out of a "
+            "Detectron2 file"
+        )
+    if key := any_key(r"^res[2-5]\.\d+\.|^stem\.conv1\."):
+        raise ArchitectureError(f"{key}: this is a Detectron2 backbone already; --reverse goes the way back")
+    if key := any_key(r"(^|\.)(cls_token|pos_embed|patch_embed|blocks\.\d+\.attn|attnpool|visual\.)"):
+        raise ArchitectureError(
+            f"{key}: a transformer, not a ResNet; only ResNets become Detectron2 backbones here"
+        )
+    if key := any_key(r"^conv1\.\d+\.|^stem\."):
+        raise ArchitectureError(
+            f"{key}: a deep stem (ResNet-C, -D or timm's 'd' variants); Detectron2's ResNet has one 7 x 7 convolution: "
+            "train the plain variant"
+        )
+    if key := any_key(r"\.(se|eca|attn|gc|cbam)\."):
+        raise ArchitectureError(
+            f"{key}: attention in the blocks (SE, ECA ...), which Detectron2's ResNet does not have"
+        )
+    if key := any_key(r"downsample\.2\.|downsample\.1\.weight$"):
+        tensor = state[key]
+        if tensor.ndim == 4 or key.startswith("layer1.0.downsample.2"):
+            raise ArchitectureError(
+                f"{key}: average-pooled shortcuts (ResNet-D), which Detectron2's ResNet does not have"
+            )
+    if "conv1.weight" not in state or not any_key(r"^layer1\.0\.conv1\.weight$"):
+        some = ", ".join(list(state)[:4])
+        raise ArchitectureError(
+            f"no ResNet: conv1.weight or layer1.0.conv1.weight is missing; the keys begin with {some}"
+        )
+    stem = tuple(state["conv1.weight"].shape)
+    if stem[2:] == (3, 3):
+        raise ArchitectureError(
+            f"conv1.weight is {stem}: the 3 x 3 stem for small images (CIFAR); Detectron2's ResNet starts with 7 x 7 "
+            "stride 2: train with stem=imagenet"
+        )
+    if stem != (64, 3, 7, 7):
+        raise ArchitectureError(f"conv1.weight is {stem}, expected (64, 3, 7, 7): RGB images and 64 channels")
+
+
+_TO_DETECTRON2 = (
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    (r"^layer(\d)\.(\d+)\.conv(\d)\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.conv{m[3]}."),
+    (r"^layer(\d)\.(\d+)\.bn(\d)\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.conv{m[3]}.norm."),
+    (r"^layer(\d)\.(\d+)\.downsample\.0\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut."),
+    (r"^layer(\d)\.(\d+)\.downsample\.1\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut.norm."),
+)
+_TO_TORCHVISION = (
+    (r"^stem\.conv1\.norm\.", "bn1."),
+    (r"^stem\.conv1\.", "conv1."),
+    (r"^res(\d)\.(\d+)\.conv(\d)\.norm\.", lambda m: f"layer{int(m[1]) - 1}.{m[2]}.bn{m[3]}."),
+    (r"^res(\d)\.(\d+)\.conv(\d)\.", lambda m: f"layer{int(m[1]) - 1}.{m[2]}.conv{m[3]}."),
+    (r"^res(\d)\.(\d+)\.shortcut\.norm\.", lambda m: f"layer{int(m[1]) - 1}.{m[2]}.downsample.1."),
+    (r"^res(\d)\.(\d+)\.shortcut\.", lambda m: f"layer{int(m[1]) - 1}.{m[2]}.downsample.0."),
+)
+
+
+def _rename(key: str, rules: tuple) -> str:  # type: ignore[type-arg]
+    for pattern, replacement in rules:
+        renamed, count = re.subn(pattern, replacement, key)
+        if count:
+            return str(renamed)
+    raise KeyError(key)
+
+
+def detectron2_key(key: str) -> str:
+    """Detectron2's name of a torchvision backbone tensor.
+
+    Raises:
+        KeyError: it has none.
+    """
+    return _rename(key, _TO_DETECTRON2)
+
+
+def torchvision_key(key: str) -> str:
+    """Torchvision's name of a bare Detectron2 backbone tensor.
+
+    Raises:
+        KeyError: it has none.
+    """
+    return _rename(key, _TO_TORCHVISION)

@@ -1,0 +1,253 @@
+"""What must hold before weights are converted, and before a detector is trained with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detection.architecture import Architecture, infer, torchvision_key
+from detection.config import ConfigError
+from detection.reading import WeightsError
+from detection.sidecar import Sidecar, read_sidecar
+from keepaug.runs.files import sha256_of
+
+__all__ = ["ConfigMismatchError", "check_state", "check_weights_against_config", "load_detectron2_file"]
+
+_IGNORED = ("fc.", "num_batches_tracked", "classifier.", "last_linear.")
+
+
+class ConfigMismatchError(ConfigError):
+    """The config contradicts what the weights were trained with; names the key to change."""
+
+
+def _some(keys: Sequence[str], limit: int = 4) -> str:
+    return f"{', '.join(keys[:limit])}{', ...' if len(keys) > limit else ''}"
+
+
+def check_state(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Tensor], list[str]]:
+    """Every check on a classifier's tensors.
+
+    Args:
+        state: torchvision's keys.
+
+    Returns:
+        The architecture, its backbone's tensors in float32 and nothing else, and notes.
+
+    Raises:
+        ArchitectureError: not a ResNet that Detectron2 has.
+        WeightsError: missing or unknown keys, wrong shapes or dtypes, values that cannot be.
+    """
+    architecture = infer(state)
+    dropped = [key for key in state if key.startswith(_IGNORED[0]) or key.endswith("num_batches_tracked")]
+    dropped += [key for key in state if key.startswith(_IGNORED[2:])]
+    backbone = {key: value for key, value in state.items() if key not in set(dropped)}
+    expected = architecture.expected_keys()
+    missing, unknown = sorted(expected - backbone.keys()), sorted(backbone.keys() - expected)
+    _check_keys(architecture, missing, unknown)
+    _check_values(architecture, backbone)
+    notes = [f"left out {_some(dropped)}: a backbone has no place for them"] if dropped else []
+    halves = {str(value.dtype) for value in backbone.values() if value.dtype != torch.float32}
+    if halves:
+        notes.append(f"converted {', '.join(sorted(halves))} to float32")
+    if _is_untrained(backbone):
+        notes.append(
+            "WARNING: all BatchNorm statistics are 0 and 1: an untrained network, or statistics lost before saving"
+        )
+    return architecture, {key: value.to(torch.float32).contiguous() for key, value in backbone.items()}, notes
+
+
+def _is_untrained(state: Mapping[str, Tensor]) -> bool:
+    variances = all(bool((value == 1).all()) for key, value in state.items() if key.endswith("running_var"))
+    return variances and all(
+        bool((value == 0).all()) for key, value in state.items() if key.endswith("running_mean")
+    )
+
+
+def _check_keys(architecture: Architecture, missing: list[str], unknown: list[str]) -> None:
+    statistics = [key for key in missing if key.endswith(("running_mean", "running_var"))]
+    if statistics and len(statistics) == len(missing):
+        raise WeightsError(
+            f"{len(statistics)} BatchNorm statistics are missing ({_some(statistics)}): the file was saved without buffers "
+            "(parameters only), or another norm layer was used; Detectron2 would fill them with 0 and 1 and say nothing"
+        )
+    if missing:
+        raise WeightsError(
+            f"{architecture.name} needs {len(missing)} tensors that the file lacks ({_some(missing)}): it is cut short, or "
+            "saved from a part of the network"
+        )
+    if unknown:
+        raise WeightsError(
+            f"{len(unknown)} tensors have no place in {architecture.name} ({_some(unknown)}): a modified network, or one "
+            "with an extra head; Detectron2 would skip them with a warning"
+        )
+
+
+def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> None:
+    whole = [key for key, value in state.items() if not value.is_floating_point()]
+    if whole:
+        kinds = sorted({str(state[key].dtype) for key in whole})
+        raise WeightsError(
+            f"{_some(whole)} are {', '.join(kinds)}: quantised weights; export the floating-point network"
+        )
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in architecture.build().state_dict().items()}
+    wrong = [key for key, value in state.items() if tuple(value.shape) != shapes[key]]
+    if wrong:
+        key = wrong[0]
+        raise WeightsError(
+            f"{len(wrong)} tensors have shapes that are not {architecture.name}'s: {key} is {tuple(state[key].shape)}, "
+            f"expected {shapes[key]}; pruned or widened stages cannot be converted"
+        )
+    bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise WeightsError(
+            f"{len(bad)} tensors hold NaN or infinite values ({_some(bad)}): training diverged, or float16 overflowed; "
+            "take an earlier checkpoint"
+        )
+    variances = {key: value for key, value in state.items() if key.endswith("running_var")}
+    negative = [key for key, value in variances.items() if bool((value < 0).any())]
+    if negative:
+        raise WeightsError(
+            f"BatchNorm variances are negative ({_some(negative)}): the file is damaged or keys were swapped"
+        )
+    zero = [key for key, value in variances.items() if bool((value == 0).all())]
+    if zero:
+        raise WeightsError(
+            f"BatchNorm variances are all zero ({_some(zero)}): dead layers or lost statistics; the features would explode"
+        )
+
+
+def load_detectron2_file(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a Detectron2 file (.pth or .pkl, backbone or detector) under its keys.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: not readable, or no tensors.
+    """
+    from detection.reading import read_file
+
+    content = read_file(path)
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path} is no Detectron2 weights file: expected a dictionary with 'model'")
+    try:
+        return {str(key): torch.as_tensor(value) for key, value in content.items()}
+    except (TypeError, RuntimeError) as error:
+        raise WeightsError(f"{path} holds something else than arrays ({error})") from error
+
+
+def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
+    """Hold a backbone file against the config that is about to train with it.
+
+    Args:
+        weights: what MODEL.WEIGHTS names.
+        cfg: `detection.config` tree.
+
+    Returns:
+        Notes for the log.
+
+    Raises:
+        ConfigMismatchError: names the key, its value and the value that fits the weights.
+        WeightsError: raw classifier weights, or a file changed after its conversion.
+    """
+    path = Path(weights)
+    state = load_detectron2_file(path)
+    if any(key.removeprefix("module.").startswith(("conv1.", "layer1.", "bn1.")) for key in state) or (
+        "state_dict" in state
+    ):
+        raise WeightsError(
+            f"MODEL.WEIGHTS {path} has a classifier's keys; Detectron2 would load none of them and only warn: "
+            f"python tools/convert_backbone.py --weights {path} --output backbone.pth"
+        )
+    sidecar = read_sidecar(path)
+    backbone = _backbone_of(state)
+    if sidecar is None:
+        return _check_without_sidecar(path, backbone, cfg)
+    if sidecar.sha256 != sha256_of(path):
+        raise WeightsError(
+            f"{path} is not the file that its sidecar {path.name}.json describes (SHA-256 differs): one of them was "
+            "replaced; convert again"
+        )
+    for key, wanted in _wanted(sidecar).items():
+        _compare(key, _value(cfg, key), wanted, sidecar)
+    return [f"backbone: {sidecar.architecture} from {sidecar.source}"]
+
+
+def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bare backbone tensors with torchvision's keys, from a backbone or a detector file."""
+    found = {}
+    for key, value in state.items():
+        bare = key
+        for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
+            bare = bare.removeprefix(prefix)
+        try:
+            found[torchvision_key(bare)] = value
+        except KeyError:
+            continue
+    return found
+
+
+def _check_without_sidecar(path: Path, backbone: Mapping[str, Tensor], cfg: Any) -> list[str]:
+    """The depth shows in the tensors; the rest cannot be told."""
+    try:
+        found = infer(backbone)
+    except ValueError as error:
+        raise WeightsError(f"MODEL.WEIGHTS {path}: {error}") from error
+    plain = Sidecar.of(found, sha256="", source=str(path))
+    for key in ("MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"):
+        _compare(key, _value(cfg, key), _wanted(plain)[key], plain)
+    return [
+        f"{path} has no sidecar: mean, std, colour order and stride cannot be checked; they are INPUT.FORMAT "
+        f"{cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}, MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)}, "
+        f"MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}"
+    ]
+
+
+def _wanted(sidecar: Sidecar) -> dict[str, Any]:
+    flip = sidecar.color_order == "BGR"
+    return {
+        "MODEL.RESNETS.DEPTH": sidecar.depth,
+        "MODEL.RESNETS.NUM_GROUPS": sidecar.num_groups,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": sidecar.width_per_group,
+        "MODEL.RESNETS.STRIDE_IN_1X1": sidecar.stride_in_1x1,
+        "INPUT.FORMAT": sidecar.color_order,
+        "MODEL.PIXEL_MEAN": list(reversed(sidecar.pixel_mean)) if flip else list(sidecar.pixel_mean),
+        "MODEL.PIXEL_STD": list(reversed(sidecar.pixel_std)) if flip else list(sidecar.pixel_std),
+    }
+
+
+def _value(cfg: Any, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+_REASONS = {
+    "MODEL.RESNETS.DEPTH": "most tensors would not load, with warnings only",
+    "MODEL.RESNETS.NUM_GROUPS": "the 3 x 3 convolutions would not load",
+    "MODEL.RESNETS.WIDTH_PER_GROUP": "the 3 x 3 convolutions would not load",
+    "MODEL.RESNETS.STRIDE_IN_1X1": "the features would be shifted and AP falls by points",
+    "INPUT.FORMAT": "red and blue would be swapped",
+    "MODEL.PIXEL_MEAN": "the input would be shifted",
+    "MODEL.PIXEL_STD": "the input would be scaled",
+}
+
+
+def _compare(key: str, value: Any, wanted: Any, sidecar: Sidecar) -> None:
+    if isinstance(wanted, list):
+        same = len(value) == len(wanted) and all(
+            abs(a - b) < 0.01 for a, b in zip(value, wanted, strict=True)
+        )
+        value = list(value)
+    else:
+        same = value == wanted
+    if not same:
+        raise ConfigMismatchError(
+            f"{key} is {value}, but the backbone ({sidecar.architecture} from {sidecar.source}) wants {wanted}: "
+            f"{_REASONS[key]}; set {key} {wanted}"
+        )

@@ -1,0 +1,232 @@
+"""A classifier's ResNet to a Detectron2 backbone, and back; nothing is skipped in silence, nothing half is written."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from detection.architecture import Architecture, detectron2_key, infer
+from detection.checks import _backbone_of, check_state, load_detectron2_file
+from detection.reading import WeightsError, read_classifier
+from detection.sidecar import (
+    IMAGENET_MEAN_255,
+    IMAGENET_STD_255,
+    Sidecar,
+    read_sidecar,
+    sidecar_path,
+    write_sidecar,
+)
+from detection.verify import Comparison, verify
+from keepaug.runs.files import sha256_of, write_atomic
+
+__all__ = ["FORMATS", "Conversion", "convert", "load_detectron2_file", "reverse"]
+
+FORMATS = ("pth", "pkl")
+AUTHOR = "keepaug"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        output: the written file.
+        sidecar: what was written beside it.
+        num_tensors: how many it holds.
+        notes: what was unwrapped, stripped, left out.
+        comparisons: of features, with verification.
+    """
+
+    output: Path
+    sidecar: Sidecar
+    num_tensors: int
+    notes: list[str]
+    comparisons: list[Comparison]
+
+    def report(self) -> str:
+        """For people."""
+        side = self.sidecar
+        lines = [
+            f"{side.source} -> {self.output}",
+            f"  architecture   {side.architecture}, {self.num_tensors} tensors",
+            "  config         "
+            f"MODEL.RESNETS.DEPTH {side.depth} MODEL.RESNETS.NUM_GROUPS {side.num_groups} "
+            f"MODEL.RESNETS.WIDTH_PER_GROUP {side.width_per_group} MODEL.RESNETS.STRIDE_IN_1X1 {side.stride_in_1x1}",
+            f"                 INPUT.FORMAT {side.color_order} (mean and std below are in the order R, G, B)",
+            f"                 MODEL.PIXEL_MEAN {_rounded(side.pixel_mean)} MODEL.PIXEL_STD {_rounded(side.pixel_std)}",
+            f"  SHA-256        {side.sha256}",
+        ]
+        lines += [f"  note           {note}" for note in self.notes]
+        for result in self.comparisons:
+            errors = ", ".join(f"{stage} {error:.1e}" for stage, error in result.errors.items())
+            lines.append(f"  verified       in {result.against}: relative feature errors {errors}")
+        if not self.comparisons:
+            lines.append("  not verified   --verify compares the features")
+        return "\n".join(lines)
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 3) for value in values]
+
+
+def convert(
+    weights: str | Path,
+    output: str | Path,
+    *,
+    format: str | None = None,
+    key: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    color_order: str | None = None,
+    verify_features: bool = False,
+    image: str | Path | None = None,
+) -> Conversion:
+    """Convert, check, write the file and its sidecar.
+
+    Args:
+        weights: a classifier: torchvision, timm, CutMix-PyTorch, MoCo-style, our weights.pt or checkpoint.pt, safetensors.
+        output: where to write.
+        format: "pth" (tensors; loads under weights_only) or "pkl" (numpy arrays); None: by the suffix of `output`.
+        key: which part of the file, where it has several sets of weights.
+        mean: of the classifier's normalisation, R, G, B in [0, 1]; None: as the file says, otherwise ImageNet's.
+        std: the same.
+        color_order: "RGB" or "BGR"; None: as the file says, otherwise RGB.
+        verify_features: compare features before anything is written.
+        image: the picture for it.
+
+    Returns:
+        What was done.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: (WeightsError, ArchitectureError) anything unknown, missing, not finite or of another kind.
+        VerificationError: the features differ. In all cases nothing is written.
+    """
+    weights, output = Path(weights), Path(output)
+    kind = _format(output, format)
+    if output.resolve() == weights.resolve():
+        raise WeightsError(f"--output {output} is the input itself; choose another name")
+    loaded = read_classifier(weights, key=key)
+    architecture, state, notes = check_state(loaded.state)
+    settings = _settings(loaded.info, mean, std, color_order)
+    tensors = {detectron2_key(name): value for name, value in state.items()}
+    provenance = {
+        "source_sha256": sha256_of(weights),
+        "notes": loaded.notes + notes,
+        **{name: value for name, value in loaded.info.items() if isinstance(value, str | int | float | bool)},
+    }
+    partial = output.with_name(f".{output.stem}.partial.{kind}")
+    try:
+        write_atomic(partial, lambda file: _serialise(tensors, kind, file))
+        sidecar = Sidecar.of(
+            architecture, sha256=sha256_of(partial), source=weights.name, provenance=provenance, **settings
+        )
+        _compare_tensors(partial, tensors)
+        comparisons = verify(partial, architecture, state, sidecar, image=image) if verify_features else []
+        sidecar_path(output).unlink(missing_ok=True)  # never an old sidecar beside new weights
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_sidecar(output, sidecar)
+    return Conversion(output, sidecar, len(tensors), loaded.notes + notes, comparisons)
+
+
+def _format(output: Path, format: str | None) -> str:
+    kind = format or output.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise WeightsError(
+            f"--output {output}: name it .pth or .pkl, or give --format {' or '.join(FORMATS)}"
+        )
+    if output.suffix != f".{kind}":
+        raise WeightsError(f"--output {output} must end in .{kind}: Detectron2 reads a file by its suffix")
+    return kind
+
+
+def _settings(
+    info: Mapping[str, Any],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    color_order: str | None,
+) -> dict[str, Any]:
+    def scaled(given: Sequence[float] | None, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        values = given if given is not None else info.get(name)
+        if values is None:
+            return default
+        if (
+            not isinstance(values, Sequence)
+            or len(values) != 3
+            or not all(isinstance(v, int | float) for v in values)
+        ):
+            raise WeightsError(f"{name} must be three numbers (R, G, B), got {values!r}")
+        if max(values) > 2 or min(values) < 0:
+            raise WeightsError(f"{name} must be for pixels in [0, 1], got {list(values)}; divide by 255")
+        return tuple(round(float(value) * 255, 4) for value in values)
+
+    order = color_order or info.get("color_order", "RGB")
+    if order not in ("RGB", "BGR"):
+        raise WeightsError(f"color_order must be RGB or BGR, got {order!r}")
+    return {
+        "pixel_mean": scaled(mean, "mean", IMAGENET_MEAN_255),
+        "pixel_std": scaled(std, "std", IMAGENET_STD_255),
+        "color_order": order,
+    }
+
+
+def _serialise(tensors: Mapping[str, Tensor], kind: str, file: BinaryIO) -> None:
+    # Without both marks Detectron2 takes the file for Caffe2's and loses the BatchNorm statistics.
+    if kind == "pth":
+        torch.save({"model": dict(tensors), "__author__": AUTHOR, "matching_heuristics": True}, file)
+    else:
+        arrays = {key: value.numpy() for key, value in tensors.items()}
+        pickle.dump({"model": arrays, "__author__": AUTHOR, "matching_heuristics": True}, file)
+
+
+def _compare_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    found = load_detectron2_file(path)
+    if found.keys() != tensors.keys() or not all(torch.equal(found[key], tensors[key]) for key in tensors):
+        raise OSError(f"{path} does not read back as it was written; check the disk")
+
+
+def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list[str]]:
+    """The backbone of a Detectron2 file (backbone or trained detector) as torchvision's state dict, without a classifier.
+
+    Args:
+        weights: .pth or .pkl of Detectron2.
+        output: .pth, `torch.save`d dictionary with "state_dict", "arch", "mean", "std", "color_order".
+
+    Returns:
+        The architecture, and notes.
+
+    Raises:
+        ValueError: no backbone in the file, or one that is not a torchvision ResNet.
+    """
+    weights, output = Path(weights), Path(output)
+    state = load_detectron2_file(weights)
+    backbone = _backbone_of(state)
+    if not backbone:
+        raise WeightsError(
+            f"{weights} has no ResNet of Detectron2 (keys like res2.0.conv1.weight); {list(state)[:3]}"
+        )
+    infer(backbone)  # its message tells what the file is
+    architecture, checked, notes = check_state(backbone)
+    left = len(state) - len(backbone)
+    if left:
+        notes.append(f"left out {left} tensors of the detector (FPN, RPN, heads)")
+    sidecar = read_sidecar(weights)
+    content: dict[str, Any] = {"state_dict": checked, "arch": architecture.name}
+    if sidecar is not None:
+        content |= {
+            "mean": [value / 255 for value in sidecar.pixel_mean],
+            "std": [value / 255 for value in sidecar.pixel_std],
+            "color_order": sidecar.color_order,
+        }
+    else:
+        notes.append("no sidecar: mean, std and colour order are not known and not written")
+    write_atomic(output, lambda file: torch.save(content, file))
+    return architecture, notes

@@ -1,0 +1,102 @@
+"""The JSON beside a converted backbone: what the weights are and how they want their images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from detection.architecture import Architecture
+from keepaug.runs.files import write_json_atomic
+
+__all__ = [
+    "IMAGENET_MEAN_255",
+    "IMAGENET_STD_255",
+    "SCHEMA",
+    "Sidecar",
+    "read_sidecar",
+    "sidecar_path",
+    "write_sidecar",
+]
+
+SCHEMA = 1
+IMAGENET_MEAN_255 = (123.675, 116.28, 103.53)
+IMAGENET_STD_255 = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What training must know about a backbone.
+
+    Attributes:
+        sha256: of the weights file.
+        architecture: its usual name.
+        depth: MODEL.RESNETS.DEPTH.
+        num_groups: MODEL.RESNETS.NUM_GROUPS.
+        width_per_group: MODEL.RESNETS.WIDTH_PER_GROUP.
+        stride_in_1x1: MODEL.RESNETS.STRIDE_IN_1X1; False for everything of torchvision's kind.
+        color_order: INPUT.FORMAT.
+        pixel_mean: three numbers on the 0-255 scale, in the order R, G, B.
+        pixel_std: the same.
+        source: the classifier's file.
+        provenance: what the file said of itself, checksum of the source, notes.
+    """
+
+    sha256: str
+    architecture: str
+    depth: int
+    num_groups: int
+    width_per_group: int
+    source: str
+    stride_in_1x1: bool = False
+    color_order: str = "RGB"
+    pixel_mean: tuple[float, ...] = IMAGENET_MEAN_255
+    pixel_std: tuple[float, ...] = IMAGENET_STD_255
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @classmethod
+    def of(cls, architecture: Architecture, *, sha256: str, source: str, **more: Any) -> Sidecar:
+        """For an architecture."""
+        return cls(
+            sha256,
+            architecture.name,
+            architecture.depth,
+            architecture.num_groups,
+            architecture.width_per_group,
+            source,
+            **more,
+        )
+
+
+def sidecar_path(weights: str | Path) -> Path:
+    """`WEIGHTS.json`."""
+    return Path(f"{weights}.json")
+
+
+def write_sidecar(weights: str | Path, sidecar: Sidecar) -> Path:
+    """Write it beside the weights."""
+    return write_json_atomic(sidecar_path(weights), asdict(sidecar))
+
+
+def read_sidecar(weights: str | Path) -> Sidecar | None:
+    """The sidecar of a weights file, or None.
+
+    Raises:
+        ValueError: damaged, or of another schema.
+    """
+    path = sidecar_path(weights)
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
+        known = {item.name for item in fields(Sidecar)}
+        sidecar = Sidecar(**{key: value for key, value in content.items() if key in known})
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no sidecar of tools/convert_backbone.py ({error}); convert again"
+        ) from error
+    return sidecar
