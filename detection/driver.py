@@ -31,8 +31,8 @@ from detection.coco import (
     write_subset,
 )
 from detection.config import ConfigError, flat, load_config, unfreeze
-from detection.evaluation import CocoMetrics, evaluate, load_results
-from keepaug.runs.files import sha256_of, write_json_atomic
+from detection.evaluation import CocoMetrics, evaluate, load_results, save_results
+from keepaug.runs.files import sha256_of, write_json_atomic, write_text_atomic
 from keepaug.runs.result import write_result
 
 ENGINES = ("auto", "detectron2", "torchvision")
@@ -444,7 +444,17 @@ def _run_detectron2(job: Job, prepared: Prepared) -> None:
 
 
 def _run_torchvision(job: Job, prepared: Prepared) -> None:
-    raise NotImplementedError
+    from detection.torchvision_engine.loop import last_checkpoint, predict, restore_model, train
+
+    cfg = prepared.cfg
+    if job.eval_only:
+        last = last_checkpoint(cfg.OUTPUT_DIR) if job.resume else None
+        model = restore_model(cfg, last or cfg.MODEL.WEIGHTS)
+    else:
+        assert prepared.train is not None
+        write_text_atomic(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
+        model = train(cfg, prepared.train, resume=job.resume)
+    save_results(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, predict(cfg, model, prepared.val))
 
 
 def _score(job: Job, val: CocoDataset, results: list[dict[str, Any]], output: Path) -> CocoMetrics:

@@ -1,0 +1,260 @@
+"""Training and prediction of the torchvision engine."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.ops import FrozenBatchNorm2d
+
+from detection.checks import load_detectron2_file
+from detection.coco import CocoDataset
+from detection.torchvision_engine.build import Detector, RetinaNet, build_model
+from detection.torchvision_engine.data import TrainingBatches, load_image, resized_shape, usable
+from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
+from keepaug.runs.checkpoint import read_weights_only
+from keepaug.runs.files import write_atomic, write_text_atomic
+from keepaug.runs.guard import check_finite
+from keepaug.runs.progress import progress
+from keepaug.runs.seeds import derive_seed, seed_everything
+
+__all__ = ["build_optimizer", "last_checkpoint", "learning_rate", "predict", "restore_model", "train"]
+
+LOG_EVERY = 20
+_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.SGD:
+    """SGD with Detectron2's groups: no weight decay on norms, its own factors for biases."""
+    solver, groups = cfg.SOLVER, []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            rate, decay = 1.0, solver.WEIGHT_DECAY
+            if isinstance(module, _NORMS):
+                decay = solver.WEIGHT_DECAY_NORM
+            elif name == "bias":
+                rate = solver.BIAS_LR_FACTOR
+                decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+            groups.append({"params": [parameter], "weight_decay": decay, "factor": rate})
+    return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+
+
+def learning_rate(cfg: Any, iteration: int) -> float:
+    """Detectron2's warm-up, then steps or cosine."""
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        rate = solver.BASE_LR * 0.5 * (1 + math.cos(math.pi * iteration / solver.MAX_ITER))
+        base = 0.5 * (1 + math.cos(math.pi * min(solver.WARMUP_ITERS, solver.MAX_ITER) / solver.MAX_ITER))
+    else:
+        rate = solver.BASE_LR * solver.GAMMA ** sum(iteration >= step for step in solver.STEPS)
+        base = solver.GAMMA ** sum(step <= solver.WARMUP_ITERS for step in solver.STEPS)
+    if iteration >= solver.WARMUP_ITERS:
+        return float(rate)
+    if solver.WARMUP_METHOD == "constant":
+        return float(solver.BASE_LR * solver.WARMUP_FACTOR)
+    # A straight line from WARMUP_FACTOR to what the schedule says where the warm-up ends.
+    share = iteration / solver.WARMUP_ITERS
+    return float(solver.BASE_LR * (solver.WARMUP_FACTOR * (1 - share) + base * share))
+
+
+def last_checkpoint(output: str | Path) -> Path | None:
+    """The file that `last_checkpoint` names, as Detectron2 writes it."""
+    mark = Path(output) / "last_checkpoint"
+    return Path(output) / mark.read_text().strip() if mark.is_file() else None
+
+
+def _save(path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: int, seed: int) -> None:
+    """A file that Detectron2 can evaluate too: its names under "model"."""
+    normaliser = float(model.head.normaliser) if isinstance(model, RetinaNet) else None
+    content = {
+        "model": to_detectron2_state(model),
+        "iteration": iteration,
+        "engine_state": {"optimizer": optimizer.state_dict(), "normaliser": normaliser, "seed": seed},
+        "counters": {key: v for key, v in model.state_dict().items() if key.endswith("num_batches_tracked")},
+    }
+    write_atomic(path, lambda file: torch.save(content, file))
+    write_text_atomic(path.with_name("last_checkpoint"), path.name)
+
+
+def _restore(path: Path, model: Detector, optimizer: torch.optim.SGD) -> tuple[int, int]:
+    """Number of iterations done, and the seed."""
+    content = read_weights_only(path)
+    if "engine_state" not in content:
+        raise ValueError(f"{path} was written by Detectron2; resume it with --engine detectron2")
+    load_detectron2_state(model, content["model"])
+    model.load_state_dict(content["counters"], strict=False)
+    state = content["engine_state"]
+    optimizer.load_state_dict(state["optimizer"])
+    if isinstance(model, RetinaNet):
+        model.head.normaliser.fill_(state["normaliser"])
+    return int(content["iteration"]) + 1, int(state["seed"])
+
+
+def _clip(cfg: Any, model: nn.Module) -> None:
+    """Each tensor's gradient on its own, as Detectron2 does."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            continue
+        if clip.CLIP_TYPE == "norm":
+            nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+        else:
+            nn.utils.clip_grad_value_(parameter, clip.CLIP_VALUE)
+
+
+def train(cfg: Any, dataset: CocoDataset, *, resume: bool = False) -> Detector:
+    """Train the config's detector; checkpoints and metrics.jsonl go to OUTPUT_DIR.
+
+    Stopped at any moment and called again with `resume`, it ends with the same weights (bit for bit on a CPU).
+
+    Args:
+        cfg: the config, device decided.
+        dataset: the training split.
+        resume: go on from the last checkpoint, if there is one.
+
+    Returns:
+        The trained detector in evaluation mode.
+
+    Raises:
+        ValueError: no usable image, weights that do not fit.
+        NonFiniteLossError: the loss is no longer a number.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    output.mkdir(parents=True, exist_ok=True)
+    records = usable(dataset, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    if not records:
+        raise ValueError(f"{dataset.json_path}: no image has a box to learn from")
+    seed = cfg.SEED if cfg.SEED >= 0 else torch.seed() % 2**31
+    seed_everything(seed)
+    model = build_model(cfg).to(cfg.MODEL.DEVICE)
+    optimizer = build_optimizer(cfg, model)
+    start, checkpoint = 0, last_checkpoint(output) if resume else None
+    if checkpoint is not None:
+        start, seed = _restore(checkpoint, model, optimizer)
+        print(f"resuming at iteration {start} from {checkpoint}", flush=True)
+    elif cfg.MODEL.WEIGHTS:
+        number = load_backbone(model, load_detectron2_file(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
+        print(f"loaded {number} tensors from {cfg.MODEL.WEIGHTS}", flush=True)
+    _drop_metrics_from(output / "metrics.jsonl", start)
+    data = TrainingBatches(records, cfg, seed, start)
+    loader = DataLoader(data, batch_size=None, collate_fn=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    bar = progress(loader, "training", total=cfg.SOLVER.MAX_ITER, initial=start)
+    model.train()
+    with (output / "metrics.jsonl").open("a") as log:
+        for iteration, batch in enumerate(bar, start=start):
+            torch.manual_seed(derive_seed(seed, "samples", iteration))  # anchors and proposals are sampled
+            values = _iterate(cfg, model, optimizer, batch, iteration, checkpoint)
+            last = iteration + 1 == cfg.SOLVER.MAX_ITER
+            if (iteration + 1) % LOG_EVERY == 0 or last:
+                log.write(json.dumps({"iteration": iteration, **values}) + "\n")
+                log.flush()
+            if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
+                checkpoint = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
+                _save(checkpoint, model, optimizer, iteration, seed)
+    return model.eval()
+
+
+def _iterate(
+    cfg: Any,
+    model: Detector,
+    optimizer: torch.optim.SGD,
+    batch: list[Any],
+    iteration: int,
+    checkpoint: Path | None,
+) -> dict[str, float]:
+    device = torch.device(cfg.MODEL.DEVICE)
+    targets = [{"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)} for sample in batch]
+    losses = model.losses([sample.image for sample in batch], targets)
+    total = torch.stack(list(losses.values())).sum()
+    check_finite(float(total.detach()), iteration, checkpoint)
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    _clip(cfg, model)
+    rate = learning_rate(cfg, iteration)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    optimizer.step()
+    return {
+        "total_loss": float(total.detach()),
+        "lr": rate,
+        **{k: float(v.detach()) for k, v in losses.items()},
+    }
+
+
+def _drop_metrics_from(path: Path, start: int) -> None:
+    """What an interrupted run logged after its checkpoint is written again."""
+    if not path.is_file():
+        return
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["iteration"] < start:
+                lines.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue
+    write_text_atomic(path, "".join(lines))
+
+
+def restore_model(cfg: Any, weights: str | Path) -> Detector:
+    """The config's detector with a trained detector's weights (of either engine), in evaluation mode.
+
+    Raises:
+        WeightsError: not this detector's weights.
+    """
+    model = build_model(cfg).to(cfg.MODEL.DEVICE)
+    load_detectron2_state(model, load_detectron2_file(weights))
+    return model.eval()
+
+
+@torch.no_grad()
+def predict(cfg: Any, model: Detector, dataset: CocoDataset) -> list[dict[str, Any]]:
+    """Detections on every image as COCO results (bbox x, y, width, height in the original's pixels).
+
+    Args:
+        cfg: the config.
+        model: in evaluation mode.
+        dataset: the images.
+    """
+    model.eval()
+    results: list[dict[str, Any]] = []
+    for record in progress(dataset.records, "evaluating", total=len(dataset.records)):
+        height, width = record["height"], record["width"]
+        shape = resized_shape(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        image = load_image(record["file_name"], cfg.INPUT.FORMAT, shape)
+        found = model.detect([image])[0]
+        results += _coco_results(found, record, (width / shape[1], height / shape[0]), dataset)
+    return results
+
+
+def _coco_results(
+    found: dict[str, Tensor], record: dict[str, Any], scale: tuple[float, float], dataset: CocoDataset
+) -> list[dict[str, Any]]:
+    boxes = found["boxes"].cpu() * torch.tensor([*scale, *scale])
+    limit = torch.tensor([record["width"], record["height"]] * 2, dtype=torch.float32)
+    boxes = torch.minimum(boxes.clamp(min=0), limit)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    rows = zip(
+        torch.cat([boxes[:, :2], sizes], dim=1).tolist(),
+        found["scores"].tolist(),
+        found["labels"].tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "image_id": record["image_id"],
+            "category_id": dataset.contiguous_to_json_id[label],
+            "bbox": box,
+            "score": score,
+        }
+        for (box, score, label), real in zip(rows, (sizes > 0).all(dim=1).tolist(), strict=True)
+        if real
+    ]
