@@ -545,7 +545,8 @@ def write_detection(
         )
         folder = partial / f"{split}2017"
         folder.mkdir()
-        images, annotations: list[dict[str, object]] = [], []
+        images: list[dict[str, object]] = []
+        annotations: list[dict[str, object]] = []
         for index in range(num):
             file_name = f"{index + 1:012d}.png"
             _save_png(drawn.images[index], folder / file_name)

@@ -1,0 +1,231 @@
+"""The report: markdown, and one HTML page that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import mimetypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keepaug.report.aggregate import Group, aggregate, formatted
+from keepaug.report.paper import FilledTable, fill_table, load_paper
+from keepaug.runs.files import write_text_atomic
+from keepaug.runs.result import read_results
+
+__all__ = ["table_markdown", "write_report"]
+
+_KINDS = {
+    "fidelity": ("What the augmentations destroy", "destroyed"),
+    "classify": ("Classification", "accuracy"),
+    "detection": ("Detection", "AP"),
+    "reid": ("Re-identification", "mAP"),
+    "ssl_uda": ("Semi-supervised classification", "accuracy"),
+}
+_CAPTIONS = {
+    "pictures": "From top to bottom: the image, what the saliency map sees, what the network is trained on.",
+    "regions": "White frame: the object's box; coloured frame: what the augmentation cuts. Same sizes, same random numbers.",
+    "predictions": "Left: ground truth; right: predictions.",
+}
+
+
+def write_report(
+    runs: str | Path, output: str | Path, *, title: str = "KeepAugment results"
+) -> tuple[Path, Path]:
+    """Write report.md and report.html from all result files below `runs`.
+
+    Args:
+        runs: folder of run folders.
+        output: folder of the report.
+        title: of the page.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no results in it, or a damaged result file.
+    """
+    results = read_results(runs)
+    if not results:
+        raise ValueError(f"no result.json below {runs}: run something first")
+    groups = aggregate(results)
+    tables = [fill_table(table, groups) for table in load_paper()]
+    output = Path(output)
+    markdown = write_text_atomic(output / "report.md", _markdown(groups, tables, title, output))
+    page = write_text_atomic(output / "report.html", _html(groups, tables, title))
+    return markdown, page
+
+
+def _label(group: Group) -> str:
+    first, config = group.first, group.first["config"]
+    if first["kind"] == "classify":
+        saliency = (
+            f", {config['saliency'].replace('_', ' ')} saliency"
+            if config["method"].startswith("keep_")
+            else ""
+        )
+        return f"{config['method']} ({config['arch']}{saliency})"
+    if first["kind"] == "detection":
+        backbone = (first["extra"].get("backbone") or {}).get("provenance", {}).get("method")
+        return f"{first['name']}, backbone: {backbone or 'random weights'}, engine: {first['engine']}"
+    return str(first["name"])
+
+
+def _marks(group: Group) -> str:
+    first = group.first
+    marks = ["drawn data"] if first["synthetic"] else []
+    if first["shortened"]:
+        marks.append("shortened")
+    if first.get("engine") == "torchvision":
+        marks.append("torchvision engine")
+    return ", ".join(marks) or "full recipe"
+
+
+def _of_kind(groups: Sequence[Group], kind: str) -> list[Group]:
+    return [group for group in groups if group.first["kind"] == kind]
+
+
+def _own_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list[str]]]:
+    metrics = {
+        "classify": ["accuracy", "best", "median_last_20"],
+        "detection": ["AP", "AP50", "AP75"],
+        "reid": ["rank1", "mAP", "mINP"],
+        "ssl_uda": ["accuracy", "best", "median_last_20"],
+    }[kind]
+    rows = []
+    for group in groups:
+        first = group.first
+        sizes = " + ".join(f"{number} {split}" for split, number in first["dataset"]["sizes"].items())
+        minutes = sum(result["wall_time_s"] for result in group.results) / len(group.results) / 60
+        rows.append(
+            [
+                _label(group),
+                f"{first['dataset']['name']} ({sizes})",
+                *[group.cell(metric) for metric in metrics],
+            ]
+            + [f"{minutes:.1f} min", _marks(group)]
+        )
+    return ["run", "data", *[f"{metric} (%)" for metric in metrics], "time", "status"], rows
+
+
+def _rates(groups: Sequence[Group]) -> list[tuple[str, float, float, str]]:
+    """(pair, plain, keep, text) of the destruction rates, in percent, mean over seeds."""
+    found = []
+    for group in _of_kind(groups, "fidelity"):
+        for pair in group.first["extra"].get("pairs", []):
+            plain, keep = group.values(pair["plain"]), group.values(pair["keep"])
+            found.append(
+                (
+                    pair["name"],
+                    sum(plain) / len(plain),
+                    sum(keep) / len(keep),
+                    formatted(plain) + " / " + formatted(keep),
+                )
+            )
+    return found
+
+
+def table_markdown(table: FilledTable) -> str:
+    """A table of the paper with ours beside it."""
+    head = ["", *[f"{column}: paper" + " | " + f"{column}: ours" for column in table.columns]]
+    lines = [f"### Table {table.id}: {table.title}", "", "| " + " | ".join(head) + " |"]
+    lines.append("|" + "---|" * (1 + 2 * len(table.columns)))
+    for name, cells in table.rows:
+        parts = [f"{printed} | {ours}{f' ({remark})' if remark else ''}" for printed, ours, remark in cells]
+        lines.append(f"| {name} | " + " | ".join(parts) + " |")
+    total = sum(len(cells) for _, cells in table.rows)
+    lines += ["", f"{table.num_run} of {total} cells have been run with the whole recipe on the real data."]
+    return "\n".join(lines)
+
+
+def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str, output: Path) -> str:
+    parts = [f"# {title}", "", _summary(groups), ""]
+    if rates := _rates(groups):
+        parts += [
+            "## What the augmentations destroy",
+            "",
+            _RATES_TEXT,
+            "",
+            "| augmentation | plain (%) | keep (%) |",
+            "|---|---|---|",
+        ]
+        parts += [f"| {name} | {plain:.1f} | {keep:.1f} |" for name, plain, keep, _ in rates] + [""]
+    for kind in ("classify", "detection", "reid", "ssl_uda"):
+        if own := _of_kind(groups, kind):
+            head, rows = _own_table(own, kind)
+            parts += [f"## {_KINDS[kind][0]}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+            parts += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    pictures = _pictures(groups)
+    if pictures:
+        parts += ["## Pictures", ""]
+        for caption, path in pictures:
+            parts += [f"{caption}", "", f"![{caption}]({os.path.relpath(path, output)})", ""]
+    parts += ["## The paper's tables", "", _PAPER_TEXT, ""]
+    parts += [table_markdown(table) + "\n" for table in tables]
+    return "\n".join(parts)
+
+
+_RATES_TEXT = (
+    "Share of images whose object is destroyed: at least half of its box is cut (or, for the pasting methods, less than half "
+    "of it is shown clean). A method and its Keep version use the same sizes and the same placement rule."
+)
+_PAPER_TEXT = (
+    "The paper's numbers as printed. A run stands beside them only with the whole recipe on the real data and, for "
+    "detection, with Detectron2 itself: drawn data, shortened runs and the torchvision engine have tables of their own above."
+)
+
+
+def _summary(groups: Sequence[Group]) -> str:
+    number = sum(len(group.results) for group in groups)
+    synthetic = sum(len(group.results) for group in groups if group.first["synthetic"])
+    newest = max(result["created"] for group in groups for result in group.results)
+    hardware = groups[0].first["hardware"]
+    machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['cores']} cores"
+    return f"{number} runs, {synthetic} of them on data drawn by the program; the newest of {newest}; machine: {machine}."
+
+
+def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:
+    found = []
+    for group in groups:
+        result = group.first
+        for role, name in result["artifacts"].items():
+            path = Path(result["folder"]) / name
+            if path.suffix == ".png" and path.is_file():
+                found.append((f"{_label(group)}. {_CAPTIONS.get(role.rstrip('_0123456789'), role)}", path))
+    return found
+
+
+def _embedded(path: Path) -> str:
+    kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _html(groups: Sequence[Group], tables: Sequence[FilledTable], title: str) -> str:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("the report needs jinja2: pip install 'keepaug[report]'") from error
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
+    own: list[dict[str, Any]] = []
+    for kind in ("classify", "detection", "reid", "ssl_uda"):
+        if members := _of_kind(groups, kind):
+            head, rows = _own_table(members, kind)
+            own.append({"title": _KINDS[kind][0], "head": head, "rows": rows})
+    page: str = template.render(
+        title=title,
+        summary=_summary(groups),
+        rates=_rates(groups),
+        rates_text=_RATES_TEXT,
+        own=own,
+        pictures=[(caption, _embedded(path)) for caption, path in _pictures(groups)],
+        tables=tables,
+        paper_text=_PAPER_TEXT,
+        escape=html.escape,
+    )
+    return page

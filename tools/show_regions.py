@@ -1,0 +1,136 @@
+"""Show what the saliency sees and what each augmentation does to an image, as in figure 1 of the paper.
+
+    python tools/show_regions.py --image cat.jpg --weights weights.pt --output regions.png
+    python tools/show_regions.py --image cat.jpg --torchvision resnet50.pth --label 281 --output regions.png
+
+Columns: the image, its saliency, Cutout, KeepCutout, RandAugment, KeepRandAugment. White: the regions chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+from keepaug import Cutout, KeepCutout, KeepPaste, Regions, TwoViews, rand_augment, saliency_map
+from keepaug.data.batch_transforms import normalise
+from keepaug.data.images import decode
+from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from keepaug.models.networks import ARCHITECTURES, build_network
+from keepaug.runs.checkpoint import read_weights_only
+from keepaug.runs.seeds import make_generator
+
+TITLES = ("image", "saliency", "Cutout", "KeepCutout", "RandAugment", "KeepRandAugment")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--image", type=Path, nargs="+", required=True, help="one or more images")
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--weights", type=Path, help="weights.pt of tools/train_classifier.py")
+    weights.add_argument("--torchvision", type=Path, metavar="W", help="torchvision state dict of a ResNet; see --arch")
+    add("--arch", choices=tuple(ARCHITECTURES), default="resnet50", help="with --torchvision")
+    add("--output", type=Path, default=Path("regions.png"), help="the picture")
+    add("--side", type=int, default=224, help="images are resized to this square for the network")
+    add("--size", type=int, default=0, help="side of the regions; default: side * 40 / 224, as the paper's for ImageNet")
+    add("--tau", type=float, default=0.6, help="quantile")
+    add("--label", type=int, help="class whose logit counts; default: the largest logit")
+    add("--magnitude", type=int, default=15, help="of RandAugment")
+    add("--seed", type=int, default=0, help="of the regions and the policy")
+    return parser
+
+
+def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
+    if args.weights is not None:
+        content = read_weights_only(args.weights)
+        if not isinstance(content, dict) or "arch" not in content:
+            raise ValueError(f"{args.weights} was not written by tools/train_classifier.py; use --torchvision and --arch")
+        network = build_network(content["arch"], content["num_classes"], stem=content["stem"])
+        network.load_state_dict(content["state_dict"])
+        return network, content["mean"], content["std"]
+    state = read_weights_only(args.torchvision)
+    if "fc.weight" not in state:
+        raise ValueError(f"{args.torchvision} has no classifier (fc.weight); saliency needs a logit")
+    network = build_network(args.arch, len(state["fc.weight"]))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{args.torchvision} is no {args.arch}; choose --arch ({str(error).splitlines()[0]})") from error
+    return network, IMAGENET_MEAN, IMAGENET_STD
+
+
+def framed(image: torch.Tensor, regions: Regions | None = None, scale: int = 1) -> Image.Image:
+    picture = to_pil_image(image.clamp(0, 255).to(torch.uint8))
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    if regions is not None:
+        top, left, height, width = (int(part[0]) * scale for part in regions)
+        ImageDraw.Draw(picture).rectangle((left, top, left + width - 1, top + height - 1), outline="white", width=2)
+    return picture
+
+
+def panels(path: Path, args: argparse.Namespace, network: torch.nn.Module, mean: object, std: object) -> list[Image.Image]:
+    image = decode(path).resize((args.side, args.side), Image.Resampling.BICUBIC)
+    clean, strong = (
+        pil_to_tensor(view)[None].float()
+        for view in TwoViews(None, rand_augment(3, args.magnitude))(
+            image, generator=make_generator(args.seed, "policy", path.name)
+        )
+    )
+    label = None if args.label is None else torch.tensor([args.label])
+    heat = saliency_map(network, normalise(clean, mean, std), label)  # type: ignore[arg-type]
+    size = args.size or max(1, round(args.side * 40 / 224))
+
+    def generator() -> torch.Generator:
+        return make_generator(args.seed, "regions", path.name)
+
+    cutout, keep = Cutout(size, placement="inside"), KeepCutout(size, tau=args.tau)
+    paste = KeepPaste(size, args.tau)
+    plain, kept = cutout.sample(clean, generator=generator()), keep.sample(clean, heat, generator=generator())
+    pasted = paste.sample(clean, heat, generator=generator())
+    grey = (heat / heat.max().clamp(min=1e-12)).sqrt()[0].expand(3, -1, -1) * 255
+    scale = max(1, round(192 / args.side))
+    return [
+        framed(clean[0], scale=scale),
+        framed(grey, scale=scale),
+        framed(cutout(clean, regions=plain)[0], plain, scale),
+        framed(keep(clean, heat, regions=kept)[0], kept, scale),
+        framed(strong[0], scale=scale),
+        framed(paste(clean, strong, regions=pasted)[0], pasted, scale),
+    ]
+
+
+def draw(rows: list[list[Image.Image]], output: Path) -> Path:
+    width, height, gap, title = rows[0][0].width, rows[0][0].height, 6, 22
+    sheet = Image.new("RGB", (len(TITLES) * (width + gap) + gap, title + len(rows) * (height + gap) + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, name in enumerate(TITLES):
+        pen.text((gap + column * (width + gap), 5), name, fill="black")
+        for row, pictures in enumerate(rows):
+            sheet.paste(pictures[column], (gap + column * (width + gap), title + row * (height + gap)))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(output)
+    return output
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        network, mean, std = load_network(args)
+        rows = [panels(path, args, network, mean, std) for path in args.image]
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(draw(rows, args.output))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
