@@ -49,7 +49,7 @@ def cut(images: Tensor, regions: Regions, fill: float | Sequence[float] | Tensor
     _check(images, regions, "images")
     mask = _mask(images, regions)
     if isinstance(fill, int | float):
-        return images.masked_fill(mask, fill)
+        return _like(images.masked_fill(mask, fill), images)
     if not isinstance(fill, Tensor):
         fill = torch.tensor(fill, dtype=images.dtype, device=images.device)
     if fill.ndim == 1:

@@ -136,11 +136,11 @@ def saliency_map(
                     "the logits do not depend on the images by a gradient; the forward pass must not detach them"
                 )
             (gradient,) = torch.autograd.grad(target, pixels)
-    heat = gradient.abs().amax(dim=1).float()
-    if heat.shape[1:] != (height, width):
-        options = {"align_corners": False} if upsample == "bilinear" else {}
-        heat = F.interpolate(heat[:, None], size=(height, width), mode=upsample, **options)[:, 0]
-    return heat
+        heat = gradient.abs().amax(dim=1).float()
+        if heat.shape[1:] != (height, width):
+            options = {"align_corners": False} if upsample == "bilinear" else {}
+            heat = F.interpolate(heat[:, None], size=(height, width), mode=upsample, **options)[:, 0]
+        return heat
 
 
 def _resize_bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,8 +19,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from keepaug import Cutout, KeepCutout, KeepPaste, Regions, TwoViews, rand_augment, saliency_map
 from keepaug.data.batch_transforms import normalise
-from keepaug.data.images import decode
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from keepaug.data.images import decode
 from keepaug.models.networks import ARCHITECTURES, build_network
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.seeds import make_generator
@@ -36,11 +36,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image", type=Path, nargs="+", required=True, help="one or more images")
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--weights", type=Path, help="weights.pt of tools/train_classifier.py")
-    weights.add_argument("--torchvision", type=Path, metavar="W", help="torchvision state dict of a ResNet; see --arch")
+    weights.add_argument(
+        "--torchvision", type=Path, metavar="W", help="torchvision state dict of a ResNet; see --arch"
+    )
     add("--arch", choices=tuple(ARCHITECTURES), default="resnet50", help="with --torchvision")
     add("--output", type=Path, default=Path("regions.png"), help="the picture")
     add("--side", type=int, default=224, help="images are resized to this square for the network")
-    add("--size", type=int, default=0, help="side of the regions; default: side * 40 / 224, as the paper's for ImageNet")
+    add(
+        "--size",
+        type=int,
+        default=0,
+        help="side of the regions; default: side * 40 / 224, as the paper's for ImageNet",
+    )
     add("--tau", type=float, default=0.6, help="quantile")
     add("--label", type=int, help="class whose logit counts; default: the largest logit")
     add("--magnitude", type=int, default=15, help="of RandAugment")
@@ -52,7 +59,9 @@ def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[fl
     if args.weights is not None:
         content = read_weights_only(args.weights)
         if not isinstance(content, dict) or "arch" not in content:
-            raise ValueError(f"{args.weights} was not written by tools/train_classifier.py; use --torchvision and --arch")
+            raise ValueError(
+                f"{args.weights} was not written by tools/train_classifier.py; use --torchvision and --arch"
+            )
         network = build_network(content["arch"], content["num_classes"], stem=content["stem"])
         network.load_state_dict(content["state_dict"])
         return network, content["mean"], content["std"]
@@ -63,7 +72,9 @@ def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[fl
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{args.torchvision} is no {args.arch}; choose --arch ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{args.torchvision} is no {args.arch}; choose --arch ({str(error).splitlines()[0]})"
+        ) from error
     return network, IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -72,11 +83,15 @@ def framed(image: torch.Tensor, regions: Regions | None = None, scale: int = 1) 
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     if regions is not None:
         top, left, height, width = (int(part[0]) * scale for part in regions)
-        ImageDraw.Draw(picture).rectangle((left, top, left + width - 1, top + height - 1), outline="white", width=2)
+        ImageDraw.Draw(picture).rectangle(
+            (left, top, left + width - 1, top + height - 1), outline="white", width=2
+        )
     return picture
 
 
-def panels(path: Path, args: argparse.Namespace, network: torch.nn.Module, mean: object, std: object) -> list[Image.Image]:
+def panels(
+    path: Path, args: argparse.Namespace, network: torch.nn.Module, mean: object, std: object
+) -> list[Image.Image]:
     image = decode(path).resize((args.side, args.side), Image.Resampling.BICUBIC)
     clean, strong = (
         pil_to_tensor(view)[None].float()
@@ -109,7 +124,9 @@ def panels(path: Path, args: argparse.Namespace, network: torch.nn.Module, mean:
 
 def draw(rows: list[list[Image.Image]], output: Path) -> Path:
     width, height, gap, title = rows[0][0].width, rows[0][0].height, 6, 22
-    sheet = Image.new("RGB", (len(TITLES) * (width + gap) + gap, title + len(rows) * (height + gap) + gap), "white")
+    sheet = Image.new(
+        "RGB", (len(TITLES) * (width + gap) + gap, title + len(rows) * (height + gap) + gap), "white"
+    )
     pen = ImageDraw.Draw(sheet)
     for column, name in enumerate(TITLES):
         pen.text((gap + column * (width + gap), 5), name, fill="black")

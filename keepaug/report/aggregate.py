@@ -50,7 +50,7 @@ class Group:
         return [result["metrics"][metric] for result in self.results if metric in result["metrics"]]
 
     def cell(self, metric: str) -> str:
-        """ "mean ± sample standard deviation (number of seeds)", one seed without spread."""
+        """Mean ± sample standard deviation (number of seeds); one seed without spread."""
         return formatted(self.values(metric))
 
 

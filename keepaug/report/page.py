@@ -105,8 +105,9 @@ def _own_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list
                 _label(group),
                 f"{first['dataset']['name']} ({sizes})",
                 *[group.cell(metric) for metric in metrics],
+                f"{minutes:.1f} min",
+                _marks(group),
             ]
-            + [f"{minutes:.1f} min", _marks(group)]
         )
     return ["run", "data", *[f"{metric} (%)" for metric in metrics], "time", "status"], rows
 

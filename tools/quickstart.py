@@ -1,0 +1,210 @@
+"""The whole job on data drawn by the program: backbones, conversion, detectors, what the augmentations destroy, report.
+
+    python tools/quickstart.py --output quickstart
+
+Every stage leaves its result in the output folder; called again, finished stages are not repeated and interrupted ones
+go on where they stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from keepaug.data.synthetic import write_classification, write_detection
+from keepaug.report import write_report
+from keepaug.report.fidelity import measure
+from keepaug.runs.result import FILE_NAME
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("none", "cutmix", "keep_cutmix")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is drawn and trained; the small one is for tests."""
+
+    num_train: int
+    num_val: int
+    num_detection: int
+    num_detection_val: int
+    backbone: tuple[str, ...] = ()
+    detector: tuple[str, ...] = ()
+
+
+FULL = Scale(1200, 300, 160, 60)
+SHRUNK = Scale(64, 32, 8, 4, ("epochs=1", "max_steps=2"), ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"))
+
+
+class StageError(RuntimeError):
+    """A stage failed; its log says why."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The stages, in the order they run."""
+
+    output: Path
+    scale: Scale
+    jobs: int
+
+    @property
+    def classes(self) -> Path:
+        """Where the classification images are."""
+        return self.output / "data" / "classes"
+
+    @property
+    def objects(self) -> Path:
+        """Where the detection images are."""
+        return self.output / "data" / "objects"
+
+    def stages(self) -> list[tuple[str, Callable[[], None]]]:
+        """Title and action of each stage."""
+        return [
+            ("draw the datasets", self.draw),
+            (f"train {len(METHODS)} backbones ({', '.join(METHODS)})", self.train_backbones),
+            ("convert them to Detectron2's format and verify the features", self.convert),
+            ("measure what the augmentations destroy", self.measure),
+            ("train a detector from each backbone (torchvision engine)", self.train_detectors),
+            ("write the report", self.report),
+        ]
+
+    def draw(self) -> None:
+        """Classification as an image folder, detection as COCO."""
+        look = {"num_classes": 4, "colour_cue": 0.8, "noise": 0.03}
+        write_classification(
+            self.classes,
+            num_train=self.scale.num_train,
+            num_val=self.scale.num_val,
+            object_share=(0.3, 0.42),
+            **look,  # type: ignore[arg-type]
+        )
+        write_detection(
+            self.objects,
+            num_train=self.scale.num_detection,
+            num_val=self.scale.num_detection_val,
+            objects=(1, 3),
+            object_sides=(30.0, 46.0),
+            **look,  # type: ignore[arg-type]
+        )
+
+    def train_backbones(self) -> None:
+        """One run folder for each method."""
+        self._run_all({f"backbones/{method}": self._backbone(method) for method in METHODS})
+
+    def _backbone(self, method: str) -> list[str]:
+        return [
+            str(ROOT / "tools" / "train_classifier.py"),
+            *("--config", str(ROOT / "configs" / "quickstart" / "backbone.yaml")),
+            *("--output", str(self.output / "backbones" / method), "--resume"),
+            *(f"root={self.classes}", f"method={method}", "name=quickstart-backbone", *self.scale.backbone),
+        ]
+
+    def convert(self) -> None:
+        """weights.pt to backbone.pth with its sidecar."""
+        for method in METHODS:
+            folder = self.output / "backbones" / method
+            command = [
+                str(ROOT / "tools" / "convert_backbone.py"),
+                *("--weights", str(folder / "weights.pt"), "--output", str(folder / "backbone.pth")),
+                *("--verify", "--report"),
+            ]
+            self._run(f"convert {method}", command, folder / "convert.log", show=True)
+
+    def measure(self) -> None:
+        """Destruction rates with the saliency of the plainly trained backbone, which no method has an advantage in."""
+        measure(self.output / "backbones" / "none" / "weights.pt", self.classes, self.output / "fidelity")
+
+    def train_detectors(self) -> None:
+        """One run folder for each backbone."""
+        self._run_all({f"detectors/{method}": self._detector(method) for method in METHODS})
+
+    def _detector(self, method: str) -> list[str]:
+        folder = self.output / "detectors" / method
+        return [
+            str(ROOT / "tools" / "train_detector.py"),
+            *("--config-file", str(ROOT / "configs" / "quickstart" / "detector.yaml")),
+            *("--engine", "torchvision", "--data-root", str(self.objects), "--draw", "6", "--resume"),
+            *("MODEL.WEIGHTS", str(self.output / "backbones" / method / "backbone.pth")),
+            *("OUTPUT_DIR", str(folder), *self.scale.detector),
+        ]
+
+    def report(self) -> None:
+        """Markdown and HTML."""
+        for path in write_report(self.output, self.output, title="KeepAugment quickstart"):
+            print(f"  {path}", flush=True)
+
+    def _run_all(self, commands: dict[str, list[str]]) -> None:
+        """Several runs beside each other, one thread each; finished ones are not repeated."""
+
+        def one(item: tuple[str, list[str]]) -> None:
+            name, command = item
+            folder = self.output / name
+            if (folder / FILE_NAME).is_file():
+                print(f"  {name}: done before", flush=True)
+                return
+            self._run(name, command, folder.with_name(f"{folder.name}.log"))
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(one, commands.items()))
+
+    def _run(self, name: str, command: list[str], log: Path, *, show: bool = False) -> None:
+        started = time.monotonic()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with log.open("w") as file:
+            done = subprocess.run(
+                [sys.executable, *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                check=False,
+            )
+        text = log.read_text()
+        if done.returncode:
+            raise StageError(
+                f"{name} failed (exit code {done.returncode}); the end of {log}:\n{text[-2000:]}"
+            )
+        lines = text.replace("\r", "\n").strip().splitlines()
+        if show:
+            print("\n".join(f"  {line}" for line in lines if "->" in line or "verified" in line), flush=True)
+        print(f"  {name}: done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder for everything")
+    parser.add_argument(
+        "--jobs", type=int, default=min(3, os.cpu_count() or 1), help="runs beside each other"
+    )
+    parser.add_argument("--shrink", action="store_true", help="a few images and steps: does it run?")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    work = Quickstart(args.output.resolve(), SHRUNK if args.shrink else FULL, args.jobs)
+    stages, started = work.stages(), time.monotonic()
+    for number, (title, action) in enumerate(stages, start=1):
+        print(f"[{number}/{len(stages)}, {time.monotonic() - started:.0f} s] {title}", flush=True)
+        try:
+            action()
+        except (StageError, ValueError, FileNotFoundError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    print(f"finished in {time.monotonic() - started:.0f} s: open {work.output / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
