@@ -89,7 +89,10 @@ def compare_loaded(model: Mapping[str, torch.Tensor], file: Mapping[str, torch.T
         model: the detector's `state_dict`.
         file: keys of a detector (`backbone.bottom_up.res2...`) or of a bare backbone (`res2...`).
     """
-    loaded, unequal, missing, used = [], [], [], set()
+    loaded: list[str] = []
+    unequal: list[str] = []
+    missing: list[str] = []
+    used: set[str] = set()
     for key, value in model.items():
         if key.endswith(_NOT_WEIGHTS):
             continue

@@ -381,15 +381,15 @@ def _check_weights(job: Job, cfg: CfgNode) -> list[str]:
             f"MODEL.WEIGHTS: there is no file {weights}; python tools/convert_backbone.py --weights CLASSIFIER "
             f"--output {weights} makes it"
         )
-    if not job.eval_only:
-        check_weights_against_config(weights, cfg)
-        if model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME == "Res5ROIHeads":
-            if model.RESNETS.DEPTH in (18, 34):
-                raise ConfigError(
-                    f"MODEL.WEIGHTS cannot be used for a C4 detector with MODEL.RESNETS.DEPTH {model.RESNETS.DEPTH}: "
-                    "its head is a res5 of bottleneck blocks, which ResNet-18 and 34 do not have; take depth 50 or FPN"
-                )
-    return []
+    if job.eval_only:
+        return []
+    c4 = model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME == "Res5ROIHeads"
+    if c4 and model.RESNETS.DEPTH in (18, 34):
+        raise ConfigError(
+            f"MODEL.WEIGHTS cannot be used for a C4 detector with MODEL.RESNETS.DEPTH {model.RESNETS.DEPTH}: "
+            "its head is a res5 of bottleneck blocks, which ResNet-18 and 34 do not have; take depth 50 or FPN"
+        )
+    return check_weights_against_config(weights, cfg)
 
 
 def _has_coco_classes(dataset: CocoDataset) -> bool:

@@ -28,6 +28,9 @@ class Detector(nn.Module):
         backbone: its feature maps.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, cfg: Any, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone

@@ -206,11 +206,11 @@ class DetectronRoIHeads(RoIHeads):
         if stage is not None:
             head = Res5Head(stage)
         else:
-            head = TwoMLPHead(channels * box.POOLER_RESOLUTION**2, box.FC_DIM)
-            for layer in (head.fc6, head.fc7):
+            layers = TwoMLPHead(channels * box.POOLER_RESOLUTION**2, box.FC_DIM)
+            for layer in (layers.fc6, layers.fc7):
                 nn.init.kaiming_uniform_(layer.weight, a=1)
                 nn.init.zeros_(layer.bias)
-            channels = box.FC_DIM
+            head, channels = layers, box.FC_DIM
         super().__init__(
             pooler,
             head,

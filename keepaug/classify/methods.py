@@ -139,15 +139,10 @@ def compute_saliency(
     """
     scale = 0.5 if mode.startswith("low_resolution") else 1.0
     if mode in ("early_head", "low_resolution_early"):
-        if forward_early is None and not isinstance(model, EarlyHeadNetwork):
+        forward = model.forward_early if isinstance(model, EarlyHeadNetwork) else forward_early
+        if forward is None:
             raise ValueError(
                 f"saliency {mode} needs a network with an early head, got {type(model).__name__}"
             )
-        return saliency_map(
-            model,
-            images,
-            labels,
-            forward=forward_early or model.forward_early,
-            scale=scale,  # type: ignore[arg-type]
-        )
+        return saliency_map(model, images, labels, forward=forward_early or forward, scale=scale)
     return saliency_map(model, images, labels, scale=scale)
