@@ -1,0 +1,199 @@
+"""Datasets and the loader: formats, exact resumption, independence of workers and processes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from keepaug.data.batch_transforms import lighting, normalise, random_crop_flip
+from keepaug.data.cifar import load_cifar10
+from keepaug.data.folder import open_folder
+from keepaug.data.identity import describe_files, describe_tensors
+from keepaug.data.imagenet import train_geometry
+from keepaug.data.images import FileImages, MemoryImages, decode_all
+from keepaug.data.loader import make_loader
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, number in (("train", 3), ("val", 2)):
+        for index, name in enumerate(("ant", "bee")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for n in range(number):
+                pixels = np.random.default_rng(10 * index + n).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{n}.png")
+    return tmp_path
+
+
+def memory(num: int = 23, **options) -> MemoryImages:
+    images = torch.randint(
+        0, 256, (num, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return MemoryImages(images, torch.arange(num) % 3, ["a", "b", "c"], **options)
+
+
+def epochs(loader, number: int) -> list:
+    return [batch for _ in range(number) for batch in loader]
+
+
+def same(first, second) -> bool:
+    return all((a is None and b is None) or torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 6, 9])
+def test_resumes_exactly_at_any_batch(stop: int) -> None:
+    whole = epochs(make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True), 2)
+    loader = make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True)
+    taken = 0
+    state = None
+    while state is None:
+        for _ in loader:
+            taken += 1
+            if taken == stop:
+                state = loader.state_dict()
+                break
+    fresh = make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True)
+    fresh.load_state_dict(state)
+    rest = []
+    while fresh.epoch < 2:
+        rest += list(fresh)
+    assert len(rest) == 10 - stop
+    assert all(same(a, b) for a, b in zip(rest, whole[stop:], strict=True))
+
+
+def test_every_image_once_per_epoch_in_a_new_order() -> None:
+    loader = make_loader(memory(), 5, seed=1, shuffle=True)
+    first, second = (torch.cat([batch.indices for batch in loader]) for _ in range(2))
+    assert torch.equal(first.sort().values, torch.arange(23))
+    assert not torch.equal(first, second)
+
+
+def test_workers_and_processes_change_nothing(folder: Path) -> None:
+    (paths, labels), _, classes = open_folder(folder)
+    images = FileImages(paths, labels, classes, geometry=train_geometry(16), policy=train_geometry(16))
+    alone = epochs(make_loader(images, 4, seed=3, shuffle=True), 1)
+    workers = epochs(make_loader(images, 4, seed=3, shuffle=True, num_workers=2), 1)
+    assert all(same(a, b) for a, b in zip(alone, workers, strict=True))
+    parts = [
+        epochs(make_loader(images, 4, seed=3, shuffle=True, rank=rank, world_size=2), 1) for rank in range(2)
+    ]
+    for batch, even, odd in zip(alone, *parts, strict=True):
+        assert torch.equal(batch.images[0::2], even.images)
+        assert torch.equal(batch.images[1::2], odd.images)
+
+
+def test_other_data_cannot_be_resumed() -> None:
+    state = make_loader(memory(23), 4).state_dict()
+    with pytest.raises(ValueError, match="23 images in batches of 4; now there are 22"):
+        make_loader(memory(22), 4).load_state_dict(state)
+    with pytest.raises(ValueError, match="no batch would be left"):
+        make_loader(memory(3), 4, drop_last=True)
+
+
+def test_crop_and_flip_against_loops() -> None:
+    images = torch.randint(0, 256, (50, 3, 6, 7), dtype=torch.uint8)
+    seeds = torch.randint(2**62, (50,))
+    out = random_crop_flip(images, seeds, padding=2)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    flips = 0
+    for index in range(50):
+        top, left, flip = int(seeds[index] % 5), int(seeds[index] // 5 % 5), int(seeds[index] // 25 % 2)
+        wanted = padded[index, :, top : top + 6, left : left + 7]
+        assert torch.equal(out[index], wanted.flip(2) if flip else wanted)
+        flips += flip
+    assert 10 < flips < 40
+
+
+def test_normalise_and_lighting() -> None:
+    images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
+    wanted = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(
+        std
+    ).double().view(3, 1, 1)
+    torch.testing.assert_close(normalise(images, mean, std), wanted.float(), rtol=1e-5, atol=1e-5)
+    noisy = lighting(wanted.float(), std, generator=torch.Generator().manual_seed(0)) - wanted.float()
+    assert (noisy - noisy[:, :, :1, :1]).abs().max() < 1e-5  # one shift per image and channel
+    assert len(noisy[:, 0, 0, 0].unique()) == 4
+
+
+def test_strong_view_shares_crop_and_flip() -> None:
+    data = memory(8, padding=3, flip=True, policy=lambda image: 255 - image)
+    batch = data.load(torch.arange(8), torch.randint(2**62, (8,)))
+    assert torch.equal(255 - batch.images, batch.strong)
+
+
+def test_cifar_from_archive_and_from_folder(tmp_path: Path, folder: Path) -> None:
+    batches = tmp_path / "c" / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    every = []
+    for name in [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]:
+        data = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+        every.append(data)
+        with (batches / name).open("wb") as file:
+            pickle.dump({"data": data, "labels": [0, 1, 2, 9]}, file)
+    (train, labels), (test, _), classes = load_cifar10(tmp_path / "c")
+    assert train.shape == (20, 3, 32, 32)
+    assert np.array_equal(train[:4].numpy().reshape(4, -1), every[0])
+    assert np.array_equal(test.numpy().reshape(4, -1), every[5])
+    assert labels.tolist() == [0, 1, 2, 9] * 5
+    assert classes[0] == "airplane"
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    with (batches / "data_batch_1").open("wb") as file:
+        pickle.dump(Evil(), file)
+    with pytest.raises(ValueError, match=r"data_batch_1 is not a batch.*builtins\.print"):
+        load_cifar10(tmp_path / "c")
+    with pytest.raises(FileNotFoundError, match="no CIFAR-10 in"):
+        load_cifar10(tmp_path / "nowhere")
+
+
+@pytest.mark.data
+def test_real_cifar_folder(data_root: Path) -> None:
+    (train, labels), (test, _), classes = load_cifar10(data_root / "cifar10")
+    assert train.shape == (50_000, 3, 32, 32)
+    assert test.shape == (10_000, 3, 32, 32)
+    assert len(classes) == 10
+    assert labels.bincount().tolist() == [5000] * 10
+
+
+def test_folder_errors(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        open_folder(tmp_path / "nothing")
+    (folder / "train" / "cow").mkdir()
+    with pytest.raises(ValueError, match="cow has no images"):
+        open_folder(folder)
+    Image.new("RGB", (9, 9)).save(folder / "train" / "cow" / "a.png")
+    with pytest.raises(ValueError, match="only in one: cow"):
+        open_folder(folder)
+    with pytest.raises(ValueError, match="must have one size"):
+        decode_all([folder / "train" / "cow" / "a.png", folder / "train" / "ant" / "0.png"], "x")
+    broken = folder / "train" / "ant" / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image"):
+        decode_all([broken], "x")
+
+
+def test_identity_depends_on_the_data(folder: Path) -> None:
+    data = memory()
+    first = describe_tensors("a", {"train": (data.images, data.labels)})
+    changed = data.images.clone()
+    changed[0, 0, 0, 0] += 1
+    assert first["sizes"] == {"train": 23}
+    assert first["checksum"] != describe_tensors("a", {"train": (changed, data.labels)})["checksum"]
+    (paths, _), _, _ = open_folder(folder)
+    assert describe_files("f", folder, {"train": paths}) == describe_files(
+        "f", folder, {"train": list(paths)}
+    )
+    assert (
+        describe_files("f", folder, {"train": paths})["checksum"]
+        != describe_files("f", folder, {"train": paths[1:]})["checksum"]
+    )
