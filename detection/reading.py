@@ -55,7 +55,8 @@ def read_file(path: str | Path) -> Any:
         raise FileNotFoundError(f"no weights file {path}")
     if path.stat().st_size == 0:
         raise WeightsError(f"{path} is empty (0 bytes); download or save it again")
-    head = path.read_bytes()[:200] if path.stat().st_size < 200 else path.open("rb").read(200)
+    with path.open("rb") as file:
+        head = file.read(200)
     if head.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a Git LFS pointer, not the file: git lfs pull")
     if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
