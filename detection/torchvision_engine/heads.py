@@ -187,6 +187,8 @@ def _predictor(channels: int, num_classes: int) -> FastRCNNPredictor:
     nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
     for layer in (predictor.cls_score, predictor.bbox_pred):
         nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        predictor.bbox_pred.weight[:4] = 0  # the background has no box; Detectron2 has no such rows
     return predictor
 
 

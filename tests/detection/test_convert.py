@@ -105,7 +105,7 @@ def test_safetensors_ema_and_half(r18, saved, tmp_path: Path) -> None:
     assert equal(converted(convert(tmp_path / "w.safetensors", tmp_path / "a.pth").output), expected(r18))
     averaged = {key: value + 1 for key, value in r18.items()}
     both = saved({"state_dict": r18, "state_dict_ema": averaged})
-    with pytest.raises(WeightsError, match="several sets of weights.*--key"):
+    with pytest.raises(WeightsError, match=r"several sets of weights.*--key"):
         convert(both, tmp_path / "b.pth")
     assert equal(
         converted(convert(both, tmp_path / "b.pth", key="state_dict_ema").output), expected(averaged)
@@ -160,7 +160,7 @@ def test_timm_resnet(saved, tmp_path: Path) -> None:
     state = randomised(timm.create_model("resnet18", num_classes=3))
     assert equal(converted(convert(saved(state), tmp_path / "out.pth").output), expected(state))
     for name in ("resnet18d", "seresnet18"):
-        with pytest.raises(ValueError, match="ResNet-C, -D|attention in the blocks"):
+        with pytest.raises(ValueError, match=r"ResNet-C, -D|attention in the blocks"):
             convert(saved(randomised(timm.create_model(name, num_classes=3))), tmp_path / "no.pth")
 
 
