@@ -473,6 +473,11 @@ def _draw(job: Job, val: CocoDataset, results: list[dict[str, Any]], folder: Pat
         print(f"picture: {path}", flush=True)
 
 
+def _pictures(output: Path) -> dict[str, str]:
+    found = sorted((output / "pictures").glob("predictions_*.png"))
+    return {path.stem: path.relative_to(output).as_posix() for path in found}
+
+
 def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) -> None:
     cfg = prepared.cfg
     output = Path(cfg.OUTPUT_DIR)
@@ -489,7 +494,7 @@ def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) 
         shortened=prepared.shortened,
         engine=prepared.engine,
         wall_time_s=seconds,
-        artifacts={"results": RESULTS_FILE, "evaluation": "evaluation.json"},
+        artifacts={"results": RESULTS_FILE, "evaluation": "evaluation.json", **_pictures(output)},
         extra={
             "per_class_AP": metrics.per_class,
             "undefined": [name for name, value in metrics.stats.items() if value is None],

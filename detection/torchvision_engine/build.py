@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
 from detection.torchvision_engine.backbone import Backbone, build_resnet, stage_channels
-from detection.torchvision_engine.heads import (
-    DetectronRetinaNetHead,
-    DetectronRoIHeads,
-    DetectronRPN,
-    Targets,
-)
+from detection.torchvision_engine.boxes import Targets
+from detection.torchvision_engine.retinanet_head import DetectronRetinaNetHead
+from detection.torchvision_engine.roi_heads import DetectronRoIHeads
+from detection.torchvision_engine.rpn import DetectronRPN
+
+_DETECTRON2_NAMES = {"loss_objectness": "loss_rpn_cls", "loss_rpn_box_reg": "loss_rpn_loc"}
 
 __all__ = ["Detector", "FasterRCNN", "RetinaNet", "build_model"]
 
@@ -83,7 +83,8 @@ class FasterRCNN(Detector):
         features = self.backbone(batch.tensors)
         proposals, rpn_losses = self.rpn(batch, {name: features[name] for name in self.rpn.names}, targets)
         detections, losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
-        return detections, {**losses, **rpn_losses}
+        named = {_DETECTRON2_NAMES[name]: value for name, value in rpn_losses.items()}
+        return detections, {**losses, **named}
 
     def losses(self, images: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Of RPN and RoI heads."""

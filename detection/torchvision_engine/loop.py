@@ -31,7 +31,8 @@ _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.SGD:
     """SGD with Detectron2's groups: no weight decay on norms, its own factors for biases."""
-    solver, groups = cfg.SOLVER, []
+    solver = cfg.SOLVER
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
@@ -39,29 +40,40 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.SGD:
             rate, decay = 1.0, solver.WEIGHT_DECAY
             if isinstance(module, _NORMS):
                 decay = solver.WEIGHT_DECAY_NORM
-            elif name == "bias":
+            if name == "bias":
                 rate = solver.BIAS_LR_FACTOR
                 decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
-            groups.append({"params": [parameter], "weight_decay": decay, "factor": rate})
-    return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+            groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.SGD(
+        [
+            {"params": parameters, "weight_decay": decay, "factor": rate}
+            for (rate, decay), parameters in groups.items()
+        ],
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+    )
 
 
 def learning_rate(cfg: Any, iteration: int) -> float:
     """Detectron2's warm-up, then steps or cosine."""
     solver = cfg.SOLVER
-    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
-        rate = solver.BASE_LR * 0.5 * (1 + math.cos(math.pi * iteration / solver.MAX_ITER))
-        base = 0.5 * (1 + math.cos(math.pi * min(solver.WARMUP_ITERS, solver.MAX_ITER) / solver.MAX_ITER))
-    else:
-        rate = solver.BASE_LR * solver.GAMMA ** sum(iteration >= step for step in solver.STEPS)
-        base = solver.GAMMA ** sum(step <= solver.WARMUP_ITERS for step in solver.STEPS)
-    if iteration >= solver.WARMUP_ITERS:
-        return float(rate)
+
+    def multiplier(step: float) -> float:
+        if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+            end = solver.BASE_LR_END / solver.BASE_LR
+            return float(end + 0.5 * (1 - end) * (1 + math.cos(math.pi * step / solver.MAX_ITER)))
+        return float(solver.GAMMA ** sum(milestone <= step for milestone in solver.STEPS))
+
+    length = min(solver.WARMUP_ITERS, solver.MAX_ITER)
+    if iteration >= length:
+        return float(solver.BASE_LR * multiplier(iteration))
+    start = solver.WARMUP_FACTOR * multiplier(0)
     if solver.WARMUP_METHOD == "constant":
-        return float(solver.BASE_LR * solver.WARMUP_FACTOR)
-    # A straight line from WARMUP_FACTOR to what the schedule says where the warm-up ends.
-    share = iteration / solver.WARMUP_ITERS
-    return float(solver.BASE_LR * (solver.WARMUP_FACTOR * (1 - share) + base * share))
+        return float(solver.BASE_LR * start)
+    # A straight line to what the schedule says where the warm-up ends.
+    share = iteration / length
+    return float(solver.BASE_LR * (start * (1 - share) + multiplier(length) * share))
 
 
 def last_checkpoint(output: str | Path) -> Path | None:

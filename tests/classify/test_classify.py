@@ -1,0 +1,284 @@
+"""The classifier loop: methods do what they say, runs resume exactly, the early head learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from keepaug.classify import METHODS, SALIENCY, ClassifyConfig, build_method, train
+from keepaug.classify.config import check
+from keepaug.classify.datasets import _limit, open_datasets
+from keepaug.classify.loop import _is_shortened, _loss, learning_rate
+from keepaug.classify.methods import compute_saliency
+from keepaug.data.synthetic import covered_share, write_classification
+from keepaug.models import EarlyHeadNetwork, build_network
+from keepaug.runs.config import ConfigError, load_config
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "epochs=1",
+    "max_steps=2",
+    "batch_size=4",
+    "limit_train=12",
+    "limit_val=6",
+    "size=10",
+    "tensorboard=false",
+    "lr=0.01",
+]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("classes") / "drawn"
+    return write_classification(root, num_train=24, num_val=8, num_classes=2, size=(32, 32), colour_cue=0.8)
+
+
+def config(root: Path, *more: str) -> ClassifyConfig:
+    return load_config(ClassifyConfig, None, [f"root={root}", *TINY, *more])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_records_itself(method: str, drawn: Path, tmp_path: Path) -> None:
+    metrics = train(config(drawn, f"method={method}", "saliency=low_resolution"), tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["metrics"] == metrics
+    assert result["synthetic"] is True
+    assert result["shortened"] is True
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert weights["method"] == method
+    network = build_network("resnet18", 2)
+    network.load_state_dict(weights["state_dict"])
+    assert (tmp_path / "augmented.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("saliency", SALIENCY)
+@pytest.mark.parametrize("method", ["keep_cutout", "keep_cutmix", "keep_rand_augment"])
+def test_every_saliency_mode(method: str, saliency: str, drawn: Path, tmp_path: Path) -> None:
+    train(config(drawn, f"method={method}", f"saliency={saliency}", "pictures=false"), tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    assert any(key.startswith("head.") for key in state) == ("early" in saliency)
+
+
+@pytest.mark.parametrize("pair", ["cutout", "random_erasing", "cutmix"])
+def test_keep_spares_what_is_important(pair: str) -> None:
+    """A map with one hot square: the plain method covers it, the Keep version hardly ever."""
+    images = torch.randn(400, 3, 48, 48)
+    heat = torch.zeros(400, 48, 48)
+    heat[:, 20:28, 4:12] = 1
+    boxes = torch.tensor([[20, 4, 8, 8]]).expand(400, 4)
+    lost = {}
+    for method in (pair, f"keep_{pair}"):
+        settings = load_config(
+            ClassifyConfig, None, [f"method={method}", "placement=inside", "alpha=4", "size=20"]
+        )
+        seen = []
+        step = build_method(settings).step
+        augment = next(
+            cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "sample")
+        )
+        for seed in range(3):
+            regions = augment.sample(images, heat, generator=torch.Generator().manual_seed(seed))
+            seen.append((covered_share(regions, boxes) >= 0.5).double().mean())
+        lost[method] = float(sum(seen) / 3)
+    assert lost[pair] > 0.05
+    assert lost[f"keep_{pair}"] < (0.9 if pair == "cutmix" else 0.5) * lost[pair], (
+        lost
+    )  # CutMix's boxes are often half the image
+
+
+def test_early_head_learns_with_its_weight() -> None:
+    torch.manual_seed(0)
+    early = EarlyHeadNetwork(build_network("resnet18", 3)).train()
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    gradients = {}
+    for weight in (0.3, 0.6):
+        early.zero_grad()
+        settings = load_config(ClassifyConfig, None, [f"early_weight={weight}"])
+        _loss(early(images), labels, settings).backward()
+        gradients[weight] = early.head.weight.grad.clone()
+    torch.testing.assert_close(gradients[0.6], 2 * gradients[0.3])
+    assert gradients[0.3].abs().sum() > 0
+    assert early.network.fc.weight.grad.abs().sum() > 0
+
+
+def test_saliency_modes_differ_as_they_should() -> None:
+    early = EarlyHeadNetwork(build_network("resnet18", 3))
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    maps = [compute_saliency(early, images, labels, mode) for mode in SALIENCY]
+    for first in range(4):
+        assert maps[first].shape == (2, 32, 32)
+        for second in range(first):
+            assert not torch.allclose(maps[first], maps[second])
+    with pytest.raises(ValueError, match="needs a network with an early head"):
+        compute_saliency(early.network, images, labels, "early_head")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "weights.pt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["keep_cutmix", "keep_rand_augment"])
+def test_killed_and_resumed_is_uninterrupted(method: str, drawn: Path, tmp_path: Path) -> None:
+    options = [
+        f"root={drawn}",
+        *TINY,
+        f"method={method}",
+        "max_steps=7",
+        "epochs=9",
+        "checkpoint_every=1",
+        "pictures=false",
+        "log_every=1",
+        "ema=0.9",
+    ]
+    command = [sys.executable, str(ROOT / "tools" / "train_classifier.py"), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "--output", str(whole)], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "--output", str(killed)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    metrics = killed / "metrics.jsonl"
+    while time.monotonic() < deadline and not (
+        metrics.is_file() and len(metrics.read_text().splitlines()) >= 3
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+    done = subprocess.run(
+        [*command, "--output", str(killed), "--resume"],
+        check=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "resuming at step" in done.stdout
+    first, second = weights(whole), weights(killed)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (whole / "metrics.jsonl").read_text() == metrics.read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_batch(drawn: Path, tmp_path: Path) -> None:
+    """torchrun with two processes: both end with the same weights, close to those of one process."""
+    options = [
+        f"root={drawn}",
+        *TINY,
+        "method=keep_cutout",
+        "pictures=false",
+        "p=0",
+        "flip=false",
+        "padding=0",
+        "lr=0.001",
+        "stem=cifar",
+        "batch_size=8",
+    ]
+    tool = str(ROOT / "tools" / "train_classifier.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*torchrun, tool, *options, "--output", str(tmp_path / "two")],
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    subprocess.run(
+        [sys.executable, tool, *options, "--output", str(tmp_path / "one")],
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert result["extra"]["world_size"] == 2
+    moved = max(float((one[key] - two[key]).abs().max()) for key in one if key.endswith("weight"))
+    assert moved < 0.02  # BatchNorm sees half of the batch in each process: close, not equal
+
+
+def test_resume_refuses_another_run(drawn: Path, tmp_path: Path) -> None:
+    train(config(drawn, "pictures=false"), tmp_path)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config(drawn, "pictures=false"), tmp_path)
+    with pytest.raises(ConfigError, match=r"lr \(was 0.01, is 0.5\)"):
+        train(config(drawn, "pictures=false", "lr=0.5"), tmp_path, resume=True)
+
+
+def test_learning_rate() -> None:
+    cosine = load_config(ClassifyConfig, None, ["epochs=10", "lr=0.4"])
+    assert [round(learning_rate(cosine, step, 10), 4) for step in (0, 50, 100)] == [0.4, 0.2, 0.0]
+    steps = load_config(
+        ClassifyConfig,
+        None,
+        ["epochs=10", "lr=0.4", "schedule=multistep", "milestones=[3, 6]", "warmup_epochs=1"],
+    )
+    found = [learning_rate(steps, step, 10) for step in (0, 9, 10, 29, 30, 60)]
+    assert found == pytest.approx([0.04, 0.4, 0.4, 0.4, 0.04, 0.004])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "classify").glob("*.yaml")), ids=lambda p: p.stem)
+def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:
+    settings = load_config(ClassifyConfig, path, ["root=x"])
+    check(settings)
+    assert settings != load_config(ClassifyConfig, None, ["root=x"])
+    assert not _is_shortened(settings)
+    header = path.read_text().split("\n_base_")[0]
+    for word in ("tools/train_classifier.py --config", "Time:", "Expected"):
+        assert word in header
+
+
+def test_limit_takes_every_class() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 5 + [2] * 5)
+    assert labels[_limit(15, 6, labels)].bincount().tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["root=''"], "root is empty"),
+        (["area=[0.5, 0.1]"], "area must be"),
+        (["schedule=multistep", "milestones=[5, 2]"], "rising epochs"),
+        (["momentum=0"], "nesterov needs momentum"),
+        (["dataset=imagenet", "loading=memory"], "loading=memory cannot hold"),
+        (["batch_size=500"], "larger than the 12 images"),
+        (["device=cuda:7"], "no CUDA device|GPU"),
+    ],
+)
+def test_contradictions_stop_before_training(
+    options: list[str], message: str, drawn: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(config(drawn, *options), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_image_files_with_workers(drawn: Path) -> None:
+    data = open_datasets(config(drawn, "loading=files", "image_size=24", "method=rand_augment", "jitter=0.4"))
+    batch = data.train.load(torch.arange(4), torch.arange(4) << 30)
+    assert batch.images.shape == batch.strong.shape == (4, 3, 24, 24)
+    assert data.synthetic
+
+
+@pytest.mark.slow
+def test_compiled_bf16_channels_last(drawn: Path, tmp_path: Path) -> None:
+    options = [
+        "method=keep_cutout",
+        "precision=bf16",
+        "channels_last=true",
+        "pictures=false",
+        "saliency=low_resolution_early",
+    ]
+    train(config(drawn, *options), tmp_path)
+    assert (tmp_path / "weights.pt").is_file()

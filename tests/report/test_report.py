@@ -1,0 +1,144 @@
+"""Tables beside the paper's: what may share a cell, seeds, the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from keepaug.report import aggregate, fill_table, load_paper, write_report
+from keepaug.report.aggregate import formatted
+from keepaug.runs.result import read_results, write_result
+
+
+def cifar(folder: Path, seed: int = 0, accuracy: float = 96.0, **change) -> Path:
+    config = {
+        "method": "keep_cutout",
+        "saliency": "full",
+        "arch": "resnet18",
+        "size": 16,
+        "epochs": 300,
+        "seed": seed,
+    }
+    content = {
+        "kind": "classify", "name": "x", "seed": seed,
+        "metrics": {"accuracy": accuracy, "best": accuracy, "median_last_20": accuracy},
+        "config": config, "dataset": {"name": "cifar10", "sizes": {"train": 50000}, "checksum": "a"}, "synthetic": False,
+        "shortened": False, "wall_time_s": 60.0, **change,
+    }  # fmt: skip
+    return write_result(folder, **content)
+
+
+def detector(folder: Path, engine: str, **change) -> Path:
+    content = {
+        "kind": "detection", "name": "faster_rcnn_R_50_FPN_3x", "metrics": {"AP": 40.9, "AP50": 60.0, "AP75": 44.0}, "seed": 0, "config": {},
+        "dataset": {"name": "coco", "sizes": {"val": 5000}, "checksum": "a"}, "synthetic": False, "shortened": False, "engine": engine,
+        "wall_time_s": 60.0, "extra": {"backbone": {"provenance": {"method": "keep_cutmix"}}}, **change,
+    }  # fmt: skip
+    return write_result(folder, **content)
+
+
+def table(number: str, root: Path):
+    printed = next(t for t in load_paper() if str(t["id"]) == number)
+    return fill_table(printed, aggregate(read_results(root)))
+
+
+def cell(filled, row: str, column: int) -> tuple[str, str]:
+    return dict(filled.rows)[row][column][:2]
+
+
+def test_the_paper_as_printed() -> None:
+    """Against a few cells read off the paper, in every table; every row has a cell for every column."""
+    tables = {str(t["id"]): t for t in load_paper()}
+    assert set(tables) == {"1", "1b", "2", "3", "4", "5", "6", "7", "8", "9"}
+    for printed in tables.values():
+        for row in printed["rows"]:
+            assert len(row["cells"]) == len(printed["columns"]) == len(printed["column_match"])
+    rows = {number: {row["name"]: row["cells"] for row in t["rows"]} for number, t in tables.items()}
+    assert rows["1"]["KeepCutout (low resolution)"] == ["96.2±0.1", "95.5±0.1", "97.3±0.1"]
+    assert rows["2"]["24"] == ["94.9±0.1", "95.6±0.1"]
+    assert rows["6"]["KeepCutMix + Low Resolution"] == ["79.1 (94.4)", "80.3 (95.2)"]
+    assert rows["7"]["UDA + KeepRandAug"] == ["95.4±0.2", "92.4±0.8"]
+    assert rows["8"]["+ Ours"] == ["95.0±0.1", "87.4±0.0"]
+    assert rows["9"]["RetinaNet ResNet101-FPN"] == ["39.9", "41.2"]
+
+
+def test_seeds_are_averaged_with_their_spread(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((95.0, 96.0, 97.0)):
+        cifar(tmp_path / str(seed), seed, accuracy)
+    assert cell(table("1", tmp_path), "KeepCutout", 0) == ("96.1±0.1", "96.0 ± 1.0 (3 seeds)")
+    assert cell(table("1", tmp_path), "Cutout", 0)[1] == "not run"
+    assert cell(table("2", tmp_path), "16", 1)[1] == "96.0 ± 1.0 (3 seeds)"
+    assert formatted([]) == "-"
+
+
+@pytest.mark.parametrize("change", [{"synthetic": True}, {"shortened": True}])
+def test_drawn_or_shortened_never_beside_the_paper(change: dict, tmp_path: Path) -> None:
+    cifar(tmp_path / "a", **change)
+    detector(tmp_path / "b", "detectron2", **change)
+    assert table("1", tmp_path).num_run == table("2", tmp_path).num_run == table("9", tmp_path).num_run == 0
+
+
+def test_the_torchvision_engine_never_beside_the_paper(tmp_path: Path) -> None:
+    detector(tmp_path / "a", "torchvision")
+    assert table("9", tmp_path).num_run == 0
+    detector(tmp_path / "b", "detectron2")
+    assert cell(table("9", tmp_path), "Faster R-CNN ResNet50-FPN", 1) == ("40.7", "40.9 (1 seed)")
+    assert len(aggregate(read_results(tmp_path))) == 2
+
+
+def test_a_different_setting_is_another_group(tmp_path: Path) -> None:
+    cifar(tmp_path / "a", 0)
+    path = cifar(tmp_path / "b", 1)
+    content = json.loads(path.read_text())
+    content["config"]["lr"] = 0.2
+    path.write_text(json.dumps(content))
+    assert len(aggregate(read_results(tmp_path))) == 2
+
+
+class Page(HTMLParser):
+    void = ("meta", "img", "br", "link", "rect")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    cifar(tmp_path / "a", artifacts={"pictures": "../p.png"}, name="<b>x</b>")
+    write_result(
+        tmp_path / "f", kind="fidelity", name="destruction", metrics={"cutout": 20.0, "keep_cutout": 2.0}, seed=0, config={},
+        dataset={"name": "d", "sizes": {}, "checksum": "a"}, synthetic=True, shortened=False, wall_time_s=1.0,
+        extra={"pairs": [{"name": "Cutout", "plain": "cutout", "keep": "keep_cutout"}]},
+    )  # fmt: skip
+    markdown, page = write_report(tmp_path, tmp_path / "out")
+    html = page.read_text()
+    parser = Page()
+    parser.feed(html)
+    assert parser.open == []
+    assert parser.images
+    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in parser.images)
+    assert not re.search(r"(src|href)=\"https?:", html)
+    assert "<b>x</b>" not in html
+    assert "20.0 %" in html
+    assert "| Cutout | 20.0 | 2.0 |" in markdown.read_text()
+    assert "../p.png" in markdown.read_text()
+    with pytest.raises(ValueError, match=r"no result\.json below"):
+        write_report(tmp_path / "out", tmp_path)

@@ -1,0 +1,154 @@
+"""Each command runs its smallest job, and says what is wrong when something is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import resnet18
+
+ROOT = Path(__file__).parents[2]
+
+
+def tool(name: str):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_quickstart_from_data_to_report_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quickstart = tool("quickstart")
+    assert quickstart.main(["--output", str(tmp_path / "q"), "--shrink", "--jobs", "2"]) == 0
+    html = (tmp_path / "q" / "report.html").read_text()
+    for word in ("keep_cutmix", "engine: torchvision", "Random erasing", "data:image/png;base64"):
+        assert word in html
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "detectors").rglob("result.json")}
+    assert len(first) == 3
+    assert quickstart.main(["--output", str(tmp_path / "q"), "--shrink"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert "done before" in capfd.readouterr().out
+
+
+def test_convert_report_and_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert = tool("convert_backbone")
+    torch.save(resnet18().state_dict(), tmp_path / "w.pth")
+    assert (
+        convert.main(
+            [
+                "--weights",
+                str(tmp_path / "w.pth"),
+                "--output",
+                str(tmp_path / "b.pth"),
+                "--verify",
+                "--report",
+            ]
+        )
+        == 0
+    )
+    assert "MODEL.RESNETS.DEPTH 18" in capsys.readouterr().out
+    assert (
+        convert.main(["--weights", str(tmp_path / "b.pth"), "--output", str(tmp_path / "r.pth"), "--reverse"])
+        == 0
+    )
+    assert convert.main(["--weights", str(tmp_path / "b.pth"), "--output", str(tmp_path / "c.pth")]) == 2
+    assert "Detectron2 backbone already" in capsys.readouterr().err
+    assert not (tmp_path / "c.pth").exists()
+
+
+def test_show_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show = tool("show_regions")
+    torch.save(resnet18().state_dict(), tmp_path / "w.pth")
+    Image.effect_noise((80, 60), 60).convert("RGB").save(tmp_path / "i.png")
+    base = ["--torchvision", str(tmp_path / "w.pth"), "--side", "64", "--output", str(tmp_path / "o.png")]
+    assert show.main(["--image", str(tmp_path / "i.png"), "--arch", "resnet18", *base]) == 0
+    assert Image.open(tmp_path / "o.png").width > 6 * 190
+    assert show.main(["--image", str(tmp_path / "i.png"), *base]) == 2
+    assert "is no resnet50" in capsys.readouterr().err
+    assert show.main(["--image", str(tmp_path / "w.pth"), "--arch", "resnet18", *base]) == 2
+
+
+def test_report_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tool("report")
+    assert report.main([str(tmp_path)]) == 2
+    assert "no result.json below" in capsys.readouterr().err
+    assert report.main([str(tmp_path), "--table", "12"]) == 2
+    assert report.main([str(tmp_path), "--table", "9"]) == 0
+    assert "Faster R-CNN ResNet50-C4" in capsys.readouterr().out
+
+
+def test_train_classifier_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = tool("train_classifier")
+    config = str(ROOT / "configs" / "classify" / "laptop.yaml")
+    assert train.main(["--config", config, "root=/nowhere", "--output", str(tmp_path)]) == 2
+    assert "no folder /nowhere" in capsys.readouterr().err
+    assert train.main(["--config", config, "methd=cutout"]) == 2
+    assert "did you mean method?" in capsys.readouterr().err
+    assert "keep_cutmix" in train.settings_help()
+
+
+def test_train_detector_command_line_is_detectron2s() -> None:
+    """Frozen: scripts that call Detectron2's own training script call this one."""
+    parser = tool("train_detector").build_parser()
+    given = [
+        "--config-file",
+        "c.yaml",
+        "--resume",
+        "--eval-only",
+        "--num-gpus",
+        "2",
+        "--num-machines",
+        "3",
+        "--machine-rank",
+        "1",
+    ]
+    args = parser.parse_args([*given, "--dist-url", "tcp://x", "SOLVER.BASE_LR", "0.01"])
+    assert (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) == (2, 3, 1, "tcp://x")
+    assert args.opts == ["SOLVER.BASE_LR", "0.01"]
+    assert args.resume
+    assert args.eval_only
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)])
+def test_train_detector_trains_evaluates_and_scores_again(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from keepaug.data.synthetic import write_detection
+
+    detect = tool("train_detector")
+    root = write_detection(tmp_path / "d", num_train=4, num_val=2, num_classes=4)
+    config = [
+        "--config-file",
+        str(ROOT / "configs" / "quickstart" / "detector.yaml"),
+        "--engine",
+        engine,
+        "--data-root",
+        str(root),
+    ]
+    opts = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "OUTPUT_DIR", str(tmp_path / "run")]
+    assert detect.main([*config, "--draw", "2", *opts]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["engine"] == engine
+    assert result["synthetic"]
+    assert result["shortened"]
+    assert detect.main([*config, *opts]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    results = tmp_path / "run" / "inference" / "coco_instances_results.json"
+    before = json.loads((tmp_path / "run" / "evaluation.json").read_text())["stats"]
+    assert detect.main([*config, "--eval-only", "--results-json", str(results), *opts]) == 0
+    again = json.loads(results.with_suffix(".evaluation.json").read_text())["stats"]
+    assert again == before
+    assert (
+        detect.main(
+            [*config, "--eval-only", "MODEL.WEIGHTS", str(tmp_path / "run" / "model_final.pth"), *opts]
+        )
+        == 0
+    )
