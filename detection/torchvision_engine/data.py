@@ -14,7 +14,15 @@ from torch.utils.data import Dataset
 from detection.coco import CocoDataset
 from keepaug.runs.seeds import derive_seed, make_generator
 
-__all__ = ["Sample", "TrainingBatches", "batches", "load_image", "resized_shape", "usable"]
+__all__ = [
+    "EvaluationImages",
+    "Sample",
+    "TrainingBatches",
+    "batches",
+    "load_image",
+    "resized_shape",
+    "usable",
+]
 
 
 class Sample(NamedTuple):
@@ -37,11 +45,20 @@ def resized_shape(height: int, width: int, shortest: int, longest: int) -> tuple
     return int(new_height + 0.5), int(new_width + 0.5)
 
 
-def load_image(path: str, color_order: str, shape: tuple[int, int] | None = None) -> Tensor:
-    """(3, H, W) uint8, turned upright by its EXIF mark, resized by PIL's bilinear filter."""
-    with Image.open(path) as file:
+def load_image(record: dict[str, Any], color_order: str, shape: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8, turned upright by its EXIF mark, resized by PIL's bilinear filter.
+
+    Raises:
+        ValueError: the file's size is not the annotations'; the boxes would not fit.
+    """
+    with Image.open(record["file_name"]) as file:
         image = ImageOps.exif_transpose(file).convert("RGB")
-    if shape is not None and shape != (image.height, image.width):
+    if (image.height, image.width) != (record["height"], record["width"]):
+        raise ValueError(
+            f"{record['file_name']} is {image.height} x {image.width} (height x width), its annotations say "
+            f"{record['height']} x {record['width']}; correct the annotation file"
+        )
+    if shape != (image.height, image.width):
         image = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return (pixels.flip(0) if color_order == "BGR" else pixels).contiguous()
@@ -98,7 +115,7 @@ class TrainingBatches(Dataset[list[Sample]]):
             shortest = sizes[int(torch.randint(len(sizes), (), generator=generator))]
         flipped = inputs.RANDOM_FLIP == "horizontal" and bool(torch.rand((), generator=generator) < 0.5)
         height, width = resized_shape(record["height"], record["width"], shortest, inputs.MAX_SIZE_TRAIN)
-        image = load_image(record["file_name"], inputs.FORMAT, (height, width))
+        image = load_image(record, inputs.FORMAT, (height, width))
         kept = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
         boxes = torch.tensor([annotation["bbox"] for annotation in kept]).reshape(-1, 4)
         labels = torch.tensor([annotation["category_id"] for annotation in kept], dtype=torch.int64)
@@ -110,3 +127,18 @@ class TrainingBatches(Dataset[list[Sample]]):
         boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height] * 2, dtype=torch.float32))
         real = (boxes[:, 2:] - boxes[:, :2] > 1e-5).all(dim=1)
         return Sample(image, boxes[real], labels[real])
+
+
+class EvaluationImages(Dataset[Tensor]):
+    """The images of `records`, resized for the test."""
+
+    def __init__(self, records: list[dict[str, Any]], cfg: Any) -> None:
+        self.records, self.cfg = records, cfg
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: int) -> Tensor:
+        record, inputs = self.records[number], self.cfg.INPUT
+        shape = resized_shape(record["height"], record["width"], inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
+        return load_image(record, inputs.FORMAT, shape)

@@ -6,12 +6,13 @@ from typing import Any
 
 from detection.config import flat
 
-__all__ = ["unhonoured"]
+__all__ = ["HONOURED", "unhonoured"]
 
-_ALWAYS = (
-    "VERSION", "OUTPUT_DIR", "SEED", "DATASETS.", "VIS_PERIOD", "CUDNN_BENCHMARK",
-    "MODEL.META_ARCHITECTURE", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.PIXEL_", "MODEL.MASK_ON",
-    "MODEL.BACKBONE.", "MODEL.FPN.IN_FEATURES", "MODEL.FPN.OUT_CHANNELS", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE",
+# A name that ends in "." or "_" stands for every key that begins with it.
+HONOURED = (
+    "VERSION", "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "FLOAT32_PRECISION", "DATASETS.",
+    "MODEL.META_ARCHITECTURE", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.PIXEL_", "MODEL.BACKBONE.",
+    "MODEL.FPN.IN_FEATURES", "MODEL.FPN.OUT_CHANNELS", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE",
     "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "MODEL.ANCHOR_GENERATOR.OFFSET",
     "MODEL.RPN.IN_FEATURES", "MODEL.RPN.IOU_THRESHOLDS", "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
     "MODEL.RPN.POSITIVE_FRACTION", "MODEL.RPN.BBOX_REG_LOSS_WEIGHT", "MODEL.RPN.BBOX_REG_WEIGHTS",
@@ -31,22 +32,22 @@ _ALWAYS = (
     "MODEL.RESNETS.WIDTH_PER_GROUP", "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.RESNETS.RES2_OUT_CHANNELS",
     "INPUT.MIN_SIZE_", "INPUT.MAX_SIZE_", "INPUT.RANDOM_FLIP", "INPUT.FORMAT",
     "DATALOADER.NUM_WORKERS", "DATALOADER.ASPECT_RATIO_GROUPING", "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
-    "SOLVER.LR_SCHEDULER_NAME", "SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV",
-    "SOLVER.WEIGHT_DECAY", "SOLVER.GAMMA", "SOLVER.STEPS", "SOLVER.WARMUP_", "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.IMS_PER_BATCH", "SOLVER.BIAS_LR_FACTOR", "SOLVER.CLIP_GRADIENTS.",
-    "TEST.DETECTIONS_PER_IMAGE",
+    "SOLVER.LR_SCHEDULER_NAME", "SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.BASE_LR_END", "SOLVER.MOMENTUM",
+    "SOLVER.NESTEROV", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS",
+    "SOLVER.GAMMA", "SOLVER.STEPS", "SOLVER.WARMUP_", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.IMS_PER_BATCH",
+    "SOLVER.BIAS_LR_FACTOR", "SOLVER.CLIP_GRADIENTS.", "TEST.DETECTIONS_PER_IMAGE",
 )  # fmt: skip
 _LIMITED: dict[str, tuple[Any, ...]] = {
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "RetinaNet"),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
     "MODEL.BACKBONE.NAME": (
         "build_resnet_backbone",
         "build_resnet_fpn_backbone",
         "build_retinanet_resnet_fpn_backbone",
     ),
-    "MODEL.ROI_BOX_HEAD.NAME": ("", "FastRCNNConvFCHead"),
-    "MODEL.ROI_BOX_HEAD.NUM_FC": (0, 2),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("norm", "value"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal"),
 }
 
@@ -65,20 +66,83 @@ def unhonoured(cfg: Any, defaults: Any) -> list[str]:
     for key, value in values.items():
         if key in _LIMITED and value not in _LIMITED[key]:
             found.append(f"{key} {value!r} (allowed: {', '.join(map(repr, _LIMITED[key]))})")
-        elif _plain(value) != _plain(usual[key]) and not key.startswith(_ALWAYS):
+        elif _plain(value) != _plain(usual[key]) and not _is_honoured(key):
             found.append(f"{key} {value!r} (only the default {usual[key]!r})")
-    if (
-        values["MODEL.BACKBONE.NAME"] == "build_resnet_fpn_backbone"
-        and values["MODEL.ROI_BOX_HEAD.NUM_FC"] != 2
-    ):
-        found.append(f"MODEL.ROI_BOX_HEAD.NUM_FC {values['MODEL.ROI_BOX_HEAD.NUM_FC']} (2 with FPN)")
-    c4 = (
-        values["MODEL.ROI_HEADS.NAME"] == "Res5ROIHeads"
-        and values["MODEL.META_ARCHITECTURE"] == "GeneralizedRCNN"
-    )
-    if c4 and "fpn" in values["MODEL.BACKBONE.NAME"]:
-        found.append("MODEL.ROI_HEADS.NAME Res5ROIHeads with an FPN backbone (StandardROIHeads)")
+    wanted = {**_for_backbone(cfg), **_for_detector(cfg)}
+    found += [
+        f"{key} {values[key]!r} ({why})"
+        for key, (fits, why) in wanted.items()
+        if not fits and not any(line.startswith(f"{key} ") for line in found)
+    ]
     return found
+
+
+def _is_honoured(key: str) -> bool:
+    return any(key == name or (name[-1] in "._" and key.startswith(name)) for name in HONOURED)
+
+
+Rules = dict[str, tuple[bool, str]]
+
+
+def _for_backbone(cfg: Any) -> Rules:
+    """What the network's parts need from each other: whether it fits, and what would."""
+    resnets, fpn = cfg.MODEL.RESNETS, cfg.MODEL.FPN
+    stages = ["res2", "res3", "res4", "res5"]
+    width = 64 if resnets.DEPTH in (18, 34) else 256
+    rules = {
+        "MODEL.RESNETS.OUT_FEATURES": (
+            set(resnets.OUT_FEATURES) <= set(stages),
+            "some of res2, res3, res4, res5",
+        ),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": (
+            width == resnets.RES2_OUT_CHANNELS,
+            f"{width} for ResNet-{resnets.DEPTH}",
+        ),
+    }
+    if "fpn" in cfg.MODEL.BACKBONE.NAME:
+        used = list(fpn.IN_FEATURES)
+        fits = bool(used) and used == stages[-len(used) :]
+        rules["MODEL.FPN.IN_FEATURES"] = (fits, "neighbouring stages up to res5, in rising order")
+    return rules
+
+
+def _for_detector(cfg: Any) -> Rules:
+    model, anchors = cfg.MODEL, cfg.MODEL.ANCHOR_GENERATOR
+    retinanet, heads = model.META_ARCHITECTURE == "RetinaNet", model.ROI_HEADS
+    counts = {len(sizes) for sizes in anchors.SIZES}, {len(ratios) for ratios in anchors.ASPECT_RATIOS}
+    even = all(len(numbers) == 1 for numbers in counts)
+    rules = {"MODEL.ANCHOR_GENERATOR.SIZES": (even, "as many sizes and aspect ratios on every feature map")}
+    if retinanet:
+        rules["MODEL.BACKBONE.NAME"] = (
+            model.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone",
+            "build_retinanet_resnet_fpn_backbone for RetinaNet",
+        )
+        rules["MODEL.RETINANET.IOU_THRESHOLDS"] = (len(model.RETINANET.IOU_THRESHOLDS) == 2, "two numbers")
+        return rules
+    rules["MODEL.RPN.IOU_THRESHOLDS"] = (len(model.RPN.IOU_THRESHOLDS) == 2, "two numbers")
+    rules["MODEL.ROI_HEADS.IOU_THRESHOLDS"] = (len(heads.IOU_THRESHOLDS) == 1, "one number")
+    if heads.NAME == "Res5ROIHeads":
+        rules["MODEL.BACKBONE.NAME"] = (
+            model.BACKBONE.NAME == "build_resnet_backbone",
+            "build_resnet_backbone with Res5ROIHeads",
+        )
+        rules["MODEL.RESNETS.DEPTH"] = (
+            model.RESNETS.DEPTH > 34,
+            "50 or more with Res5ROIHeads, whose res5 has bottleneck blocks",
+        )
+        for key, features in (("RPN", model.RPN.IN_FEATURES), ("ROI_HEADS", heads.IN_FEATURES)):
+            rules[f"MODEL.{key}.IN_FEATURES"] = (list(features) == ["res4"], "[res4] with Res5ROIHeads")
+        return rules
+    rules["MODEL.BACKBONE.NAME"] = (
+        model.BACKBONE.NAME == "build_resnet_fpn_backbone",
+        "build_resnet_fpn_backbone with StandardROIHeads",
+    )
+    rules["MODEL.ROI_BOX_HEAD.NAME"] = (
+        model.ROI_BOX_HEAD.NAME == "FastRCNNConvFCHead",
+        "FastRCNNConvFCHead with StandardROIHeads",
+    )
+    rules["MODEL.ROI_BOX_HEAD.NUM_FC"] = (model.ROI_BOX_HEAD.NUM_FC == 2, "2 with StandardROIHeads")
+    return rules
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detection.checks import load_detectron2_file
 from detection.coco import CocoDataset
 from detection.torchvision_engine.build import Detector, RetinaNet, build_model
-from detection.torchvision_engine.data import TrainingBatches, load_image, resized_shape, usable
+from detection.torchvision_engine.data import EvaluationImages, Sample, TrainingBatches, usable
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import write_atomic, write_text_atomic
@@ -95,9 +97,33 @@ def _save(path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: in
     write_text_atomic(path.with_name("last_checkpoint"), path.name)
 
 
-def _restore(path: Path, model: Detector, optimizer: torch.optim.SGD) -> tuple[int, int]:
+def _newest_readable(output: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint; where it is damaged, the one before, with a warning.
+
+    Raises:
+        ValueError: there are checkpoints and none can be read.
+    """
+    newest = last_checkpoint(output)
+    if newest is None:
+        return None
+    older = sorted(set(output.glob("model_*.pth")) - {newest}, key=lambda path: path.name, reverse=True)
+    problems = []
+    for path in (newest, *older):
+        try:
+            content = read_weights_only(path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warnings.warn(f"{'; '.join(problems)}; going on from {path}", UserWarning, stacklevel=3)
+        return path, content
+    raise ValueError(f"no checkpoint can be read: {'; '.join(problems)}; start again in another OUTPUT_DIR")
+
+
+def _restore(
+    path: Path, content: dict[str, Any], model: Detector, optimizer: torch.optim.SGD
+) -> tuple[int, int]:
     """Number of iterations done, and the seed."""
-    content = read_weights_only(path)
     if "engine_state" not in content:
         raise ValueError(f"{path} was written by Detectron2; resume it with --engine detectron2")
     load_detectron2_state(model, content["model"])
@@ -147,45 +173,64 @@ def train(cfg: Any, dataset: CocoDataset, *, resume: bool = False) -> Detector:
         raise ValueError(f"{dataset.json_path}: no image has a box to learn from")
     seed = cfg.SEED if cfg.SEED >= 0 else torch.seed() % 2**31
     seed_everything(seed)
+    _set_precision(cfg)
     model = build_model(cfg).to(cfg.MODEL.DEVICE)
     optimizer = build_optimizer(cfg, model)
-    start, checkpoint = 0, last_checkpoint(output) if resume else None
-    if checkpoint is not None:
-        start, seed = _restore(checkpoint, model, optimizer)
+    start, checkpoint = 0, None
+    if resume and (found := _newest_readable(output)) is not None:
+        checkpoint = found[0]
+        start, seed = _restore(*found, model, optimizer)
         print(f"resuming at iteration {start} from {checkpoint}", flush=True)
     elif cfg.MODEL.WEIGHTS:
         number = load_backbone(model, load_detectron2_file(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
         print(f"loaded {number} tensors from {cfg.MODEL.WEIGHTS}", flush=True)
     _drop_metrics_from(output / "metrics.jsonl", start)
     data = TrainingBatches(records, cfg, seed, start)
-    loader = DataLoader(data, batch_size=None, collate_fn=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    loader = DataLoader(data, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
     bar = progress(loader, "training", total=cfg.SOLVER.MAX_ITER, initial=start)
     model.train()
+    began = time.monotonic()
     with (output / "metrics.jsonl").open("a") as log:
         for iteration, batch in enumerate(bar, start=start):
             torch.manual_seed(derive_seed(seed, "samples", iteration))  # anchors and proposals are sampled
-            values = _iterate(cfg, model, optimizer, batch, iteration, checkpoint)
+            losses = _iterate(cfg, model, optimizer, batch, iteration, checkpoint)
             last = iteration + 1 == cfg.SOLVER.MAX_ITER
             if (iteration + 1) % LOG_EVERY == 0 or last:
-                log.write(json.dumps({"iteration": iteration, **values}) + "\n")
+                values = {name: float(value) for name, value in losses.items()}
+                line = {"iteration": iteration, **values, "lr": learning_rate(cfg, iteration)}
+                log.write(json.dumps({**line, "seconds": round(time.monotonic() - began, 1)}) + "\n")
                 log.flush()
+                if hasattr(bar, "set_postfix_str"):
+                    bar.set_postfix_str(f"loss {values['total_loss']:.3f}", refresh=False)
             if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
                 checkpoint = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
                 _save(checkpoint, model, optimizer, iteration, seed)
     return model.eval()
 
 
+def _set_precision(cfg: Any) -> None:
+    """CUDA's settings; Detectron2 makes the same."""
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
 def _iterate(
     cfg: Any,
     model: Detector,
     optimizer: torch.optim.SGD,
-    batch: list[Any],
+    batch: list[Sample],
     iteration: int,
     checkpoint: Path | None,
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     device = torch.device(cfg.MODEL.DEVICE)
     targets = [{"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)} for sample in batch]
-    losses = model.losses([sample.image for sample in batch], targets)
+    try:
+        losses = model.losses([sample.image for sample in batch], targets)
+    except FloatingPointError:  # the proposals are not finite: no loss can be
+        check_finite(math.nan, iteration, checkpoint)
+        raise
     total = torch.stack(list(losses.values())).sum()
     check_finite(float(total.detach()), iteration, checkpoint)
     optimizer.zero_grad(set_to_none=True)
@@ -195,11 +240,7 @@ def _iterate(
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     optimizer.step()
-    return {
-        "total_loss": float(total.detach()),
-        "lr": rate,
-        **{k: float(v.detach()) for k, v in losses.items()},
-    }
+    return {"total_loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
 
 
 def _drop_metrics_from(path: Path, start: int) -> None:
@@ -237,13 +278,15 @@ def predict(cfg: Any, model: Detector, dataset: CocoDataset) -> list[dict[str, A
         dataset: the images.
     """
     model.eval()
+    images = DataLoader(
+        EvaluationImages(dataset.records, cfg), batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
     results: list[dict[str, Any]] = []
-    for record in progress(dataset.records, "evaluating", total=len(dataset.records)):
-        height, width = record["height"], record["width"]
-        shape = resized_shape(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        image = load_image(record["file_name"], cfg.INPUT.FORMAT, shape)
+    bar = progress(images, "evaluating", total=len(dataset.records))
+    for record, image in zip(dataset.records, bar, strict=True):
         found = model.detect([image])[0]
-        results += _coco_results(found, record, (width / shape[1], height / shape[0]), dataset)
+        scale = record["width"] / image.shape[2], record["height"] / image.shape[1]
+        results += _coco_results(found, record, scale, dataset)
     return results
 
 

@@ -34,7 +34,8 @@ def cifar(folder: Path, seed: int = 0, accuracy: float = 96.0, **change) -> Path
 
 def detector(folder: Path, engine: str, **change) -> Path:
     content = {
-        "kind": "detection", "name": "faster_rcnn_R_50_FPN_3x", "metrics": {"AP": 40.9, "AP50": 60.0, "AP75": 44.0}, "seed": 0, "config": {},
+        "kind": "detection", "name": "faster_rcnn_R_50_FPN_3x", "seed": 0, "config": {},
+        "metrics": {"AP": 40.9, "AP50": 60.0, "AP75": 44.0},
         "dataset": {"name": "coco", "sizes": {"val": 5000}, "checksum": "a"}, "synthetic": False, "shortened": False, "engine": engine,
         "wall_time_s": 60.0, "extra": {"backbone": {"provenance": {"method": "keep_cutmix"}}}, **change,
     }  # fmt: skip

@@ -152,3 +152,15 @@ def test_train_detector_trains_evaluates_and_scores_again(
         )
         == 0
     )
+
+
+def test_benchmark_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = tool("benchmark")
+    assert benchmark.main(["--shrink", "--output", str(tmp_path / "b.json"), "--device", "cpu"]) == 0
+    figures = json.loads((tmp_path / "b.json").read_text())["figures"]
+    assert set(figures) == {"saliency", "regions", "fidelity"}
+    assert figures["saliency"]["low_resolution_early"] > 0
+    assert 0.2 < figures["fidelity"]["uniform (chance)"] < 0.6  # the share that the quantile forbids is 0.4
+    assert figures["fidelity"]["bfloat16"] < 0.2
+    assert benchmark.main(["speed"]) == 2
+    assert "unknown section speed" in capsys.readouterr().err

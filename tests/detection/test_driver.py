@@ -1,0 +1,113 @@
+"""The driver refuses what cannot work before it trains; loading is checked tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from detection.config import ConfigError
+from detection.convert import convert
+from detection.driver import Job, choose_engine, prepare, run
+from keepaug.data.synthetic import write_detection
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart" / "detector.yaml"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_detection(tmp_path_factory.mktemp("driver") / "d", num_train=4, num_val=2, num_classes=4)
+
+
+def job(root: Path, output: Path, *opts: str, **change) -> Job:
+    return Job(
+        CONFIG, ("OUTPUT_DIR", str(output), *opts), **{"engine": "torchvision", "data_root": root, **change}
+    )
+
+
+@pytest.mark.parametrize(
+    ("opts", "change", "message"),
+    [
+        (
+            ("SOLVER.AMP.ENABLED", "True", "MODEL.RESNETS.NORM", "GN"),
+            {},
+            "torchvision engine does not honour: MODEL.RESNETS.NORM",
+        ),
+        (("MODEL.ROI_HEADS.NUM_CLASSES", "80"), {}, "4 categories, the model 80 classes"),
+        (("MODEL.WEIGHTS", "/nowhere.pth"), {}, r"no file /nowhere\.pth; python tools/convert_backbone\.py"),
+        (("MODEL.WEIGHTS", "https://x/y.pth"), {}, "download the file"),
+        (("MODEL.BACKBONE.FREEZE_AT", "2"), {}, "frozen layers cannot learn"),
+        ((), {"engine": "tensorflow"}, "expected one of"),
+        ((), {"num_gpus": 2}, "one process"),
+        ((), {"max_images": 0}, "1 or more"),
+        ((), {"eval_only": True}, "needs MODEL.WEIGHTS"),
+        ((), {"data_root": Path("/nowhere")}, "no annotation file"),
+        (("DATASETS.TEST", "('a', 'b')"), {}, "exactly one data set"),
+    ],
+)
+def test_refused_before_training(opts, change, message: str, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(job(root, tmp_path / "run", *opts, **change))
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_weights_that_contradict_the_config_are_refused(root: Path, tmp_path: Path) -> None:
+    torch.save(resnet18().state_dict(), tmp_path / "w.pth")
+    convert(tmp_path / "w.pth", tmp_path / "b.pth")
+    prepared = prepare(job(root, tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "b.pth")))
+    assert any("ResNet-18" in note for note in prepared.notes)
+    with pytest.raises(ConfigError, match=r"set INPUT\.FORMAT RGB"):
+        prepare(job(root, tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "b.pth"), "INPUT.FORMAT", "BGR"))
+
+
+def test_auto_engine_says_which() -> None:
+    engine, notes = choose_engine("auto")
+    assert engine in notes[0]
+
+
+def test_resume_refuses_another_config_and_goes_on_with_its_own(root: Path, tmp_path: Path) -> None:
+    steps = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", "1")
+    metrics = run(job(root, tmp_path / "run", *steps))
+    assert metrics is not None
+    with pytest.raises(ConfigError, match=r"would change the run.*SOLVER\.BASE_LR \(was 0.01, is 0.5\)"):
+        run(job(root, tmp_path / "run", *steps, "SOLVER.BASE_LR", "0.5", resume=True))
+    again = run(job(root, tmp_path / "run", *steps, resume=True))
+    assert again.stats == metrics.stats
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["engine"] == "torchvision"
+    assert result["synthetic"] is True
+    assert set(result["dataset"]["sizes"]) == {"train", "val"}
+
+
+@pytest.mark.detectron2
+def test_detectron2_engine_compares_what_it_loaded() -> None:
+    from detection.detectron2_engine import WeightsNotLoadedError, check_loaded, compare_loaded
+
+    model = {"backbone.bottom_up.res2.0.conv1.weight": torch.ones(2), "proposal_generator.x": torch.zeros(1)}
+    good = compare_loaded(model, {"res2.0.conv1.weight": torch.ones(2)})
+    check_loaded(good, "w.pth", whole_detector=False)
+    assert good.missing == ["proposal_generator.x"]
+    for file in ({}, {"res2.0.conv1.weight": torch.zeros(2)}, {"layer1.0.conv1.weight": torch.ones(2)}):
+        with pytest.raises(WeightsNotLoadedError, match=r"res2\.0\.conv1\.weight"):
+            check_loaded(compare_loaded(model, file), "w.pth", whole_detector=False)
+    with pytest.raises(WeightsNotLoadedError, match="proposal_generator"):
+        check_loaded(good, "w.pth", whole_detector=True)
+
+
+@pytest.mark.slow
+@pytest.mark.detectron2
+def test_weights_trained_in_either_engine_score_the_same_in_the_other(root: Path, tmp_path: Path) -> None:
+    steps = ("SOLVER.MAX_ITER", "12", "SOLVER.STEPS", "(11,)", "DATASETS.TEST", "('coco_2017_train',)")
+    for trained in ("torchvision", "detectron2"):
+        run(job(root, tmp_path / trained, *steps, engine=trained))
+        scores = {}
+        for engine in ("torchvision", "detectron2"):
+            output = tmp_path / f"{trained}-in-{engine}"
+            weights = str(tmp_path / trained / "model_final.pth")
+            metrics = run(job(root, output, *steps, "MODEL.WEIGHTS", weights, engine=engine, eval_only=True))
+            scores[engine] = metrics.stats["AP"]
+            assert metrics.num_detections > 0
+        assert scores["torchvision"] == pytest.approx(scores["detectron2"], abs=0.05)
