@@ -172,7 +172,7 @@ def test_same_losses_and_the_same_weights_after_two_steps(kind: str, clip: str) 
         change = float((state[name] - before[name]).norm())
         moved += change > 0
         error = float((value - state[name]).norm())
-        print(name, error/(change+1e-9), change)
+        print(name, error / (change + 1e-9), change)
     assert moved > 30
 
 
