@@ -42,7 +42,7 @@ def draw_augmented(
     bordered = F.pad(rows, (1, 1, 1, 1), value=1.0)
     sheet = torch.cat([torch.cat(list(row), dim=2) for row in bordered], dim=1)
     picture = to_pil_image((sheet * 255).round().to(torch.uint8))
-    factor = max(1, 640 // max(1, picture.width))
+    factor = max(1, 1100 // max(1, picture.width))
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")

@@ -71,7 +71,7 @@ def _label(group: Group) -> str:
     if first["kind"] == "detection":
         backbone = (first["extra"].get("backbone") or {}).get("provenance", {}).get("method")
         return f"{first['name']}, backbone: {backbone or 'random weights'}, engine: {first['engine']}"
-    return str(first["name"])
+    return "Regions" if first["kind"] == "fidelity" else str(first["name"])
 
 
 def _marks(group: Group) -> str:
