@@ -1,12 +1,14 @@
 """Detectron2's Faster R-CNN (C4, FPN) and RetinaNet from its YAML files, on torchvision's detectors.
 
-Weights are exchanged with Detectron2 in both directions and give the same detections. Training follows Detectron2's losses
-(L1, its normalisers), samplers, initialisation and schedule; `DIFFERENCES` lists what is left.
+The same weights give the same detections in both engines, and files go both ways. In training, losses, normalisers,
+matching, initialisation, optimizer groups, clipping and schedule are Detectron2's: from the same state, with everything
+sampled, two steps lead to the same weights. `DIFFERENCES` is what is left; keys of the YAML that ask for anything else are
+refused (`honoured.unhonoured`).
 """
 
 DIFFERENCES = (
-    "random numbers: the same seed draws other crops, flips and samples than Detectron2",
-    "one process, float32: no data-parallel training and no mixed precision",
-    "images are grouped by aspect ratio from one stream, as in Detectron2, but drawn by another generator",
-    "boxes thinner than 0.01 pixels are dropped from a Faster R-CNN's detections (torchvision's rule)",
+    "random numbers: the same seed draws other weights, orders, sizes, flips and samples than Detectron2",
+    "one process, float32: no data-parallel training, no mixed precision (SOLVER.AMP.ENABLED is refused)",
+    "no evaluation and no pictures during training (TEST.EVAL_PERIOD, VIS_PERIOD and TEST.PRECISE_BN are refused)",
+    "checkpoints: either engine evaluates or starts from the other's, but resumes only its own",
 )

@@ -120,9 +120,20 @@ def test_confident_proposals_keep_their_order() -> None:
     assert torch.equal(found[0], wanted.objectness_logits)
 
 
-@pytest.mark.parametrize("clip", ["norm", "value"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_losses_and_the_same_weights_after_two_steps(kind: str, clip: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "clip", "norm", "tolerance"),
+    [
+        # BatchNorm in training amplifies what rounding does to the signs in an L1 gradient.
+        ("fpn", "norm", "BN", 2e-2),
+        ("fpn", "value", "FrozenBN", 2e-3),
+        ("retinanet", "value", "BN", 2e-2),
+        ("retinanet", "norm", "FrozenBN", 2e-3),
+        ("c4", "norm", "FrozenBN", 2e-3),
+    ],
+)
+def test_same_losses_and_the_same_weights_after_two_steps(
+    kind: str, clip: str, norm: str, tolerance: float
+) -> None:
     """Matching, losses, normalisers, frozen parts, gradients, clipping, optimizer groups and learning rate at once."""
     from detectron2.solver import build_lr_scheduler
     from detectron2.solver import build_optimizer as build
@@ -130,13 +141,11 @@ def test_same_losses_and_the_same_weights_after_two_steps(kind: str, clip: str) 
 
     from detection.detectron2_engine import to_detectron2_config
 
-    if kind == "c4" and clip == "value":
-        pytest.skip("covered by the other two")
     cfg, ours, theirs = both(
         kind, *EVERYTHING_SAMPLED, "MODEL.BACKBONE.FREEZE_AT", "2", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip,
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "1.0" if clip == "norm" else "0.01", "SOLVER.BIAS_LR_FACTOR", "2.0",
         "SOLVER.WEIGHT_DECAY_BIAS", "0.1", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.WEIGHT_DECAY_NORM", "0.02",
-        "SOLVER.NESTEROV", "True", "MODEL.RESNETS.NORM", "FrozenBN" if kind == "c4" else "BN",
+        "SOLVER.NESTEROV", "True", "MODEL.RESNETS.NORM", norm,
     )  # fmt: skip
     before = to_detectron2_state(ours)
     ours.train(), theirs.train()
@@ -169,10 +178,10 @@ def test_same_losses_and_the_same_weights_after_two_steps(kind: str, clip: str) 
     moved = 0
     state = theirs.state_dict()
     for name, value in to_detectron2_state(ours).items():
-        change = float((state[name] - before[name]).abs().max())
+        change = float((state[name] - before[name]).norm())
         moved += change > 0
-        error = float((value - state[name]).abs().max())
-        assert error <= 1e-2 * change + 1e-7, (name, error, change)
+        error = float((value - state[name]).norm())
+        assert error <= tolerance * change + 1e-6, (name, error, change)
     assert moved > 30
 
 
