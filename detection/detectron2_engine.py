@@ -21,6 +21,7 @@ from yacs.config import CfgNode
 
 from detection.coco import CocoDataset
 from detection.config import flat
+from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import write_bytes_atomic
 
 try:
@@ -271,6 +272,7 @@ def run(
         return
     trainer = Trainer(config)
     if resume and trainer.checkpointer.has_checkpoint():
+        _refuse_other_engine(trainer.checkpointer.get_checkpoint_file())
         trainer.resume_or_load(resume=True)
     elif config.MODEL.WEIGHTS:
         trainer.loaded_weights(config.MODEL.WEIGHTS)
@@ -282,6 +284,15 @@ def run(
             f"{error}; last good checkpoint: {last or 'none'}. Lower SOLVER.BASE_LR or raise "
             "SOLVER.WARMUP_ITERS, then --resume"
         ) from error
+
+
+def _refuse_other_engine(checkpoint: str) -> None:
+    """Detectron2 would go on without optimizer and iteration, and say nothing."""
+    if "trainer" not in read_weights_only(checkpoint):
+        raise ValueError(
+            f"{checkpoint} was not written by Detectron2's trainer; resume it with --engine torchvision, or start a "
+            "new run from it with MODEL.WEIGHTS"
+        )
 
 
 def _load_and_check(checkpointer: DetectionCheckpointer, weights: str, *, whole_detector: bool) -> None:

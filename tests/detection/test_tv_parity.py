@@ -339,3 +339,17 @@ def test_either_engine_evaluates_the_others_weights_alike(
         assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
         assert one["score"] == pytest.approx(other["score"], rel=1e-4)
         assert one["bbox"] == pytest.approx(other["bbox"], rel=1e-4, abs=1e-2)
+
+
+def test_detectron2_does_not_resume_our_checkpoints(drawn: CocoDataset, tmp_path: Path) -> None:
+    from detection import detectron2_engine
+
+    cfg = config("fpn", "OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", "0")
+    torch.save(
+        {"model": to_detectron2_state(build_model(cfg)), "engine_state": {}}, tmp_path / "model_0000001.pth"
+    )
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(
+        ValueError, match="was not written by Detectron2's trainer; resume it with --engine torch"
+    ):
+        detectron2_engine.run(cfg, drawn, drawn, resume=True)
