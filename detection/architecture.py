@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import ResNet
 
 __all__ = ["Architecture", "ArchitectureError", "detectron2_key", "infer", "torchvision_key"]
 
@@ -60,6 +63,9 @@ class Architecture:
 
     def build(self, *, num_classes: int = 1) -> ResNet:
         """Torchvision's network with random weights."""
+        # Here and not above: a conversion without verification needs no torchvision, half of its start-up time.
+        from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
         block = BasicBlock if self.block == "basic" else Bottleneck
         return ResNet(
             block,
@@ -69,20 +75,36 @@ class Architecture:
             width_per_group=self.width_per_group,
         )
 
-    def expected_keys(self) -> set[str]:
-        """Torchvision's keys of the backbone: without the classifier and the batch counters."""
-        keys = {"conv1.weight", *(f"bn1.{part}" for part in _NORM)}
-        convolutions = 2 if self.block == "basic" else 3
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The backbone's keys in torchvision and their shapes: without the classifier and the batch counters."""
+        shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)}
+        shapes |= {f"bn1.{part}": (64,) for part in _NORM}
+
+        def convolution(name: str, norm: str, shape: tuple[int, ...]) -> None:
+            shapes[f"{name}.weight"] = shape
+            shapes.update({f"{norm}.{part}": (shape[0],) for part in _NORM})
+
+        channels = 64
         for stage, blocks in enumerate(self.blocks, start=1):
+            planes = 64 * 2 ** (stage - 1)
             for index in range(blocks):
-                prefix = f"layer{stage}.{index}"
-                for number in range(1, convolutions + 1):
-                    keys.add(f"{prefix}.conv{number}.weight")
-                    keys |= {f"{prefix}.bn{number}.{part}" for part in _NORM}
-                if index == 0 and (stage > 1 or self.block == "bottleneck"):
-                    keys.add(f"{prefix}.downsample.0.weight")
-                    keys |= {f"{prefix}.downsample.1.{part}" for part in _NORM}
-        return keys
+                prefix, entered = f"layer{stage}.{index}", channels
+                if self.block == "basic":
+                    channels = planes
+                    layers = [(planes, entered, 3, 3), (planes, planes, 3, 3)]
+                else:
+                    channels = 4 * planes
+                    width = planes * self.width_per_group // 64 * self.num_groups
+                    layers = [
+                        (width, entered, 1, 1),
+                        (width, width // self.num_groups, 3, 3),
+                        (channels, width, 1, 1),
+                    ]
+                for number, shape in enumerate(layers, start=1):
+                    convolution(f"{prefix}.conv{number}", f"{prefix}.bn{number}", shape)
+                if index == 0 and entered != channels:
+                    convolution(f"{prefix}.downsample.0", f"{prefix}.downsample.1", (channels, entered, 1, 1))
+        return shapes
 
 
 def infer(state: Mapping[str, Tensor]) -> Architecture:

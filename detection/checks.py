@@ -45,7 +45,7 @@ def check_state(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Te
     dropped = [key for key in state if key.startswith(_IGNORED[0]) or key.endswith("num_batches_tracked")]
     dropped += [key for key in state if key.startswith(_IGNORED[2:])]
     backbone = {key: value for key, value in state.items() if key not in set(dropped)}
-    expected = architecture.expected_keys()
+    expected = architecture.expected_shapes().keys()
     missing, unknown = sorted(expected - backbone.keys()), sorted(backbone.keys() - expected)
     _check_keys(architecture, missing, unknown)
     _check_values(architecture, backbone)
@@ -93,8 +93,7 @@ def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> No
         raise WeightsError(
             f"{_some(whole)} are {', '.join(kinds)}: quantised weights; export the floating-point network"
         )
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in architecture.build().state_dict().items()}
+    shapes = architecture.expected_shapes()
     wrong = [key for key, value in state.items() if tuple(value.shape) != shapes[key]]
     if wrong:
         key = wrong[0]

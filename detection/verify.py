@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from detection.architecture import Architecture, torchvision_key
 from detection.checks import load_detectron2_file
@@ -58,6 +57,7 @@ def default_image(size: int = 224) -> Tensor:
 
 def _read_image(path: str | Path) -> Tensor:
     from PIL import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor
 
     with Image.open(path) as image:
         return pil_to_tensor(image.convert("RGB").resize((224, 224)))

@@ -7,19 +7,16 @@ them in a fork of it, seeded from the caller's generator, so that an explicit ge
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import AutoAugmentPolicy, InterpolationMode
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 __all__ = ["TwoViews", "aug_mix", "auto_augment", "rand_augment"]
 
-_POLICIES = {
-    "cifar10": AutoAugmentPolicy.CIFAR10,
-    "imagenet": AutoAugmentPolicy.IMAGENET,
-    "svhn": AutoAugmentPolicy.SVHN,
-}
+_POLICIES = ("cifar10", "imagenet", "svhn")
 
 
 def rand_augment(
@@ -34,11 +31,13 @@ def rand_augment(
         raise ValueError(f"magnitude must be in [0, 30], got {magnitude}")
     if num_ops < 1:
         raise ValueError(f"num_ops must be 1 or more, got {num_ops}")
+    from torchvision.transforms import v2  # inside: torchvision is slow to import, and the rest does without
+
     return v2.RandAugment(
         num_ops=num_ops,
         magnitude=magnitude,
         num_magnitude_bins=31,
-        interpolation=InterpolationMode.NEAREST,
+        interpolation=v2.InterpolationMode.NEAREST,
         fill=fill,
     )
 
@@ -51,13 +50,17 @@ def auto_augment(policy: str = "cifar10", *, fill: float | list[float] | None = 
     """
     if policy not in _POLICIES:
         raise ValueError(f"policy must be one of {', '.join(_POLICIES)}, got {policy!r}")
-    return v2.AutoAugment(_POLICIES[policy], interpolation=InterpolationMode.NEAREST, fill=fill)
+    from torchvision.transforms import v2
+
+    return v2.AutoAugment(v2.AutoAugmentPolicy(policy), interpolation=v2.InterpolationMode.NEAREST, fill=fill)
 
 
 def aug_mix(
     severity: int = 3, mixture_width: int = 3, chain_depth: int = -1, alpha: float = 1.0
 ) -> v2.Transform:
     """AugMix (Hendrycks et al., 2020) without its consistency loss; severity in [1, 10]."""
+    from torchvision.transforms import v2
+
     return v2.AugMix(severity=severity, mixture_width=mixture_width, chain_depth=chain_depth, alpha=alpha)
 
 
