@@ -152,7 +152,8 @@ def _clip(cfg: Any, model: nn.Module) -> None:
 def train(cfg: Any, dataset: CocoDataset, *, resume: bool = False) -> Detector:
     """Train the config's detector; checkpoints and metrics.jsonl go to OUTPUT_DIR.
 
-    Stopped at any moment and called again with `resume`, it ends with the same weights (bit for bit on a CPU).
+    Stopped at any moment and called again with `resume`, it ends with the same weights: on a CPU bit for bit, as long as
+    the number of threads (OMP_NUM_THREADS) is the same, because it decides the order of sums.
 
     Args:
         cfg: the config, device decided.

@@ -62,6 +62,25 @@ def test_frozen_parts_stay_frozen_and_the_rest_learns(kind: str, frozen: int) ->
             assert not torch.equal(value, before[key]), key
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_computes_what_the_cpu_does(kind: str) -> None:
+    everything = [
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100000",
+        "MODEL.RPN.POSITIVE_FRACTION", "1.0", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0", "MODEL.RESNETS.NORM", "FrozenBN",
+    ]  # fmt: skip
+    model = random_model(config(kind, *everything)).train()
+    wanted = model.losses([image(0), image(1)], TARGETS)
+    if kind == "retinanet":
+        model.head.normaliser.fill_(100)
+    on_gpu = [{name: value.cuda() for name, value in target.items()} for target in TARGETS]
+    found = model.cuda().losses([image(0), image(1)], on_gpu)
+    for name, value in wanted.items():  # TF32 convolutions
+        torch.testing.assert_close(found[name].cpu(), value, rtol=3e-2, atol=1e-3)
+    with torch.no_grad():
+        assert model.eval().detect([image(0)])[0]["boxes"].is_cuda
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_detection(
