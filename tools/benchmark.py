@@ -11,9 +11,7 @@ The variants take turns, so that a change of the machine's speed hits all of the
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,26 +27,7 @@ from keepaug.models import EarlyHeadNetwork, build_network
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.result import _hardware, _packages
-
-Table = tuple[list[str], list[list[str]]]
-
-
-def interleaved(
-    variants: dict[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each variant, taking turns, after one round of warming up."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, call in variants.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+from keepaug.runs.timing import Table, interleaved
 
 
 def saliency_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
