@@ -8,18 +8,27 @@ the formats of the real datasets, so that the real loaders read it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
+
+from keepaug.data.drawing import (
+    blend,
+    draw_backgrounds,
+    finish_folder,
+    named_stream,
+    prepare_folder,
+    save_png,
+    tight_boxes,
+    to_uint8,
+    turned,
+    uniform,
+)
 
 _CHUNK = 128
 
@@ -114,83 +123,6 @@ class _RegionLike(Protocol):
     def width(self) -> Tensor: ...
 
 
-def _generator(seed: int, *names: str) -> torch.Generator:
-    """An independent stream per name, the same on every machine."""
-    digest = hashlib.sha256("/".join([str(seed), *names]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=generator) * (high - low) + low
-
-
-def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Pixel centres: y (1,H,1) and x (1,1,W)."""
-    y = torch.arange(height, dtype=torch.float32).add_(0.5).view(1, height, 1)
-    x = torch.arange(width, dtype=torch.float32).add_(0.5).view(1, 1, width)
-    return y, x
-
-
-def _turned(
-    size: tuple[int, int], centre_y: Tensor, centre_x: Tensor, angle: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Coordinates (N,H,W) along and across a direction, in pixels from the centre."""
-    y, x = _grid(*size)
-    dy, dx = y - centre_y.view(-1, 1, 1), x - centre_x.view(-1, 1, 1)
-    cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
-    return dx * cos + dy * sin, dy * cos - dx * sin
-
-
-def _blend(canvas: Tensor, alpha: Tensor, colour: Tensor) -> Tensor:
-    """Lay a colour (N,3) with opacity (N,H,W) over the canvas (N,3,H,W)."""
-    return torch.lerp(canvas, colour[:, :, None, None], alpha.unsqueeze(1))
-
-
-def draw_backgrounds(num: int, size: tuple[int, int], *, generator: torch.Generator) -> Tensor:
-    """Cluttered backgrounds without any object.
-
-    Args:
-        num: number of images.
-        size: (height, width) in pixels.
-        generator: the only source of randomness.
-
-    Returns:
-        (num, 3, height, width) float32 in [0, 1]: a smooth colour field, soft blobs, strokes across the image and dots.
-    """
-    height, width = size
-    scale = (height + width) / 2
-    field = F.interpolate(
-        torch.rand(num, 3, 4, 4, generator=generator), size=size, mode="bicubic", align_corners=False
-    ).clamp_(0, 1)
-    canvas = field * 0.6 + _uniform((num, 3, 1, 1), 0.0, 0.4, generator)
-    density = height * width / 64**2  # the same amount of clutter per area at every image size
-
-    def places(margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            _uniform((num,), -margin, height + margin, generator),
-            _uniform((num,), -margin, width + margin, generator),
-            _uniform((num,), 0.0, math.pi, generator),
-        )
-
-    for _ in range(max(2, round(3 * density))):  # blobs
-        across, along = _turned(size, *places(4.0))
-        radius = _uniform((2, num, 1, 1), 3.0, 9.0, generator)
-        alpha = torch.exp(-((along / radius[0]) ** 2 + (across / radius[1]) ** 2))
-        canvas = _blend(canvas, alpha * 0.8, torch.rand(num, 3, generator=generator))
-    for _ in range(max(2, round(3 * math.sqrt(density)))):  # strokes
-        along, across = _turned(size, *places())
-        half = _uniform((num, 1, 1), 0.6, 1.8, generator)
-        length = _uniform((num, 1, 1), 0.1, 0.6, generator) * scale
-        alpha = (half + 0.5 - across.abs()).clamp_(0, 1) * (length - along.abs()).clamp_(0, 1)
-        canvas = _blend(canvas, alpha * 0.8, torch.rand(num, 3, generator=generator))
-    for _ in range(max(2, round(5 * density))):  # dots
-        along, across = _turned(size, *places())
-        radius = _uniform((num, 1, 1), 0.7, 2.2, generator)
-        alpha = (radius + 0.5 - (along**2 + across**2).sqrt()).clamp_(0, 1)
-        canvas = _blend(canvas, alpha, torch.rand(num, 3, generator=generator))
-    return canvas
-
-
 def draw_objects(
     canvas: Tensor,
     labels: Tensor,
@@ -220,8 +152,8 @@ def draw_objects(
         ValueError: when an object lies outside the image altogether.
     """
     num, _, height, width = canvas.shape
-    slant = _uniform((num,), -0.25, 0.25, generator)
-    x, y = _turned((height, width), centres[:, 0], centres[:, 1], slant)
+    slant = uniform((num,), -0.25, 0.25, generator)
+    x, y = turned((height, width), centres[:, 0], centres[:, 1], slant)
     half = (sides / 2).view(-1, 1, 1)
     distance = torch.empty(num, height, width)
     for index, name in enumerate(classes):
@@ -230,36 +162,26 @@ def draw_objects(
             distance[chosen] = _SHAPES[name](x[chosen] / half[chosen], y[chosen] / half[chosen])
     distance = distance * half  # in pixels
     # A light fill in a dark outline or the reverse: visible on any background.
-    light = _uniform((num, 3), 0.65, 1.0, generator)
+    light = uniform((num, 3), 0.65, 1.0, generator)
     light = light * (1 - colour_cue) + colour_cue * _hues(len(classes))[labels]
-    dark = _uniform((num, 3), 0.0, 0.3, generator)
+    dark = uniform((num, 3), 0.0, 0.3, generator)
     swap = torch.rand(num, 1, generator=generator) < 0.5
     fill, outline = torch.where(swap, dark, light), torch.where(swap, light, dark)
     border = 0.09 * half
     outside = (border + 0.5 - distance).clamp_(0, 1)
     inside = (0.5 - distance).clamp_(0, 1)
-    drawn = _blend(_blend(canvas, outside, outline), inside, fill)
+    drawn = blend(blend(canvas, outside, outline), inside, fill)
 
-    covered = outside > 0.5
-    rows, columns = covered.any(2), covered.any(1)
-    if not bool(rows.any(1).all()):
+    boxes = tight_boxes(outside > 0.5)
+    if not bool((boxes[:, 2] > 0).all()):
         raise ValueError("an object lies outside its image: move its centre inside or make it larger")
-    top, left = rows.int().argmax(1), columns.int().argmax(1)
-    bottom = height - rows.flip(1).int().argmax(1)
-    right = width - columns.flip(1).int().argmax(1)
-    return drawn, torch.stack([top, left, bottom - top, right - left], dim=1)
+    return drawn, boxes
 
 
 def _hues(num: int) -> Tensor:
     """(num, 3) saturated colours, evenly spread over the colour circle."""
     angle = torch.arange(num)[:, None] / num * 2 * math.pi + torch.tensor([0.0, 2.0, 4.0]) * math.pi / 3
     return 0.5 + 0.5 * torch.cos(angle)
-
-
-def _to_uint8(canvas: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    strength = _uniform((len(canvas), 1, 1, 1), 0.3 * noise, noise, generator)
-    noisy = canvas + torch.randn(canvas.shape, generator=generator) * strength
-    return noisy.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def _check_classes(num_classes: int) -> tuple[str, ...]:
@@ -308,14 +230,14 @@ def draw_classification(
     labels = order[torch.randperm(num, generator=generator)]
     parts = []
     for part in labels.split(_CHUNK):
-        sides = _uniform((len(part),), low, high, generator) * min(size)
+        sides = uniform((len(part),), low, high, generator) * min(size)
         free = torch.stack([height - sides, width - sides], dim=1)
         centres = torch.rand(len(part), 2, generator=generator) * free + sides.unsqueeze(1) / 2
         canvas = draw_backgrounds(len(part), size, generator=generator)
         canvas, boxes = draw_objects(
             canvas, part, centres, sides, classes=classes, colour_cue=colour_cue, generator=generator
         )
-        parts.append((_to_uint8(canvas, noise, generator), boxes))
+        parts.append((to_uint8(canvas, noise, generator), boxes))
     if not parts:
         return LabelledImages(
             torch.empty(0, 3, height, width, dtype=torch.uint8), labels, labels.new_empty(0, 4)
@@ -372,7 +294,7 @@ def draw_detection(
         per_image = torch.randint(fewest, most + 1, (count,), generator=generator)
         cells = torch.rand(count, rows * columns, generator=generator).argsort(dim=1)[:, :most]
         labels = torch.randint(num_classes, (count, most), generator=generator)
-        sides = _uniform((count, most), *object_sides, generator)
+        sides = uniform((count, most), *object_sides, generator)
         jitter = torch.rand(count, most, 2, generator=generator)
         steps = torch.tensor([height / rows, width / columns])
         corners = torch.stack([cells // columns, cells % columns], dim=-1) * steps
@@ -389,42 +311,11 @@ def draw_detection(
                 colour_cue=colour_cue,
                 generator=generator,
             )
-        images.append(_to_uint8(canvas, noise, generator))
+        images.append(to_uint8(canvas, noise, generator))
         all_labels += [row[:k] for row, k in zip(labels, per_image.tolist(), strict=True)]
         all_boxes += [row[:k] for row, k in zip(boxes, per_image.tolist(), strict=True)]
     drawn = torch.cat(images) if images else torch.empty(0, 3, height, width, dtype=torch.uint8)
     return DetectionImages(drawn, all_labels, all_boxes)
-
-
-def _save_png(image: Tensor, path: Path) -> None:
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
-
-
-def _prepare(root: Path, identity: dict[str, object]) -> Path | None:
-    """The folder to draw in, or None when the very dataset is there already.
-
-    It is drawn beside its place and renamed at the end, so that half a dataset is never read.
-    """
-    sheet = root / "dataset.json"
-    if sheet.is_file():
-        if json.loads(sheet.read_text()) == identity:
-            return None
-        raise ValueError(
-            f"{root} holds another dataset ({sheet} differs): remove it or choose another folder"
-        )
-    if root.exists() and any(root.iterdir()):
-        raise ValueError(f"{root} exists, is not empty and has no dataset.json: choose another folder")
-    partial = root.with_name(root.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _finish(partial: Path, root: Path, identity: dict[str, object]) -> None:
-    (partial / "dataset.json").write_text(json.dumps(identity, indent=1) + "\n")
-    if root.exists():
-        root.rmdir()
-    partial.rename(root)
 
 
 def write_classification(
@@ -464,7 +355,7 @@ def write_classification(
             "seed": seed,
         },
     }
-    partial = _prepare(root, identity)
+    partial = prepare_folder(root, identity)
     if partial is None:
         return root
     boxes: dict[str, list[int]] = {}
@@ -476,16 +367,16 @@ def write_classification(
             object_share=object_share,
             noise=noise,
             colour_cue=colour_cue,
-            generator=_generator(seed, "classification", split),
+            generator=named_stream(seed, "classification", split),
         )
         for name in classes:
             (partial / split / name).mkdir(parents=True, exist_ok=True)
         for index in range(num):
             path = f"{split}/{classes[int(drawn.labels[index])]}/{index:05d}.png"
-            _save_png(drawn.images[index], partial / path)
+            save_png(drawn.images[index], partial / path)
             boxes[path] = drawn.boxes[index].tolist()
     (partial / "boxes.json").write_text(json.dumps(boxes) + "\n")
-    _finish(partial, root, identity)
+    finish_folder(partial, root, identity)
     return root
 
 
@@ -528,7 +419,7 @@ def write_detection(
             "seed": seed,
         },
     }
-    partial = _prepare(root, identity)
+    partial = prepare_folder(root, identity)
     if partial is None:
         return root
     (partial / "annotations").mkdir()
@@ -541,7 +432,7 @@ def write_detection(
             object_sides=object_sides,
             noise=noise,
             colour_cue=colour_cue,
-            generator=_generator(seed, "detection", split),
+            generator=named_stream(seed, "detection", split),
         )
         folder = partial / f"{split}2017"
         folder.mkdir()
@@ -549,7 +440,7 @@ def write_detection(
         annotations: list[dict[str, object]] = []
         for index in range(num):
             file_name = f"{index + 1:012d}.png"
-            _save_png(drawn.images[index], folder / file_name)
+            save_png(drawn.images[index], folder / file_name)
             images.append({"id": index + 1, "file_name": file_name, "height": size[0], "width": size[1]})
             for label, box in zip(drawn.labels[index].tolist(), drawn.boxes[index].tolist(), strict=True):
                 top, left, height, width = box
@@ -574,7 +465,7 @@ def write_detection(
             ],
         }
         (partial / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document) + "\n")
-    _finish(partial, root, identity)
+    finish_folder(partial, root, identity)
     return root
 
 
