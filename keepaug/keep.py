@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keepaug.baselines import CutMix, Cutout, RandomErasing, _check_placement, _check_tau, _regions_for
+from keepaug.baselines import CutMix, Cutout, RandomErasing
+from keepaug.baselines.common import check_placement, check_tau, regions_for
 from keepaug.ops import paste
 from keepaug.regions import Regions
 
@@ -35,7 +36,7 @@ class KeepCutout(Cutout):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_tau(self.tau)
+        check_tau(self.tau)
 
     @property
     def _tau(self) -> float | None:
@@ -59,7 +60,7 @@ class KeepRandomErasing(RandomErasing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_tau(self.tau)
+        check_tau(self.tau)
 
     @property
     def _tau(self) -> float | None:
@@ -83,7 +84,7 @@ class KeepCutMix(CutMix):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_tau(self.tau)
+        check_tau(self.tau)
 
     @property
     def _tau(self) -> float | None:
@@ -112,14 +113,14 @@ class KeepPaste:
     placement: str = "inside"
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
-        _check_placement(self.placement)
+        check_tau(self.tau)
+        check_placement(self.placement)
 
     def sample(
         self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Regions:
         """The regions that a call would paste."""
-        return _regions_for(
+        return regions_for(
             images,
             saliency,
             self.size,

@@ -1,0 +1,118 @@
+"""What the plain augmentations share: checks, draws and regions from one generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keepaug.regions import PLACEMENTS, Regions, random_regions, sample_regions
+
+__all__ = [
+    "applied_to",
+    "beta",
+    "check_alpha",
+    "check_images",
+    "check_per",
+    "check_placement",
+    "check_probability",
+    "check_tau",
+    "permutation_of",
+    "regions_for",
+    "uniform",
+]
+
+
+def check_probability(p: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"p is a probability and must be in [0, 1], got {p}")
+
+
+def check_tau(tau: float) -> None:
+    """Refuse what is no quantile."""
+    if not 0 <= tau <= 1:
+        raise ValueError(f"tau is a quantile and must be in [0, 1], got {tau}")
+
+
+def check_placement(placement: str) -> None:
+    """Refuse an unknown placement."""
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
+
+
+def check_images(images: Tensor, saliency: Tensor | None = None) -> None:
+    """Refuse shapes other than (N, C, H, W) and a saliency other than (N, H, W)."""
+    if images.ndim != 4:
+        raise ValueError(f"images must have the shape (N, C, H, W), got {tuple(images.shape)}")
+    expected = (images.shape[0], *images.shape[2:])
+    if saliency is not None and saliency.shape != expected:
+        raise ValueError(
+            f"saliency must have the shape {expected} for images of {tuple(images.shape)}, got {tuple(saliency.shape)}"
+        )
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Uniform float64 on the generator's device (CPU without one), where the sizes are drawn."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+
+
+def regions_for(
+    images: Tensor,
+    saliency: Tensor | None,
+    size: int | tuple[int, int] | Tensor,
+    *,
+    tau: float | None,
+    prefer: str = "low",
+    placement: str,
+    generator: torch.Generator | None,
+) -> Regions:
+    """Uniform regions without tau, saliency-aware ones with it."""
+    check_images(images, saliency)
+    if tau is None:
+        shape = (images.shape[2], images.shape[3])
+        return random_regions(
+            len(images), shape, size, placement=placement, generator=generator, device=images.device
+        )
+    if saliency is None:
+        raise ValueError(
+            "this augmentation needs the saliency (N, H, W): saliency_map(model, images, labels), or a map of your own"
+        )
+    return sample_regions(
+        saliency.to(images.device), size, tau=tau, prefer=prefer, placement=placement, generator=generator
+    )
+
+
+def applied_to(num: int, p: float, generator: torch.Generator | None) -> Tensor | None:
+    """(N,) bool, which images are augmented; None for all of them."""
+    return None if p >= 1 else uniform((num,), generator) < p
+
+
+def beta(alpha: float, num: int, generator: torch.Generator | None) -> Tensor:
+    """(num,) float64 from Beta(alpha, alpha), from the given generator."""
+    if alpha == 1:
+        return uniform((num,), generator)
+    device = generator.device if generator is not None else torch.device("cpu")
+    concentration = torch.full((2, num), float(alpha), dtype=torch.float64, device=device)
+    first, second = torch._standard_gamma(concentration, generator=generator)
+    total: Tensor = (first + second).clamp(min=torch.finfo(torch.float64).tiny)
+    share: Tensor = first / total
+    return share
+
+
+def permutation_of(num: int, generator: torch.Generator | None) -> Tensor:
+    """(num,) int64, a random order, on the generator's device (CPU without one)."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.randperm(num, generator=generator, device=device)
+
+
+def check_per(per: str) -> None:
+    """Refuse anything but "image" and "batch"."""
+    if per not in ("image", "batch"):
+        raise ValueError(f"per must be 'image' or 'batch', got {per!r}")
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a parameter that Beta(alpha, alpha) does not have."""
+    if alpha <= 0:
+        raise ValueError(f"alpha must be above 0, got {alpha}")

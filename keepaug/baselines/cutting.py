@@ -1,0 +1,184 @@
+"""Cutout and random erasing: one region per image is filled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from keepaug.baselines.common import (
+    applied_to,
+    check_images,
+    check_placement,
+    check_probability,
+    regions_for,
+    uniform,
+)
+from keepaug.ops import cut
+from keepaug.regions import Regions
+
+__all__ = ["FILLS", "Cutout", "RandomErasing"]
+
+FILLS: dict[str, tuple[float, ...]] = {
+    "zero": (0.0,),
+    "mean": (0.0,),  # after normalisation the mean colour is 0
+    "bot": (0.485, 0.456, 0.406),  # Bag of Tricks fills normalised images with the raw mean
+}
+
+
+class _Cutting:
+    """Shared by augmentations that fill one region per image."""
+
+    def sample(
+        self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Regions:
+        """The regions that a call would cut; height 0 where an image is left alone."""
+        raise NotImplementedError
+
+    def _fill(self, images: Tensor, generator: torch.Generator | None) -> float | Sequence[float] | Tensor:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        images: Tensor,
+        saliency: Tensor | None = None,
+        *,
+        regions: Regions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Cut one region per image.
+
+        Args:
+            images: (N, C, H, W), after normalisation.
+            saliency: (N, H, W), see `saliency_map`; plain augmentations ignore it.
+            regions: the regions to cut instead of drawn ones.
+            generator: source of randomness; None is torch's global one.
+
+        Returns:
+            New tensor like `images`.
+        """
+        if regions is None:
+            regions = self.sample(images, saliency, generator=generator)
+        return cut(images, regions, self._fill(images, generator))
+
+
+@dataclass(frozen=True)
+class Cutout(_Cutting):
+    """Fill one square per image (DeVries and Taylor, 2017).
+
+    Args:
+        size: side in pixels, or (height, width); 16 for CIFAR-10.
+        placement: "clipped", as in the released code: the centre anywhere, clipped at the border; or "inside".
+        fill: value, or one per channel; 0 is the mean colour of normalised images.
+        p: probability per image.
+    """
+
+    size: int | tuple[int, int] = 16
+    placement: str = "clipped"
+    fill: float | Sequence[float] = 0.0
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+        check_placement(self.placement)
+
+    @property
+    def _tau(self) -> float | None:
+        return None
+
+    def sample(
+        self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Regions:
+        """The regions that a call would cut."""
+        applied = applied_to(len(images), self.p, generator)
+        regions = regions_for(
+            images, saliency, self.size, tau=self._tau, placement=self.placement, generator=generator
+        )
+        return regions if applied is None else regions.where(applied)
+
+    def _fill(self, images: Tensor, generator: torch.Generator | None) -> float | Sequence[float] | Tensor:
+        return self.fill
+
+
+@dataclass(frozen=True)
+class RandomErasing(_Cutting):
+    """Fill one rectangle of random size and shape per image (Zhong et al., 2017).
+
+    Args:
+        p: probability per image.
+        area: smallest and largest share of the image's area.
+        aspect: smallest and largest height / width.
+        fill: "random" (standard normal noise, for normalised images), "zero" or "mean" (0), "bot" (the raw ImageNet
+            mean, as the released Bag of Tricks code does after normalisation), a number, or one per channel.
+        aspect_draw: "uniform" as in the released code, or "log_uniform" as in torchvision.
+    """
+
+    p: float = 0.5
+    area: tuple[float, float] = (0.02, 0.4)
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    fill: str | float | Sequence[float] = "random"
+    aspect_draw: str = "uniform"
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area must be (low, high) with 0 < low <= high <= 1, got {self.area}")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"aspect must be (low, high) with 0 < low <= high, got {self.aspect}")
+        if isinstance(self.fill, str) and self.fill not in ("random", *FILLS):
+            raise ValueError(
+                f"fill must be one of random, {', '.join(FILLS)}, a number or one per channel; got {self.fill!r}"
+            )
+        if self.aspect_draw not in ("uniform", "log_uniform"):
+            raise ValueError(f"aspect_draw must be 'uniform' or 'log_uniform', got {self.aspect_draw!r}")
+
+    @property
+    def _tau(self) -> float | None:
+        return None
+
+    def sample_sizes(
+        self, num: int, image_size: tuple[int, int], *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sizes (N, 2) int64 and which images are erased (N,) bool.
+
+        As the released code: up to 100 draws of area and shape, the first that fits; no fit leaves the image alone.
+        """
+        height, width = image_size
+        area, aspect = uniform((2, num, 100), generator)
+        area = (self.area[0] + (self.area[1] - self.area[0]) * area) * height * width
+        low, high = self.aspect
+        if self.aspect_draw == "log_uniform":
+            aspect = torch.exp(math.log(low) + (math.log(high) - math.log(low)) * aspect)
+        else:
+            aspect = low + (high - low) * aspect
+        rows, columns = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
+        fits = (rows < height) & (columns < width) & (rows >= 1) & (columns >= 1)
+        first = fits.to(torch.int8).argmax(dim=1, keepdim=True)
+        sizes = torch.cat([rows.gather(1, first), columns.gather(1, first)], dim=1).to(torch.int64)
+        applied = fits.any(dim=1)
+        if self.p < 1:
+            applied = applied & (uniform((num,), generator) < self.p)
+        return torch.where(applied[:, None], sizes, torch.ones_like(sizes)), applied
+
+    def sample(
+        self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Regions:
+        """The regions that a call would erase; height 0 where an image is left alone."""
+        check_images(images, saliency)
+        shape = (images.shape[2], images.shape[3])
+        sizes, applied = self.sample_sizes(len(images), shape, generator=generator)
+        regions = regions_for(images, saliency, sizes, tau=self._tau, placement="inside", generator=generator)
+        return regions.where(applied)
+
+    def _fill(self, images: Tensor, generator: torch.Generator | None) -> float | Sequence[float] | Tensor:
+        if self.fill == "random":
+            device = generator.device if generator is not None else images.device
+            noise = torch.randn(images.shape, generator=generator, device=device, dtype=torch.float32)
+            return noise.to(images.device, images.dtype)
+        if isinstance(self.fill, str):
+            values = FILLS[self.fill]
+            return values[0] if len(values) == 1 else values
+        return self.fill
