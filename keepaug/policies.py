@@ -14,26 +14,46 @@ import torch
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-__all__ = ["TwoViews", "aug_mix", "auto_augment", "rand_augment"]
+__all__ = ["OPERATIONS", "ORDERS", "Repeated", "TwoViews", "aug_mix", "auto_augment", "rand_augment"]
 
+OPERATIONS = ("rand_augment", "auto_augment")
+ORDERS = ("after_crop", "before_crop")
 _POLICIES = ("cifar10", "imagenet", "svhn")
 
 
 def rand_augment(
-    num_ops: int = 2, magnitude: int = 9, *, fill: float | list[float] | None = None
+    num_ops: int = 2,
+    magnitude: int = 9,
+    *,
+    operations: str = "rand_augment",
+    fill: float | list[float] | None = None,
 ) -> v2.Transform:
     """RandAugment (Cubuk et al., 2020): `num_ops` operations of one magnitude in [0, 30].
 
+    Args:
+        num_ops: operations per image, drawn with replacement.
+        magnitude: of all of them.
+        operations: whose: "rand_augment" (14, the identity among them), or "auto_augment" (AutoAugment's 14, which have Invert
+            instead). The latter is how we read "the AutoAugment policy space" at a "distortion augmentation magnitude"
+            (section 4.1, table 4): AutoAugment's own policy has no magnitude.
+        fill: colour outside of the image.
+
     Raises:
-        ValueError: magnitude outside [0, 30] or num_ops below 1.
+        ValueError: magnitude outside [0, 30], num_ops below 1, or unknown operations.
     """
     if not 0 <= magnitude <= 30:
         raise ValueError(f"magnitude must be in [0, 30], got {magnitude}")
     if num_ops < 1:
         raise ValueError(f"num_ops must be 1 or more, got {num_ops}")
+    if operations not in OPERATIONS:
+        raise ValueError(f"operations must be one of {', '.join(OPERATIONS)}, got {operations!r}")
     from torchvision.transforms import v2  # inside: torchvision is slow to import, and the rest does without
 
-    return v2.RandAugment(
+    kind: type[v2.RandAugment] = v2.RandAugment
+    if operations == "auto_augment":
+        space = {"_AUGMENTATION_SPACE": v2.AutoAugment._AUGMENTATION_SPACE}
+        kind = type("RandAugmentOverAutoAugment", (v2.RandAugment,), space)
+    return kind(
         num_ops=num_ops,
         magnitude=magnitude,
         num_magnitude_bins=31,
@@ -56,12 +76,60 @@ def auto_augment(policy: str = "cifar10", *, fill: float | list[float] | None = 
 
 
 def aug_mix(
-    severity: int = 3, mixture_width: int = 3, chain_depth: int = -1, alpha: float = 1.0
+    severity: int = 3,
+    mixture_width: int = 3,
+    chain_depth: int = -1,
+    alpha: float = 1.0,
+    *,
+    all_ops: bool = False,
 ) -> v2.Transform:
-    """AugMix (Hendrycks et al., 2020) without its consistency loss; severity in [1, 10]."""
+    """AugMix (Hendrycks et al., 2020) of one image; its consistency loss is `keepaug.baselines.three_views`.
+
+    Args:
+        severity: in [1, 10].
+        mixture_width: chains that are mixed.
+        chain_depth: operations per chain; -1 draws 1 to 3.
+        alpha: of the Dirichlet and Beta distributions of the weights.
+        all_ops: brightness, contrast, colour and sharpness too; the released code leaves them out by default, because its
+            benchmark tests robustness to them.
+
+    Raises:
+        ValueError: severity outside [1, 10], or a width below 1.
+    """
+    if not 1 <= severity <= 10:
+        raise ValueError(f"severity must be in [1, 10], got {severity}")
+    if mixture_width < 1:
+        raise ValueError(f"mixture_width must be 1 or more, got {mixture_width}")
     from torchvision.transforms import v2
 
-    return v2.AugMix(severity=severity, mixture_width=mixture_width, chain_depth=chain_depth, alpha=alpha)
+    return v2.AugMix(
+        severity=severity,
+        mixture_width=mixture_width,
+        chain_depth=chain_depth,
+        alpha=alpha,
+        all_ops=all_ops,
+    )
+
+
+class Repeated:
+    """Several draws of one policy on the same image, as a tuple of views.
+
+    Args:
+        policy: image to image.
+        num_views: 1 or more; AugMix's consistency loss takes 2.
+    """
+
+    def __init__(self, policy: Callable[[Any], Any], num_views: int) -> None:
+        if num_views < 1:
+            raise ValueError(f"num_views must be 1 or more, got {num_views}")
+        self.policy, self.num_views = policy, num_views
+
+    def __call__(self, image: Any) -> tuple[Any, ...]:
+        """The views, each with random numbers of its own."""
+        return tuple(self.policy(image) for _ in range(self.num_views))
+
+    def __repr__(self) -> str:
+        return f"Repeated({self.policy!r}, {self.num_views})"
 
 
 class TwoViews:
@@ -69,16 +137,30 @@ class TwoViews:
 
     Args:
         geometry: crop and flip, applied once, before both; None for none.
-        policy: the strong, image-level augmentation, applied to the second view after `geometry`.
+        policy: the strong, image-level augmentation, applied to the second view.
+        order: "after_crop": the policy sees what `geometry` made; "before_crop": it sees the whole image and `geometry`
+            follows, as in AutoAugment's code for CIFAR-10. The views agree pixel by pixel in both.
+
+    Raises:
+        ValueError: unknown order.
 
     Example:
         >>> views = TwoViews(v2.RandomCrop(32, padding=4), rand_augment(2, 9))
         >>> clean, strong = views(image)
     """
 
-    def __init__(self, geometry: Callable[[Any], Any] | None, policy: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        geometry: Callable[[Any], Any] | None,
+        policy: Callable[[Any], Any],
+        *,
+        order: str = "after_crop",
+    ) -> None:
+        if order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
         self.geometry = geometry
         self.policy = policy
+        self.order = order
 
     def __call__(self, image: Any, *, generator: torch.Generator | None = None) -> tuple[Any, Any]:
         """Both views of one image.
@@ -98,8 +180,15 @@ class TwoViews:
             return self._views(image)
 
     def _views(self, image: Any) -> tuple[Any, Any]:
-        clean = image if self.geometry is None else self.geometry(image)
-        return clean, self.policy(clean)
+        if self.geometry is None:
+            return image, self.policy(image)
+        if self.order == "after_crop":
+            clean = self.geometry(image)
+            return clean, self.policy(clean)
+        strong = self.policy(image)
+        with torch.random.fork_rng(devices=[]):
+            clean = self.geometry(image)
+        return clean, self.geometry(strong)  # with the random numbers of the line before
 
     def __repr__(self) -> str:
-        return f"TwoViews(geometry={self.geometry!r}, policy={self.policy!r})"
+        return f"TwoViews(geometry={self.geometry!r}, policy={self.policy!r}, order={self.order!r})"

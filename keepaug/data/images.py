@@ -23,7 +23,8 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (N, 3, H, W) uint8, cropped and flipped.
-        strong: the strongly augmented view with the same crop and flip, or None.
+        strong: the strongly augmented view with the same crop and flip, or None; (N, V, 3, H, W) of a policy that returns
+            a tuple of V views.
         labels: (N,) int64.
         indices: (N,) int64 positions in the dataset.
     """
@@ -57,6 +58,13 @@ def _run(transform: Transform, image: Any, seed: int) -> Any:
         return transform(image)
 
 
+def _as_tensor(views: Any) -> Tensor:
+    """What a policy returned, as uint8 (3, H, W); a tuple of views as (V, 3, H, W)."""
+    if isinstance(views, tuple):
+        return torch.stack([_as_tensor(view) for view in views])
+    return views if isinstance(views, Tensor) else pil_to_tensor(views)
+
+
 class MemoryImages:
     """Images of one size held as one uint8 tensor; crop and flip are batched.
 
@@ -67,6 +75,8 @@ class MemoryImages:
         padding: zero padding of the random crop in pixels; None for no crop.
         flip: horizontal flip with probability 0.5.
         policy: strong augmentation of a uint8 (3, H, W) tensor, for the second view.
+        policy_first: the policy sees the whole image, and crop and flip (the same for both views) come after it, as in
+            AutoAugment's code for CIFAR-10; otherwise it sees the cropped and flipped image.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class MemoryImages:
         padding: int | None = None,
         flip: bool = False,
         policy: Transform | None = None,
+        policy_first: bool = False,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
@@ -85,23 +96,33 @@ class MemoryImages:
                 f"{len(labels)} labels"
             )
         self.images, self.labels, self.classes = images, labels, list(classes)
-        self.padding, self.flip, self.policy = padding, flip, policy
+        self.padding, self.flip, self.policy, self.policy_first = padding, flip, policy, policy_first
 
     def __len__(self) -> int:
         return len(self.images)
 
     def load(self, indices: Tensor, seeds: Tensor) -> Batch:
         """A batch, decided by the seeds."""
-        images = self.images[indices]
-        if self.padding is not None or self.flip:
-            images = random_crop_flip(images, seeds, padding=self.padding or 0, flip=self.flip)
+        whole = self.images[indices]
+        images = self._geometry(whole, seeds)
         strong = None
         if self.policy is not None:
             drawn = (seeds >> _SEED_SHIFT).tolist()
+            given = whole if self.policy_first else images
             strong = torch.stack(
-                [_run(self.policy, image, seed) for image, seed in zip(images, drawn, strict=True)]
+                [_as_tensor(_run(self.policy, image, seed)) for image, seed in zip(given, drawn, strict=True)]
             )
+            if self.policy_first:
+                strong = self._geometry(strong, seeds)
         return Batch(images, strong, self.labels[indices], indices)
+
+    def _geometry(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Crop and flip of (N, 3, H, W) or, alike in all views, of (N, V, 3, H, W)."""
+        if self.padding is None and not self.flip:
+            return images
+        if images.ndim == 5:
+            return torch.stack([self._geometry(view, seeds) for view in images.unbind(dim=1)], dim=1)
+        return random_crop_flip(images, seeds, padding=self.padding or 0, flip=self.flip)
 
 
 class FileImages:
@@ -137,7 +158,7 @@ class FileImages:
             image = _run(self.geometry, decode(self.paths[index]), seed)
             images.append(pil_to_tensor(image))
             if self.policy is not None:
-                strong.append(pil_to_tensor(_run(self.policy, image, seed + 1)))
+                strong.append(_as_tensor(_run(self.policy, image, seed + 1)))
         return Batch(
             torch.stack(images), torch.stack(strong) if strong else None, self.labels[indices], indices
         )
