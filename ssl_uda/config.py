@@ -1,0 +1,123 @@
+"""Settings of a semi-supervised run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from keepaug.models.networks import ARCHITECTURES, STEMS
+from keepaug.regions import PLACEMENTS
+from keepaug.runs.config import ConfigError, option
+from ssl_uda.losses import CONSISTENCY, TSA
+from ssl_uda.split import SPLITS
+
+__all__ = ["METHODS", "UdaConfig", "check", "is_shortened"]
+
+METHODS = ("supervised", "rand_augment", "keep_rand_augment")
+
+
+@dataclass
+class UdaConfig:
+    """All settings; `key=value` on the command line changes one. The defaults are Google's recipe for CIFAR-10."""
+
+    name: str = option("", help="of the run; empty: dataset-arch-method-NUMlabels")
+    seed: int = option(0, low=0)
+    # data
+    dataset: str = option("cifar10", choices=("cifar10", "image_folder"))
+    root: str = option("", help="folder of the data")
+    image_size: int = option(0, low=0, help="resize to that side when reading; 0: as the files are")
+    num_labels: int = option(4000, low=1)
+    split: str = option("first", choices=SPLITS, help="first: Google's, unbalanced")
+    split_seed: int = option(-1, low=-1, help="of split=balanced; -1: the run's seed")
+    unlabelled: str = option("all", choices=("all", "rest"), help="all: Google's, labelled ones included")
+    limit_train: int = option(0, low=0, help="only that many training images; 0: all")
+    limit_val: int = option(0, low=0)
+    # network
+    arch: str = option("wrn28_2", help=f"wrnDEPTH_WIDTH, {', '.join(ARCHITECTURES)}")
+    stem: str = option("cifar", choices=STEMS, help="of the ResNets")
+    # augmentation
+    method: str = option("keep_rand_augment", choices=METHODS)
+    padding: int = option(4, low=0, help="reflected border of the random crop")
+    flip: bool = True
+    crops: str = option(
+        "shared", choices=("shared", "independent"), help="of the two views; independent: Google's"
+    )
+    num_ops: int = option(2, low=1)
+    levels: list[int] = option([1, 9], low=0, high=10, help="smallest and largest magnitude")
+    p: float = option(0.5, low=0, high=1, help="probability of each operation")
+    cutout: int = option(16, low=0, help="side, after the policy and the paste; 0: none")
+    tau: float = option(0.6, low=0, high=1, help="keep: quantile of the region scores")
+    size: int = option(16, low=1, help="keep: side of the pasted region")
+    paste_placement: str = option("inside", choices=PLACEMENTS)
+    saliency_scale: float = option(0.5, low=0.05, high=1, help="keep: resolution of the saliency pass")
+    # objective
+    temperature: float = option(0.4, low=1e-3, help="of the target; below 1 sharpens")
+    confidence: float = option(0.8, low=-1, high=1, help="smallest probability that counts; -1: all")
+    consistency: str = option("kl", choices=CONSISTENCY)
+    weight: float = option(1.0, low=0, help="of the consistency loss")
+    entropy: float = option(0.0, low=0, help="weight of the entropy term")
+    tsa: str = option("off", choices=TSA, help="training signal annealing")
+    target_mode: str = option(
+        "train",
+        choices=("train", "eval"),
+        help="how the clean view runs; train: Google's, one batch with the rest",
+    )
+    # optimisation
+    steps: int = option(500_000, low=1)
+    recipe_steps: int = option(500_000, low=0, help="a run with fewer steps is marked as shortened")
+    batch_size: int = option(64, low=1, help="labelled images, of all processes together")
+    unlabelled_ratio: int = option(7, low=1, help="unlabelled images for each labelled one")
+    lr: float = option(0.03, low=0)
+    warmup_steps: int = option(0, low=0)
+    momentum: float = option(0.9, low=0, high=1)
+    nesterov: bool = True
+    weight_decay: float = option(5e-4, low=0, help="on all parameters, BatchNorm's and biases included")
+    ema: float = option(0.9999, low=0, high=0.999999, help="decay of the averaged weights; 0: none")
+    clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
+    # machine
+    device: str = "auto"
+    precision: str = option("float32", choices=("float32", "bf16"))
+    channels_last: bool = False
+    compile: bool = False
+    sync_batchnorm: bool = option(True, help="statistics over all processes, so that N equal one")
+    # bookkeeping
+    log_every: int = option(100, low=1, help="steps")
+    eval_every: int = option(5000, low=1, help="steps")
+    checkpoint_every: int = option(5000, low=1, help="steps")
+    tensorboard: bool = True
+    pictures: bool = option(True, help="draw the views of a few images")
+
+
+def check(config: UdaConfig) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if not config.root:
+        raise ConfigError("root is empty: give the data's folder, for example root=data/cifar10")
+    if config.dataset == "cifar10" and config.image_size:
+        raise ConfigError("image_size is for image folders: leave it 0 with dataset=cifar10")
+    if config.arch not in ARCHITECTURES and not re.fullmatch(r"wrn\d+_\d+", config.arch):
+        raise ConfigError(
+            f"arch is {config.arch!r}; allowed: wrnDEPTH_WIDTH (wrn28_2 is the recipe's), {', '.join(ARCHITECTURES)}"
+        )
+    if len(config.levels) != 2 or config.levels[0] > config.levels[1]:
+        raise ConfigError(f"levels must be [low, high] with low <= high, got {config.levels}")
+    if config.nesterov and config.momentum == 0:
+        raise ConfigError("nesterov needs momentum above 0: set nesterov=false or momentum=0.9")
+    if config.crops == "independent" and config.method == "keep_rand_augment":
+        raise ConfigError(
+            "crops=independent shifts the views against each other, so that no region of one can be pasted into the "
+            "other: set crops=shared or method=rand_augment"
+        )
+    if config.entropy and config.target_mode == "eval":
+        raise ConfigError(
+            "entropy needs the clean view's gradient, which target_mode=eval has none of: entropy=0"
+        )
+
+
+def is_shortened(config: UdaConfig) -> bool:
+    """Whether less is done than the recipe says."""
+    less = config.limit_train or config.limit_val or config.steps < config.recipe_steps
+    return bool(less) or config.arch != "wrn28_2"

@@ -1,0 +1,163 @@
+"""Images of a semi-supervised run: all of them as uint8 on the training device, and endless shuffled index streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from keepaug.data.cifar import load_cifar10
+from keepaug.data.folder import open_folder
+from keepaug.data.identity import describe_tensors, is_synthetic
+from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from keepaug.data.images import decode
+from keepaug.runs.config import ConfigError
+from keepaug.runs.progress import progress
+from keepaug.runs.seeds import make_generator
+from ssl_uda.config import UdaConfig
+from ssl_uda.split import Split, choose_labelled, split_labels
+
+__all__ = ["Data", "Stream", "open_data"]
+
+# of google-research/uda's augmentation_transforms.py
+CIFAR_MEAN = (0.49139968, 0.48215841, 0.44653091)
+CIFAR_STD = (0.24703223, 0.24348513, 0.26158784)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and is evaluated on.
+
+    Attributes:
+        images: (N, 3, H, W) uint8 training images, on the training device.
+        labels: (N,) int64 on the same device; only the labelled ones may be looked at in training.
+        split: which are labelled; on the CPU.
+        val_images: (M, 3, H, W) uint8, on the training device.
+        val_labels: (M,) int64.
+        classes: names.
+        mean: of the normalisation, for [0, 1].
+        std: of the normalisation.
+        identity: name, sizes, checksum.
+        synthetic: drawn by the program.
+    """
+
+    images: Tensor
+    labels: Tensor
+    split: Split
+    val_images: Tensor
+    val_labels: Tensor
+    classes: list[str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    identity: dict[str, Any]
+    synthetic: bool
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.images.shape[2], self.images.shape[3]
+
+
+class Stream:
+    """Batches of positions without end: shuffled epoch after epoch, each batch decided by its number alone.
+
+    Args:
+        num: positions 0 to num - 1; may be fewer than a batch.
+        batch_size: of all processes together.
+        seed: of the order.
+        name: streams of different names are independent.
+    """
+
+    def __init__(self, num: int, batch_size: int, *, seed: int, name: str) -> None:
+        if num < 1:
+            raise ValueError(f"a stream needs at least one position, got {num}")
+        self.num, self.batch_size, self.seed, self.name = num, batch_size, seed, name
+        self._orders: dict[int, Tensor] = {}
+
+    def batch(self, number: int) -> Tensor:
+        """(batch_size,) int64; any batch can be asked for at any time."""
+        start, parts = number * self.batch_size, []
+        end = start + self.batch_size
+        epochs = range(start // self.num, (end - 1) // self.num + 1)
+        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch in epochs}
+        for epoch in epochs:
+            if epoch not in self._orders:
+                generator = make_generator(self.seed, self.name, epoch)
+                self._orders[epoch] = torch.randperm(self.num, generator=generator)
+            first = epoch * self.num
+            parts.append(self._orders[epoch][max(start - first, 0) : end - first])
+        return torch.cat(parts)
+
+
+def open_data(config: UdaConfig, device: torch.device) -> Data:
+    """Read, split and check what the config names.
+
+    Raises:
+        FileNotFoundError: the folder is missing.
+        ValueError: layout errors, unreadable images, a split that cannot be made.
+    """
+    root = Path(config.root).expanduser()
+    if config.dataset == "cifar10":
+        train, val, classes = load_cifar10(root)
+        name = "cifar10"
+    else:
+        train_files, val_files, classes = open_folder(root)
+        name = root.name
+        train = (_read(train_files[0], config.image_size, f"reading {name}/train"), train_files[1])
+        val = (_read(val_files[0], config.image_size, f"reading {name}/val"), val_files[1])
+    if config.limit_train and config.limit_train < len(train[1]):
+        some = choose_labelled(train[1], config.limit_train, len(classes), "balanced_first", 0)
+        train = (train[0][some], train[1][some])
+    if config.limit_val and config.limit_val < len(val[1]):
+        some = choose_labelled(val[1], config.limit_val, len(classes), "balanced_first", 0)
+        val = (val[0][some], val[1][some])
+    if min(train[0].shape[2:]) <= config.padding:
+        raise ConfigError(f"padding {config.padding} needs larger images than {tuple(train[0].shape[2:])}")
+    seed = config.seed if config.split_seed < 0 else config.split_seed
+    split = split_labels(
+        train[1], config.num_labels, len(classes), config.split, seed=seed, unlabelled=config.unlabelled
+    )
+    cifar = config.dataset == "cifar10"
+    return Data(
+        train[0].to(device),
+        train[1].to(device),
+        split,
+        val[0].to(device),
+        val[1].to(device),
+        list(classes),
+        CIFAR_MEAN if cifar else IMAGENET_MEAN,
+        CIFAR_STD if cifar else IMAGENET_STD,
+        describe_tensors(name, {"train": train, "val": val}),
+        is_synthetic(root),
+    )
+
+
+def _read(paths: Sequence[Path], side: int, description: str) -> Tensor:
+    """All images as one uint8 tensor; with a side, resized (shorter side, then a central square)."""
+
+    def one(path: Path) -> Tensor:
+        image = decode(path)
+        if side:
+            width, height = image.size
+            square = min(width, height)
+            left, top = (width - square) / 2, (height - square) / 2
+            box = (left, top, left + square, top + square)
+            image = image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=None)
+        return pil_to_tensor(image)
+
+    with ThreadPoolExecutor(4) as pool:
+        images = list(progress(pool.map(one, paths), description, total=len(paths)))
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise ConfigError(
+                f"{path} is {image.shape[1]} x {image.shape[2]} and {paths[0]} is {images[0].shape[1]} x "
+                f"{images[0].shape[2]}; all images are held as one tensor: set image_size to resize them"
+            )
+    return torch.stack(images)

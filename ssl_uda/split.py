@@ -1,0 +1,124 @@
+"""Which images keep their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keepaug.runs.config import ConfigError
+from keepaug.runs.seeds import make_generator
+
+__all__ = ["SPLITS", "Split", "choose_labelled", "split_labels"]
+
+SPLITS = ("first", "balanced_first", "balanced")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The labelled images and those used without label.
+
+    Attributes:
+        labelled: (num_labels,) int64 positions in the training images, rising.
+        unlabelled: (M,) int64 positions; all images, or all but the labelled ones.
+        counts: labelled images of each class.
+    """
+
+    labelled: Tensor
+    unlabelled: Tensor
+    counts: list[int]
+
+    def describe(self, classes: Sequence[str], kind: str, seed: int) -> dict[str, Any]:
+        """For `labels.json`."""
+        return {
+            "split": kind,
+            "seed": seed,
+            "num_labels": len(self.labelled),
+            "num_unlabelled": len(self.unlabelled),
+            "per_class": dict(zip(classes, self.counts, strict=True)),
+            "labelled": self.labelled.tolist(),
+        }
+
+
+def choose_labelled(labels: Tensor, num_labels: int, num_classes: int, kind: str, seed: int) -> Tensor:
+    """Positions of the labelled images, rising.
+
+    Args:
+        labels: (N,) int64.
+        num_labels: how many.
+        num_classes: K.
+        kind: "first": the first num_labels images, whatever their classes (Google's for CIFAR-10, AutoAugment's reduced
+            set); "balanced_first": the first num_labels / K of each class (Google's `use_equal_split`); "balanced":
+            num_labels / K of each class at random, by the seed. A number that K does not divide gives one more to some
+            classes: the first ones, or random ones.
+        seed: of "balanced".
+
+    Raises:
+        ConfigError: more labels than images, fewer than classes, a class with too few images.
+    """
+    num = len(labels)
+    if num_labels > num:
+        raise ConfigError(f"num_labels is {num_labels}, there are {num} training images; lower num_labels")
+    if num_labels < num_classes:
+        raise ConfigError(
+            f"num_labels is {num_labels} for {num_classes} classes: each needs one; raise num_labels"
+        )
+    if kind == "first":
+        return torch.arange(num_labels)
+    if kind not in SPLITS:
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {kind!r}")
+    each, over = divmod(num_labels, num_classes)
+    generator = make_generator(seed, "labels")
+    lucky = torch.arange(num_classes)
+    if kind == "balanced":
+        lucky = torch.randperm(num_classes, generator=generator)
+    wanted = torch.full((num_classes,), each)
+    wanted[lucky[:over]] += 1
+    chosen = []
+    for label in range(num_classes):
+        members = (labels == label).nonzero()[:, 0]
+        if len(members) < wanted[label]:
+            raise ConfigError(
+                f"class {label} has {len(members)} images, {int(wanted[label])} of them should be labelled; "
+                "lower num_labels or set split=first"
+            )
+        if kind == "balanced":
+            members = members[torch.randperm(len(members), generator=generator)]
+        chosen.append(members[: wanted[label]])
+    return torch.cat(chosen).sort().values
+
+
+def split_labels(
+    labels: Tensor, num_labels: int, num_classes: int, kind: str, *, seed: int, unlabelled: str = "all"
+) -> Split:
+    """Choose the labelled images and check that every class is among them.
+
+    Args:
+        labels: (N,) int64 of all training images.
+        num_labels: see `choose_labelled`.
+        num_classes: K.
+        kind: one of `SPLITS`.
+        seed: of "balanced".
+        unlabelled: "all" images without their labels, labelled ones included (Google's code), or the "rest".
+
+    Raises:
+        ConfigError: numbers that do not fit, or a class without a labelled image.
+    """
+    labelled = choose_labelled(labels, num_labels, num_classes, kind, seed)
+    counts = labels[labelled].bincount(minlength=num_classes).tolist()
+    if missing := [str(label) for label, count in enumerate(counts) if not count]:
+        raise ConfigError(
+            f"split={kind} with {num_labels} labels leaves the classes {', '.join(missing)} without any; images sorted "
+            "by class have no useful first ones: set split=balanced, or raise num_labels"
+        )
+    others = torch.arange(len(labels))
+    if unlabelled == "rest":
+        keep = torch.ones(len(labels), dtype=torch.bool)
+        keep[labelled] = False
+        others = others[keep]
+        if not len(others):
+            raise ConfigError("unlabelled=rest leaves no image: all are labelled; set unlabelled=all")
+    return Split(labelled, others, counts)

@@ -1,0 +1,169 @@
+"""One step of UDA: views, targets, saliency, one forward pass, the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from keepaug.regions import Regions
+from keepaug.runs.distributed import Distributed
+from keepaug.runs.seeds import make_generator
+from keepaug.saliency import saliency_map
+from ssl_uda.augment import Views, paste_rule
+from ssl_uda.config import UdaConfig
+from ssl_uda.losses import (
+    confidence_mask,
+    consistency_losses,
+    entropies,
+    masked_mean,
+    sharpened,
+    supervised_losses,
+    tsa_mask,
+    tsa_threshold,
+)
+
+__all__ = ["LossParts", "look", "sample_paste", "shares_forward", "uda_loss"]
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The loss and what it is made of, for one process's images.
+
+    Attributes:
+        total: what is differentiated.
+        figures: detached 0-d tensors by name, means over this process's images.
+    """
+
+    total: Tensor
+    figures: dict[str, Tensor]
+
+
+def shares_forward(config: UdaConfig) -> bool:
+    """Whether one pass over the clean view gives the target and the saliency.
+
+    Exact only where both want the very same computation: the network in evaluation mode (target_mode=eval) on the clean
+    view at full resolution. With target_mode=train BatchNorm mixes the images of the concatenated batch, so that its
+    gradient is not the image's own; a map of low resolution looks at another, smaller image.
+    """
+    keep = config.method == "keep_rand_augment"
+    return keep and config.target_mode == "eval" and config.saliency_scale == 1
+
+
+def look(network: nn.Module, clean: Tensor, config: UdaConfig) -> tuple[Tensor | None, Tensor | None]:
+    """What the network, in evaluation mode, makes of the clean view before the step's forward pass.
+
+    Args:
+        network: unwrapped, perhaps compiled.
+        clean: (N, 3, H, W).
+        config: settings.
+
+    Returns:
+        The logits (N, classes) with target_mode=eval, else None; and the max-logit saliency (N, H, W) with
+        keep_rand_augment, else None. Both detached.
+    """
+    logits: list[Tensor] = []
+
+    def watched(pixels: Tensor) -> Tensor:
+        output = network(pixels)
+        logits.append(output.detach())
+        return output
+
+    heat = None
+    if config.method == "keep_rand_augment":
+        forward = watched if shares_forward(config) else None
+        heat = saliency_map(network, clean, forward=forward, scale=config.saliency_scale)
+    if config.target_mode == "eval" and not logits:
+        with _evaluating(network), torch.no_grad():
+            watched(clean)
+    return (logits[0] if logits else None), heat
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def sample_paste(
+    heat: Tensor, clean: Tensor, config: UdaConfig, step: int, world: Distributed | None = None
+) -> Regions:
+    """Regions to paste for this process's images, the same whatever the number of processes.
+
+    The choice is made for the whole batch from one generator, so the processes' maps are gathered first.
+    """
+    generator = make_generator(config.seed, "paste", step)
+    if world is None or not world.active:
+        return paste_rule(config).sample(clean, heat, generator=generator)
+    maps = [torch.empty_like(heat) for _ in range(world.world_size)]
+    dist.all_gather(maps, heat.contiguous())
+    whole = clean[:1].expand(len(heat) * world.world_size, *clean.shape[1:])
+    regions = paste_rule(config).sample(whole, torch.cat(maps), generator=generator)
+    first = world.rank * len(heat)
+    return Regions(*(values[first : first + len(heat)] for values in regions))
+
+
+def uda_loss(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    views: Views | None,
+    target_logits: Tensor | None,
+    config: UdaConfig,
+    step: int,
+    num_classes: int,
+    world: Distributed | None = None,
+) -> LossParts:
+    """UDA's loss from one forward pass over labelled, clean and strong images together.
+
+    Args:
+        forward: of the training network, through DDP and torch.compile.
+        images: (B, 3, H, W) labelled images.
+        labels: (B,) int64.
+        views: of the unlabelled images, the strong one as it is trained on; None for supervised training.
+        target_logits: (N, classes) of the clean view with target_mode=eval: it is then left out of the forward pass.
+        config: settings.
+        step: for training signal annealing.
+        num_classes: K.
+        world: the processes, whose mean loss is minimised.
+    """
+    parts = [images]
+    if views is not None:
+        parts += [views.strong] if target_logits is not None else [views.clean, views.strong]
+    batch = torch.cat(parts)
+    if config.channels_last:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    logits = forward(batch)
+    labelled = logits[: len(images)]
+    losses = supervised_losses(labelled, labels)
+    mask = tsa_mask(labelled, labels, tsa_threshold(config.tsa, step, config.steps, num_classes))
+    if world is not None and world.active:  # times the processes, because DDP takes their mean
+        supervised = masked_mean(losses, mask, world.sum(mask.sum())) * world.world_size
+    else:
+        supervised = masked_mean(losses, mask)
+    figures = {"supervised": supervised.detach(), "trained_share": mask.mean()}
+    total = supervised
+    if views is not None:
+        clean = target_logits
+        if clean is None:
+            clean = logits[len(images) : len(images) + len(views.strong)]
+        strong = logits[-len(views.strong) :]
+        confident = confidence_mask(clean, config.confidence)
+        distances = consistency_losses(sharpened(clean, config.temperature), strong, config.consistency)
+        consistency = (distances * confident).mean()
+        total = total + config.weight * consistency
+        figures |= {"consistency": consistency.detach(), "mask_rate": confident.mean()}
+        if config.entropy:
+            entropy = entropies(clean).mean()
+            total = total + config.entropy * entropy
+            figures["entropy"] = entropy.detach()
+    return LossParts(total, {"loss": total.detach(), **figures})
