@@ -1,46 +1,167 @@
-"""Networks by name: torchvision's ResNets, with the ImageNet stem or the one for small images, and Wide ResNets."""
+"""Networks by name: the paper's for small images, torchvision's and timm's."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Callable
 from typing import Any
 
+import torchvision
 from torch import nn
-from torchvision.models import resnet18, resnet34, resnet50, resnet101
+from torchvision.models import ResNet, resnet18, resnet34, resnet50, resnet101
 
+from keepaug.models.cifar_resnet import cifar_resnet
+from keepaug.models.drop_resnet import drop_resnet
+from keepaug.models.pyramid_net import pyramid_net
+from keepaug.models.shake_shake import shake_shake_network
 from keepaug.models.wide_resnet import wide_resnet
 
-__all__ = ["ARCHITECTURES", "STEMS", "build_network"]
+__all__ = ["ARCHITECTURES", "PAPER", "STEMS", "build_network", "check_arch"]
 
+# What can become a Detectron2 backbone.
 ARCHITECTURES = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
 STEMS = ("imagenet", "cifar")
+# The networks of the paper's tables for CIFAR-10, beside resnet18.
+PAPER = ("resnet110", "wrn28_10", "wrn28_2", "shake_shake_26_2x32d", "shake_shake_26_2x96d", "pyramidnet272")
+# The depths of He et al. without those that are torchvision's; 8 and 14 to try things out.
+CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
+
+_PATTERNS: tuple[tuple[str, Callable[..., nn.Module]], ...] = (
+    (rf"resnet({'|'.join(map(str, CIFAR_DEPTHS))})", cifar_resnet),
+    (r"wrn(\d+)_(\d+)", wide_resnet),
+    (r"shake_shake_(\d+)_2x(\d+)d", shake_shake_network),
+    (
+        r"pyramidnet(\d+)(?:_a(\d+))?",
+        lambda depth, alpha, *rest, **options: pyramid_net(depth, alpha or 200, *rest, **options),
+    ),
+)
 
 
-def build_network(arch: str, num_classes: int, *, stem: str = "imagenet", **options: Any) -> nn.Module:
+def check_arch(arch: str) -> None:
+    """Refuse names that `build_network` does not know.
+
+    Raises:
+        ValueError: with the closest names.
+        ImportError: a timm name without timm.
+    """
+    source, _, name = arch.rpartition(":")
+    if source == "timm":
+        import_timm()
+        known = _timm_names()
+        found = name.partition(".")[0] in known
+    elif source == "torchvision":
+        known = _torchvision_names()
+        found = name in known
+    else:
+        known = [*ARCHITECTURES, *PAPER]
+        found = arch in ARCHITECTURES or any(re.fullmatch(pattern, arch) for pattern, _ in _PATTERNS)
+    if found:
+        return
+    if source in ("timm", "torchvision"):
+        close = [f"{source}:{one}" for one in difflib.get_close_matches(name, known, n=3)]
+    else:
+        elsewhere = [f"torchvision:{arch}"] if arch in _torchvision_names() else []
+        close = elsewhere + difflib.get_close_matches(arch, known, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(
+        f"arch must be one of {', '.join(ARCHITECTURES)}, {', '.join(PAPER)}, another depth or width of these, "
+        f"torchvision:NAME or timm:NAME, got {arch!r}{hint}"
+    )
+
+
+def build_network(
+    arch: str,
+    num_classes: int,
+    *,
+    stem: str = "imagenet",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    drop_block: float = 0.0,
+    **options: Any,
+) -> nn.Module:
     """A network with random weights.
 
     Args:
-        arch: one of `ARCHITECTURES`, or `wrnDEPTH_WIDTH` (wrn28_10, wrn28_2, wrn16_1 ...).
+        arch: a ResNet of torchvision (`ARCHITECTURES`); for small images `resnet110` (20, 32, 44, 56, 1202),
+            `wrn28_10`, `shake_shake_26_2x32d`, `pyramidnet272` (alpha 200; `pyramidnet110_a48`) and the like with other
+            depths and widths; any classification network as `torchvision:NAME` or `timm:NAME`.
         num_classes: size of the output.
         stem: "imagenet" (7 x 7 stride 2 and max pooling), or "cifar" (3 x 3 stride 1, no pooling), as the ResNet-18 of
-            Cutout's released code. Only the former can become a Detectron2 backbone. Ignored by Wide ResNets.
-        options: of the architecture: `dropout`, `shortcut` for Wide ResNets.
+            Cutout's released code; for torchvision's ResNets. Only the former can become a Detectron2 backbone.
+        dropout: in the blocks of torchvision's ResNets (`drop_resnet`) and Wide ResNets; timm's `drop_rate`.
+        drop_path: in torchvision's ResNets; timm's `drop_path_rate`.
+        drop_block: in torchvision's ResNets; timm's `drop_block_rate`.
+        options: of the architecture: `shortcut` of Wide ResNets and of ResNet-110, `shake_drop` of PyramidNets, what
+            torchvision's and timm's functions take.
 
     Raises:
-        ValueError: unknown architecture or stem, or fewer than one class.
+        ValueError: unknown architecture (with close names), stem or option, fewer than one class.
+        ImportError: timm is needed and not installed.
     """
-    wide = re.fullmatch(r"wrn(\d+)_(\d+)", arch)
-    if wide:
-        return wide_resnet(int(wide[1]), int(wide[2]), num_classes, **options)
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
+    check_arch(arch)
     if stem not in STEMS:
         raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
-    network = ARCHITECTURES[arch](weights=None, num_classes=num_classes, **options)
+    drops = {"dropout": dropout, "drop_path": drop_path, "drop_block": drop_block}
+    options = {**{name: value for name, value in drops.items() if value}, **options}
+    try:
+        network = _build(arch, num_classes, options)
+    except TypeError as error:
+        if not options or "argument" not in str(error):
+            raise
+        raise ValueError(f"{arch} does not take these options: {options} ({error})") from error
     if stem == "cifar":
+        _use_cifar_stem(network, arch)
+    return network
+
+
+def _build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    for pattern, build in _PATTERNS:
+        match = re.fullmatch(pattern, arch)
+        if match:
+            return build(*(int(group) if group else 0 for group in match.groups()), num_classes, **options)
+    source, _, name = arch.rpartition(":")
+    if source == "timm":
+        names = {"dropout": "drop_rate", "drop_path": "drop_path_rate", "drop_block": "drop_block_rate"}
+        renamed = {names.get(key, key): value for key, value in options.items()}
+        return import_timm().create_model(name, pretrained=False, num_classes=num_classes, **renamed)
+    if source == "torchvision":
+        build = torchvision.models.get_model_builder(name)
+        if name in ("googlenet", "inception_v3"):  # their own heads would change what the network returns
+            options = {"aux_logits": False, "init_weights": True, **options}
+        return build(weights=None, num_classes=num_classes, **options)
+    if set(options) & {"dropout", "drop_path", "drop_block"}:
+        return drop_resnet(arch, num_classes, **options)
+    return ARCHITECTURES[arch](weights=None, num_classes=num_classes, **options)
+
+
+def _use_cifar_stem(network: nn.Module, arch: str) -> None:
+    if isinstance(network, ResNet):
         network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        network.maxpool = nn.Identity()
-    return network
+        network.maxpool = nn.Identity()  # type: ignore[assignment]
+    elif ":" in arch:
+        raise ValueError(f"stem=cifar is for torchvision's ResNets, got {arch}: set stem=imagenet")
+
+
+def import_timm() -> Any:
+    """The timm package.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("networks named timm:NAME need timm: pip install timm") from error
+    return timm
+
+
+def _timm_names() -> list[str]:
+    return list(import_timm().list_models())
+
+
+def _torchvision_names() -> list[str]:
+    return list(torchvision.models.list_models(module=torchvision.models))

@@ -37,7 +37,7 @@ def test_early_head_changes_nothing_but_adds_logits(after: str, arch: str) -> No
     logits, early_logits = early.train()(images)
     assert logits.shape == early_logits.shape == (2, 5)
     torch.testing.assert_close(
-        early.eval().forward_early(images), early.head(early._early(images).mean(dim=(2, 3)))
+        early.eval().forward_early(images), early.head(early._split.early(images).mean(dim=(2, 3)))
     )
 
 
