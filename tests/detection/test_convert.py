@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -387,3 +389,37 @@ def test_untrained_weights_are_remarked(saved, tmp_path: Path) -> None:
     done = convert(saved(resnet18().state_dict()), tmp_path / "out.pth")
     assert any("untrained network" in note for note in done.notes)
     assert isinstance(done.sidecar, Sidecar)
+
+
+def test_a_file_that_does_not_read_back_is_an_error(r18, saved, tmp_path: Path, monkeypatch) -> None:
+    import detection.convert as module
+
+    honest = module._serialise
+
+    def damaged(tensors, kind, file) -> None:
+        key = next(iter(tensors))
+        honest({**tensors, key: tensors[key] + 1}, kind, file)
+
+    monkeypatch.setattr(module, "_serialise", damaged)
+    with pytest.raises(OSError, match="does not read back"):
+        convert(saved(r18), tmp_path / "out.pth")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_conversion_holds_the_weights_in_memory_once(saved, tmp_path: Path) -> None:
+    """The source and the written file, read back, are never there together (100 MB each)."""
+    weights = saved(randomised(resnet50()))
+    script = (
+        "import resource, sys; from detection.convert import convert\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); convert(sys.argv[1], sys.argv[2]); print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(weights), str(tmp_path / "out.pth")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    # MB; both files together would be over 200
+    assert int(done.stdout) / 1000 < 1.5 * weights.stat().st_size / 1e6
