@@ -6,6 +6,7 @@ them in a fork of it, seeded from the caller's generator, so that an explicit ge
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,12 @@ def rand_augment(
 
     kind: type[v2.RandAugment] = v2.RandAugment
     if operations == "auto_augment":
-        space = {"_AUGMENTATION_SPACE": v2.AutoAugment._AUGMENTATION_SPACE}
-        kind = type("RandAugmentOverAutoAugment", (v2.RandAugment,), space)
+        again = functools.partial(rand_augment, num_ops, magnitude, operations=operations, fill=fill)
+        members = {
+            "_AUGMENTATION_SPACE": v2.AutoAugment._AUGMENTATION_SPACE,
+            "__reduce__": lambda self: (again, ()),  # loader workers that are not forked unpickle it
+        }
+        kind = type("RandAugmentOverAutoAugment", (v2.RandAugment,), members)
     return kind(
         num_ops=num_ops,
         magnitude=magnitude,

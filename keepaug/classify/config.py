@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keepaug.models.early import AFTER
-from keepaug.models.networks import ARCHITECTURES, STEMS
+from keepaug.models.networks import STEMS
+from keepaug.policies import OPERATIONS, ORDERS
 from keepaug.regions import PLACEMENTS
 from keepaug.runs.config import ConfigError, option
 
-__all__ = ["METHODS", "SALIENCY", "ClassifyConfig", "check"]
+__all__ = ["IN_THE_NETWORK", "METHODS", "SALIENCY", "ClassifyConfig", "check"]
 
 METHODS = (
     "none",
@@ -23,7 +24,20 @@ METHODS = (
     "keep_rand_augment",
     "auto_augment",
     "keep_auto_augment",
+    "grid_mask",
+    "aug_mix",
+    "attentive_cutmix",
+    "mixup",
+    "manifold_mixup",
+    "dropout",
+    "drop_path",
+    "drop_block",
 )
+IN_THE_NETWORK = (
+    "dropout",
+    "drop_path",
+    "drop_block",
+)  # options of the network, which also go with other methods
 SALIENCY = ("full", "low_resolution", "early_head", "low_resolution_early")
 
 
@@ -48,8 +62,11 @@ class ClassifyConfig:
     limit_val: int = option(0, low=0)
     num_workers: int = option(0, low=0)
     # network
-    arch: str = option("resnet18", choices=tuple(ARCHITECTURES))
+    arch: str = option("resnet18", help="resnet18, resnet50, wrn28_10 ...: see keepaug.models.build_network")
     stem: str = option("imagenet", choices=STEMS)
+    dropout: float = option(0.0, low=0, high=0.99, help="probability; 0.3 in WRN-28-10")
+    drop_path: float = option(0.0, low=0, high=0.99, help="probability of leaving a branch out")
+    drop_block: float = option(0.0, low=0, high=0.99, help="share of the features that blocks cover")
     # augmentation
     method: str = option("none", choices=METHODS)
     saliency: str = option("full", choices=SALIENCY, help="how the keep methods see what is important")
@@ -57,16 +74,40 @@ class ClassifyConfig:
     size: int = option(16, low=1, help="cut or paste side in pixels; paper: 16 on CIFAR-10, 40 on ImageNet")
     placement: str = option("clipped", choices=PLACEMENTS, help="of cutout and cutmix, Keep or not")
     paste_placement: str = option("inside", choices=PLACEMENTS)
-    alpha: float = option(1.0, low=1e-6, help="cutmix: lambda ~ Beta(alpha, alpha)")
-    per: str = option("image", choices=("image", "batch"), help="cutmix: one box per image or per batch")
+    alpha: float = option(1.0, low=1e-6, help="cutmix, mixup, manifold_mixup: lambda ~ Beta(alpha, alpha)")
+    per: str = option(
+        "image", choices=("image", "batch"), help="cutmix: one box, mixup: one lambda, per image or per batch"
+    )
     p: float = option(1.0, low=0, high=1, help="probability of the cut; random erasing: 0.5 in its paper")
     area: list[float] = option([0.02, 0.4], low=0, high=1, help="random erasing: share of the image")
     aspect: list[float] = option([0.3, 3.3333], low=0, help="random erasing: height / width")
     fill: str = option("zero", choices=("zero", "random", "bot"), help="random erasing")
     num_ops: int = option(2, low=1, help="rand_augment")
     magnitude: int = option(9, low=0, high=30, help="rand_augment")
+    operations: str = option("rand_augment", choices=OPERATIONS, help="rand_augment: whose operations")
     policy: str = option("cifar10", choices=("cifar10", "imagenet"), help="auto_augment")
+    policy_order: str = option(
+        "after_crop", choices=ORDERS, help="before_crop: as in AutoAugment's CIFAR code (loading=memory)"
+    )
     cutout_after: int = option(0, low=0, help="cutout of that side after an image-level policy; 0: none")
+    grid_unit: list[int] = option([24, 32], low=2, help="grid_mask: smallest and largest unit in pixels")
+    grid_ratio: float = option(0.4, low=0.01, high=0.99, help="grid_mask: kept share of a unit's side")
+    grid_rotate: int = option(360, low=1, high=360, help="grid_mask: angles below that; 1: none")
+    grid_ramp: float = option(
+        0.8, low=0, high=1, help="grid_mask: share of the run over which p rises from 0"
+    )
+    severity: int = option(3, low=1, high=10, help="aug_mix")
+    all_ops: bool = option(False, help="aug_mix: colour operations too")
+    consistency: float = option(
+        12.0, low=0, help="aug_mix: weight of the Jensen-Shannon loss; 0: none, one view"
+    )
+    attention: str = option(
+        "saliency", choices=("saliency", "features"), help="attentive_cutmix: gradient, or last feature map"
+    )
+    attention_grid: int = option(7, low=1, help="attentive_cutmix: cells per side")
+    num_patches: int = option(6, low=1, help="attentive_cutmix: cells pasted")
+    teacher: str = option("", help="attentive_cutmix: weights.pt whose attention it is; empty: the network's")
+    hidden_layers: int = option(3, low=1, help="manifold_mixup: layers to draw from, the images one of them")
     early_after: str = option("stage", choices=AFTER, help="where the early head sits")
     early_weight: float = option(0.3, low=0, help="its loss weight")
     # optimisation
@@ -106,10 +147,11 @@ def check(config: ClassifyConfig) -> None:
     """
     if not config.root:
         raise ConfigError("root is empty: give the data's folder, for example root=data/cifar10")
-    for key in ("area", "aspect"):
+    for key in ("area", "aspect", "grid_unit"):
         bounds = getattr(config, key)
         if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
             raise ConfigError(f"{key} must be [low, high] with 0 < low <= high, got {bounds}")
+    _check_method(config)
     if config.schedule == "multistep" and config.milestones != sorted(set(config.milestones)):
         raise ConfigError(f"milestones must be rising epochs, got {config.milestones}")
     if config.nesterov and config.momentum == 0:
@@ -119,4 +161,31 @@ def check(config: ClassifyConfig) -> None:
     if config.arch in ("resnet50", "resnet101") and config.stem == "cifar" and config.dataset == "imagenet":
         raise ConfigError(
             "stem=cifar on imagenet keeps the full resolution through the network: set stem=imagenet"
+        )
+
+
+def _check_method(config: ClassifyConfig) -> None:
+    if config.method in IN_THE_NETWORK and getattr(config, config.method) == 0:
+        raise ConfigError(
+            f"method={config.method} does nothing at {config.method}=0: give the probability, for example {config.method}=0.1"
+        )
+    if config.method == "manifold_mixup" and config.compile:
+        raise ConfigError(
+            "manifold_mixup mixes inside the network, where a compiled one does not let it: set compile=false"
+        )
+    from_files = config.loading == "files" or (config.loading == "auto" and config.dataset == "imagenet")
+    if config.policy_order == "before_crop" and from_files:
+        raise ConfigError(
+            "policy_order=before_crop needs images of one size in memory: set policy_order=after_crop (ImageNet's order)"
+        )
+    if config.attention_grid**2 < config.num_patches:
+        raise ConfigError(
+            f"num_patches={config.num_patches} of {config.attention_grid} x {config.attention_grid} cells: take fewer, or a "
+            "larger attention_grid"
+        )
+    if config.teacher and config.method != "attentive_cutmix":
+        raise ConfigError(f"teacher is for attentive_cutmix; method={config.method} does not use it")
+    if config.teacher and config.saliency in ("early_head", "low_resolution_early"):
+        raise ConfigError(
+            f"a teacher has no early head: set saliency=full or low_resolution, not {config.saliency}"
         )

@@ -91,7 +91,14 @@ def _memory(
     some_val = _limit(len(val[1]), config.limit_val, val[1])
     train, val = (train[0][some], train[1][some]), (val[0][some_val], val[1][some_val])
     return Datasets(
-        MemoryImages(*train, classes, padding=config.padding, flip=config.flip, policy=build_policy(config)),
+        MemoryImages(
+            *train,
+            classes,
+            padding=config.padding,
+            flip=config.flip,
+            policy=build_policy(config),
+            policy_first=config.policy_order == "before_crop",
+        ),
         MemoryImages(*val, classes),
         mean,
         std,

@@ -14,12 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.models import ResNet
 
-from keepaug.baselines import MixedLabels, mixed_cross_entropy
-from keepaug.classify.config import ClassifyConfig, check
+from keepaug.baselines import (
+    ConsistentLabels,
+    HiddenMix,
+    MixedLabels,
+    consistent_cross_entropy,
+    mixed_cross_entropy,
+    mixed_inside,
+)
+from keepaug.classify.attention import feature_attention, load_teacher, stages_of
+from keepaug.classify.config import IN_THE_NETWORK, ClassifyConfig, check
 from keepaug.classify.datasets import Datasets, open_datasets
-from keepaug.classify.methods import Method, build_method, compute_saliency, needs_early_head
+from keepaug.classify.methods import Labels, Method, build_method, compute_saliency, needs_early_head
 from keepaug.classify.pictures import draw_augmented
 from keepaug.data.batch_transforms import lighting, normalise
 from keepaug.data.images import Batch
@@ -28,7 +35,7 @@ from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.networks import build_network
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import load_checkpoint, save_checkpoint
-from keepaug.runs.config import to_dict
+from keepaug.runs.config import ConfigError, to_dict
 from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.files import write_atomic
@@ -63,13 +70,14 @@ class _Run:
     data: Datasets
     loader: Loader
     method: Method
-    network: ResNet
+    network: nn.Module
     trained: nn.Module  # the network, with its early head if there is one
     forward: Callable[[Tensor], Any]  # through DDP and torch.compile
     seen: nn.Module  # what the saliency pass runs
     forward_early: Callable[[Tensor], Tensor] | None
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
+    teacher: nn.Module | None = None
     step: int = 0
     history: list[float] | None = None  # accuracy after each evaluation
 
@@ -128,7 +136,8 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         world_size=world.world_size,
         pin_memory=world.device.type == "cuda",
     )
-    network = build_network(config.arch, len(data.train.classes), stem=config.stem)
+    inside = {key: getattr(config, key) for key in IN_THE_NETWORK if getattr(config, key)}
+    network = build_network(config.arch, len(data.train.classes), stem=config.stem, **inside)
     trained: nn.Module = network
     if needs_early_head(config):
         trained = EarlyHeadNetwork(network, after=config.early_after)
@@ -153,6 +162,12 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         weight_decay=config.weight_decay,
     )
     ema = ModelEma(network, config.ema) if config.ema else None
+    if config.method == "manifold_mixup" and config.hidden_layers > len(stages_of(network)) + 1:
+        raise ConfigError(
+            f"hidden_layers={config.hidden_layers}: {config.arch} has {len(stages_of(network))} stages, and the images are "
+            "one layer more"
+        )
+    teacher = load_teacher(config.teacher, data.train.classes).to(world.device) if config.teacher else None
     return _Run(
         config,
         world,
@@ -166,6 +181,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         early,
         optimizer,
         ema,
+        teacher,
         history=[],
     )
 
@@ -214,13 +230,12 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     if config.lighting:
         images = lighting(images, run.data.std, strength=config.lighting, generator=generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        heat = None
-        if run.method.needs_saliency:
-            heat = compute_saliency(
-                run.seen, images, labels, config.saliency, forward_early=run.forward_early
-            )
-        inputs, targets = run.method.step(images, strong, labels, heat, generator)
-        loss = _loss(run.forward(inputs), targets, config)
+        heat = _heat(run, images, labels) if run.method.needs_saliency else None
+        step = run.method.step
+        if run.method.at is not None:
+            step = run.method.at(run.step / (config.epochs * len(run.loader)))
+        inputs, targets = step(images, strong, labels, heat, generator)
+        loss = _forward(run, inputs, targets)
     value = float(loss.detach())
     check_finite(value, run.step, output / CHECKPOINT if (output / CHECKPOINT).is_file() else None)
     run.optimizer.zero_grad(set_to_none=True)
@@ -235,15 +250,38 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     return value
 
 
+def _heat(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
+    """What the method sees as important."""
+    config = run.config
+    if config.method == "attentive_cutmix" and config.attention == "features":
+        return feature_attention(run.teacher or run.network, images)
+    if run.teacher is not None:
+        return compute_saliency(run.teacher, images, labels, config.saliency)
+    return compute_saliency(run.seen, images, labels, config.saliency, forward_early=run.forward_early)
+
+
+def _forward(run: _Run, inputs: Tensor, targets: Labels) -> Tensor:
+    if run.config.channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    if isinstance(targets, HiddenMix):
+        with mixed_inside(stages_of(run.network), targets):
+            return _loss(run.forward(inputs), targets.labels, run.config)
+    return _loss(run.forward(inputs), targets, run.config)
+
+
 def _pixels(run: _Run, images: Tensor) -> Tensor:
+    if images.ndim == 5:  # several views
+        return _pixels(run, images.flatten(0, 1)).unflatten(0, images.shape[:2])
     pixels = normalise(images.to(run.world.device, non_blocking=True), run.data.mean, run.data.std)
     return pixels.contiguous(memory_format=torch.channels_last) if run.config.channels_last else pixels
 
 
-def _loss(output: Any, targets: Tensor | MixedLabels, config: ClassifyConfig) -> Tensor:
+def _loss(output: Any, targets: Tensor | MixedLabels | ConsistentLabels, config: ClassifyConfig) -> Tensor:
     if isinstance(output, tuple):  # with the early head's logits
         main, early = output
         return _loss(main, targets, config) + config.early_weight * _loss(early, targets, config)
+    if isinstance(targets, ConsistentLabels):
+        return consistent_cross_entropy(output.float(), targets, label_smoothing=config.label_smoothing)
     if isinstance(targets, MixedLabels):
         return mixed_cross_entropy(output.float(), targets, label_smoothing=config.label_smoothing)
     return F.cross_entropy(output.float(), targets, label_smoothing=config.label_smoothing)
@@ -375,9 +413,12 @@ def _draw(run: _Run, path: Path) -> Path:
     images = _pixels(run, batch.images)
     strong = _pixels(run, batch.strong) if batch.strong is not None else None
     labels = batch.labels.to(images.device)
-    heat = compute_saliency(
-        run.trained, images, labels, run.config.saliency if needs_early_head(run.config) else "full"
+    heat = (
+        _heat(run, images, labels)
+        if run.method.needs_saliency
+        else compute_saliency(run.trained, images, labels, "full")
     )
     generator = make_generator(run.config.seed, "pictures")
     inputs, _ = run.method.step(images, strong, labels, heat, generator)
+    inputs = inputs[-len(images) :]  # the last view, where there are several
     return draw_augmented(images, heat, inputs, path, mean=run.data.mean, std=run.data.std)

@@ -24,7 +24,7 @@ def draw_augmented(
 
     Args:
         images: (N, 3, H, W) normalised.
-        heat: (N, H, W).
+        heat: (N, h, w); shown at the images' size.
         inputs: (N, 3, H, W) augmented.
         path: PNG file.
         mean: of the normalisation.
@@ -36,6 +36,8 @@ def draw_augmented(
     def pixels(batch: Tensor) -> Tensor:
         return (batch.float().cpu() * scale + shift).clamp(0, 1)
 
+    if heat.shape[1:] != images.shape[2:]:
+        heat = F.interpolate(heat[:, None], size=images.shape[2:], mode="nearest")[:, 0]
     peak = heat.flatten(1).amax(dim=1).clamp(min=1e-12)[:, None, None]
     grey = (heat / peak).sqrt().cpu()[:, None].expand(-1, 3, -1, -1)
     rows = torch.stack([pixels(images), grey, pixels(inputs)])
