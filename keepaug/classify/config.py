@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keepaug.models.early import AFTER
-from keepaug.models.networks import STEMS
+from keepaug.models.networks import STEMS, check_arch
 from keepaug.policies import OPERATIONS, ORDERS
 from keepaug.regions import PLACEMENTS
 from keepaug.runs.config import ConfigError, option
@@ -147,6 +147,7 @@ def check(config: ClassifyConfig) -> None:
     """
     if not config.root:
         raise ConfigError("root is empty: give the data's folder, for example root=data/cifar10")
+    check_arch(config.arch)
     for key in ("area", "aspect", "grid_unit"):
         bounds = getattr(config, key)
         if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,25 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from keepaug.baselines import (
-    ConsistentLabels,
-    HiddenMix,
-    MixedLabels,
-    consistent_cross_entropy,
-    mixed_cross_entropy,
-    mixed_inside,
-)
+from keepaug.baselines import HiddenMix, mixed_inside
 from keepaug.classify.attention import feature_attention, load_teacher, stages_of
 from keepaug.classify.config import IN_THE_NETWORK, ClassifyConfig, check
 from keepaug.classify.datasets import Datasets, open_datasets
+from keepaug.classify.losses import learning_rate, loss_of
 from keepaug.classify.methods import Labels, Method, build_method, compute_saliency, needs_early_head
 from keepaug.classify.pictures import draw_augmented
 from keepaug.data.batch_transforms import lighting, normalise
 from keepaug.data.images import Batch
 from keepaug.data.loader import Loader, make_loader
+from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.networks import build_network
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
@@ -45,20 +38,9 @@ from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
 
-__all__ = ["learning_rate", "train"]
+__all__ = ["train"]
 
 MAY_CHANGE = ("device", "num_workers", "log_every", "checkpoint_every", "tensorboard", "pictures", "root")
-
-
-def learning_rate(config: ClassifyConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step: linear warm-up, then cosine to 0 per step, or steps at epochs."""
-    epoch = step / steps_per_epoch
-    if epoch < config.warmup_epochs:
-        return config.lr * (step + 1) / (config.warmup_epochs * steps_per_epoch)
-    if config.schedule == "cosine":
-        total = config.epochs - config.warmup_epochs
-        return config.lr * 0.5 * (1 + math.cos(math.pi * (epoch - config.warmup_epochs) / total))
-    return config.lr * config.gamma ** sum(int(epoch) >= milestone for milestone in config.milestones)
 
 
 @dataclass
@@ -231,9 +213,10 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
         images = lighting(images, run.data.std, strength=config.lighting, generator=generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         heat = _heat(run, images, labels) if run.method.needs_saliency else None
-        step = run.method.step
-        if run.method.at is not None:
-            step = run.method.at(run.step / (config.epochs * len(run.loader)))
+        progress = run.step / (config.epochs * len(run.loader))
+        step = run.method.step if run.method.at is None else run.method.at(progress)
+        if config.drop_path or config.drop_block:
+            schedule_drops(run.network, progress)
         inputs, targets = step(images, strong, labels, heat, generator)
         loss = _forward(run, inputs, targets)
     value = float(loss.detach())
@@ -265,8 +248,8 @@ def _forward(run: _Run, inputs: Tensor, targets: Labels) -> Tensor:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     if isinstance(targets, HiddenMix):
         with mixed_inside(stages_of(run.network), targets):
-            return _loss(run.forward(inputs), targets.labels, run.config)
-    return _loss(run.forward(inputs), targets, run.config)
+            return loss_of(run.forward(inputs), targets.labels, run.config)
+    return loss_of(run.forward(inputs), targets, run.config)
 
 
 def _pixels(run: _Run, images: Tensor) -> Tensor:
@@ -274,17 +257,6 @@ def _pixels(run: _Run, images: Tensor) -> Tensor:
         return _pixels(run, images.flatten(0, 1)).unflatten(0, images.shape[:2])
     pixels = normalise(images.to(run.world.device, non_blocking=True), run.data.mean, run.data.std)
     return pixels.contiguous(memory_format=torch.channels_last) if run.config.channels_last else pixels
-
-
-def _loss(output: Any, targets: Tensor | MixedLabels | ConsistentLabels, config: ClassifyConfig) -> Tensor:
-    if isinstance(output, tuple):  # with the early head's logits
-        main, early = output
-        return _loss(main, targets, config) + config.early_weight * _loss(early, targets, config)
-    if isinstance(targets, ConsistentLabels):
-        return consistent_cross_entropy(output.float(), targets, label_smoothing=config.label_smoothing)
-    if isinstance(targets, MixedLabels):
-        return mixed_cross_entropy(output.float(), targets, label_smoothing=config.label_smoothing)
-    return F.cross_entropy(output.float(), targets, label_smoothing=config.label_smoothing)
 
 
 @torch.no_grad()

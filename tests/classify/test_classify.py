@@ -16,7 +16,8 @@ import torch
 from keepaug.classify import METHODS, SALIENCY, ClassifyConfig, build_method, train
 from keepaug.classify.config import IN_THE_NETWORK, check
 from keepaug.classify.datasets import _limit, open_datasets
-from keepaug.classify.loop import _is_shortened, _loss, learning_rate
+from keepaug.classify.loop import _is_shortened
+from keepaug.classify.losses import learning_rate, loss_of
 from keepaug.classify.methods import compute_saliency
 from keepaug.data.synthetic import covered_share, write_classification
 from keepaug.models import EarlyHeadNetwork, build_network
@@ -102,7 +103,7 @@ def test_early_head_learns_with_its_weight() -> None:
     for weight in (0.3, 0.6):
         early.zero_grad()
         settings = load_config(ClassifyConfig, None, [f"early_weight={weight}"])
-        _loss(early(images), labels, settings).backward()
+        loss_of(early(images), labels, settings).backward()
         gradients[weight] = early.head.weight.grad.clone()
     torch.testing.assert_close(gradients[0.6], 2 * gradients[0.3])
     assert gradients[0.3].abs().sum() > 0
