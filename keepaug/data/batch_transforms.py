@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["lighting", "normalise", "random_crop_flip"]
+__all__ = [
+    "CropFlip",
+    "crop_flip",
+    "draw_crop_flip",
+    "lighting",
+    "normalise",
+    "random_crop_flip",
+    "undo_crop_flip",
+]
 
 # Eigenvalues and eigenvectors of ImageNet's colours (Krizhevsky et al., 2012), RGB in [0, 1].
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
-def random_crop_flip(
-    images: Tensor, seeds: Tensor, *, padding: int = 4, flip: bool = True, border: str = "zero"
-) -> Tensor:
-    """Padding, a random crop of the old size and a horizontal flip, each image by its own seed.
+class CropFlip(NamedTuple):
+    """Where each image of a batch was cut out of its zero-padded original, and whether it was mirrored then.
+
+    Attributes:
+        top: (N,) int64 first row in the padded image, 0 to 2 padding; `padding` is the middle.
+        left: (N,) int64 first column.
+        mirrored: (N,) bool.
+        padding: pixels on each side.
+    """
+
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor
+    padding: int
+
+
+def draw_crop_flip(seeds: Tensor, *, padding: int = 4, flip: bool = True) -> CropFlip:
+    """The crop and flip of each image, decided by its own seed.
 
     Args:
-        images: (N, C, H, W).
         seeds: (N,) int64 >= 0, uniform over a range much larger than (2 padding + 1)^2 x 2.
         padding: pixels on each side.
         flip: mirror half of the images.
+    """
+    places = 2 * padding + 1
+    mirrored = ((seeds // places**2) % 2 == 1) & flip
+    return CropFlip(seeds % places, (seeds // places) % places, mirrored, padding)
+
+
+def crop_flip(images: Tensor, place: CropFlip, *, border: str = "zero") -> Tensor:
+    """Padding, the crop of the old size and the flip.
+
+    Args:
+        images: (N, C, H, W).
+        place: of each image.
         border: what is padded with, "zero" or "reflect" (the image mirrored at its outermost pixels).
 
     Returns:
@@ -34,26 +68,66 @@ def random_crop_flip(
         ValueError: unknown border, or an image too small to be reflected.
     """
     num, _, height, width = images.shape
+    padding, device = place.padding, images.device
     if border not in ("zero", "reflect") or (border == "reflect" and padding >= min(height, width)):
         raise ValueError(
             f"border must be 'zero' or 'reflect', the latter with padding below {min(height, width)}; got {border!r}, "
             f"padding {padding}"
         )
-    seeds = seeds.to(images.device)
-    places = 2 * padding + 1
-    top, left = seeds % places, (seeds // places) % places
-    mirrored = ((seeds // places**2) % 2 == 1) & flip
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device).expand(num, -1)
-    columns = left[:, None] + torch.where(mirrored[:, None], width - 1 - columns, columns)
+    top, left, mirrored = (part.to(device)[:, None] for part in place[:3])
+    rows = top + torch.arange(height, device=device)
+    columns = torch.arange(width, device=device).expand(num, -1)
+    columns = left + torch.where(mirrored, width - 1 - columns, columns)
     if border == "reflect":
         padded = images.permute(0, 2, 3, 1)
         rows = height - 1 - (height - 1 - (rows - padding).abs()).abs()
         columns = width - 1 - (width - 1 - (columns - padding).abs()).abs()
     else:
         padded = F.pad(images, (padding, padding, padding, padding)).permute(0, 2, 3, 1)
-    batch = torch.arange(num, device=images.device)[:, None, None]
+    batch = torch.arange(num, device=device)[:, None, None]
     return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
+    """Put what `crop_flip` cut out back where it was in the original.
+
+    Args:
+        images: (N, C, H, W), cropped and flipped.
+        place: of each image.
+
+    Returns:
+        (N, C, H, W) in the original's geometry, 0 where the crop did not show it, and (N, H, W) bool: where it did.
+    """
+    height, width = images.shape[2:]
+    # Without the flip, the way back is the crop of the padded crop at the opposite place.
+    straight = torch.where(place.mirrored.to(images.device)[:, None, None, None], images.flip(-1), images)
+    opposite = 2 * place.padding
+    back = CropFlip(
+        opposite - place.top, opposite - place.left, torch.zeros_like(place.mirrored), place.padding
+    )
+    shown = crop_flip(straight.new_ones(len(images), 1, height, width), back)[:, 0] > 0
+    return crop_flip(straight, back), shown
+
+
+def random_crop_flip(
+    images: Tensor, seeds: Tensor, *, padding: int = 4, flip: bool = True, border: str = "zero"
+) -> Tensor:
+    """Padding, a random crop of the old size and a horizontal flip, each image by its own seed.
+
+    Args:
+        images: (N, C, H, W).
+        seeds: (N,) int64, see `draw_crop_flip`.
+        padding: pixels on each side.
+        flip: mirror half of the images.
+        border: what is padded with, see `crop_flip`.
+
+    Returns:
+        New tensor like `images`.
+
+    Raises:
+        ValueError: unknown border, or an image too small to be reflected.
+    """
+    return crop_flip(images, draw_crop_flip(seeds, padding=padding, flip=flip), border=border)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
