@@ -56,9 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--draw", type=int, default=0, metavar="N", help="draw N images with predictions and ground truth")
     parser.add_argument(
         "opts",
-        nargs=argparse.REMAINDER,
+        nargs="*",
         metavar="KEY VALUE",
-        help="config overrides: SOLVER.BASE_LR 0.01 ...",
+        help="config overrides: SOLVER.BASE_LR 0.01 ...; options may stand before and after them",
     )
     return parser
 
@@ -94,7 +94,7 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Job:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     job = job_from(args, parser)
     try:
         run(job)

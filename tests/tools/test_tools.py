@@ -109,11 +109,14 @@ def test_train_detector_command_line_is_detectron2s() -> None:
         "--machine-rank",
         "1",
     ]
-    args = parser.parse_args([*given, "--dist-url", "tcp://x", "SOLVER.BASE_LR", "0.01"])
-    assert (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) == (2, 3, 1, "tcp://x")
-    assert args.opts == ["SOLVER.BASE_LR", "0.01"]
-    assert args.resume
-    assert args.eval_only
+    overrides = ["SOLVER.BASE_LR", "0.01", "SEED", "-1"]
+    # Detectron2's takes everything after the first override for overrides; this one finds its options there too.
+    for order in ([*given, "--dist-url", "tcp://x", *overrides], [*overrides, *given, "--dist-url", "tcp://x"]):
+        args = parser.parse_intermixed_args(order)
+        assert (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) == (2, 3, 1, "tcp://x")
+        assert args.opts == overrides
+        assert args.resume
+        assert args.eval_only
 
 
 @pytest.mark.slow
