@@ -1,0 +1,168 @@
+"""What is wrong with a dataset, found before the first epoch rather than after it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from keepaug.data.images import decode
+from keepaug.runs.progress import progress
+from reid.layouts import SPLITS, Record, ReidData
+
+__all__ = ["check_data", "check_duplicates", "check_matches", "check_readable"]
+
+_EXAMPLES = 5
+
+
+def check_data(
+    data: ReidData,
+    *,
+    cameras: bool = True,
+    allow_unmatched: bool = False,
+    allow_duplicates: bool = False,
+    splits: Sequence[str] = SPLITS,
+) -> None:
+    """Everything that can be told without decoding images; see `check_readable` for those.
+
+    Args:
+        data: the dataset.
+        cameras: False evaluates without the camera rule, so that cameras may be missing.
+        allow_unmatched: queries without a match in the gallery are left out of the scores instead of being an error.
+        allow_duplicates: two files may have the same contents.
+        splits: the ones that are needed.
+
+    Raises:
+        ValueError: with the number of cases and examples.
+    """
+    check_splits(data, splits)
+    check_cameras(data, splits, cameras=cameras)
+    if "query" in splits and "gallery" in splits and not allow_unmatched:
+        check_matches(data.query, data.gallery, cameras=cameras)
+    check_files(data, splits)
+    if not allow_duplicates:
+        check_duplicates(data, splits)
+
+
+def check_splits(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
+    """Raise when a split is empty."""
+    empty = [split for split in splits if not data.split(split)]
+    if empty:
+        sizes = ", ".join(f"{split} {len(data.split(split))}" for split in SPLITS)
+        junk = ", ".join(f"{number} in {split}" for split, number in data.left_out.items())
+        raise ValueError(
+            f"{data.root}: no images for {', '.join(empty)} (images: {sizes}"
+            + (f"; left out as junk, identity -1 or 0: {junk}" if junk else "")
+            + ")"
+        )
+
+
+def check_cameras(data: ReidData, splits: Sequence[str] = SPLITS, *, cameras: bool = True) -> None:
+    """Raise when the camera rule is asked for and cameras are unknown (only the test images matter)."""
+    if not cameras:
+        return
+    tested = [record for split in splits if split != "train" for record in data.split(split)]
+    unknown = [record for record in tested if record.camera is None]
+    if unknown:
+        raise ValueError(
+            f"the camera is missing for {len(unknown)} of {len(tested)} query and gallery images{_paths(unknown)}; "
+            "add it, or set cameras=none to evaluate without the camera rule"
+        )
+
+
+def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras: bool = True) -> None:
+    """Raise when the gallery holds no match for a query: its identity is absent, or seen by its own camera only."""
+    seen: dict[int, set[int | None]] = defaultdict(set)
+    for record in gallery:
+        seen[record.identity].add(record.camera)
+    absent = [record for record in query if record.identity not in seen]
+    if absent:
+        identities = sorted({record.identity for record in absent})
+        raise ValueError(
+            f"{len(identities)} of {len({record.identity for record in query})} query identities do not appear in the gallery "
+            f"(identities {_some(identities)}; {len(absent)} of {len(query)} queries{_paths(absent)}); the gallery has "
+            f"identities {_some(sorted(seen))}. Were query and gallery numbered apart? allow_unmatched=true leaves them out"
+        )
+    if not cameras:
+        return
+    alone = [record for record in query if not seen[record.identity] - {record.camera}]
+    if alone:
+        number = Counter(record.camera for record in gallery)
+        raise ValueError(
+            f"{len(alone)} of {len(query)} queries have no match from another camera{_paths(alone)}; the gallery's images by "
+            f"camera: {dict(sorted(number.items(), key=str))}. Set cameras=none to count matches from the same camera, or "
+            "allow_unmatched=true to leave these queries out"
+        )
+
+
+def check_files(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
+    """Raise when a listed file does not exist or is empty."""
+    records = [record for split in splits for record in data.split(split)]
+    missing = [record for record in records if not record.path.is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(records)} listed image files do not exist{_paths(missing)}")
+
+
+def check_duplicates(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
+    """Raise when a file is listed twice, or two files have the same bytes.
+
+    Only files of equal size are read.
+    """
+    by_size: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    listed: Counter[Path] = Counter()
+    for split in splits:
+        for record in data.split(split):
+            listed[record.path] += 1
+            by_size[record.path.stat().st_size].append((split, record.path))
+    twice = [path for path, number in listed.items() if number > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} file(s) are listed more than once: {_some(twice)}")
+    same: list[str] = []
+    for candidates in by_size.values():
+        if len(candidates) < 2:
+            continue
+        by_content: dict[bytes, list[str]] = defaultdict(list)
+        for split, path in candidates:
+            by_content[hashlib.sha256(path.read_bytes()).digest()].append(f"{split}/{path.name}")
+        same += [" = ".join(names) for names in by_content.values() if len(names) > 1]
+    if same:
+        raise ValueError(
+            f"{len(same)} image(s) exist more than once under different names: {_some(same)}; remove the copies, or set "
+            "allow_duplicates=true"
+        )
+
+
+def check_readable(paths: Sequence[Path], *, threads: int = 4, description: str = "checking images") -> None:
+    """Decode every file; raise with the number of those that cannot be read.
+
+    Raises:
+        ValueError: unreadable images.
+    """
+
+    def problem(path: Path) -> str | None:
+        try:
+            decode(path)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(progress(pool.map(problem, paths), description, total=len(paths)))
+    raise_unreadable([text for text in found if text], len(paths))
+
+
+def raise_unreadable(problems: Sequence[str], total: int) -> None:
+    """Raise when there are problems."""
+    if problems:
+        raise ValueError(f"{len(problems)} of {total} images cannot be read: {_some(problems)}")
+
+
+def _some(items: Sequence[object]) -> str:
+    shown = ", ".join(str(item) for item in items[:_EXAMPLES])
+    return shown + (" ..." if len(items) > _EXAMPLES else "")
+
+
+def _paths(records: Sequence[Record]) -> str:
+    return ", for example " + _some([record.path.name for record in records][:3])

@@ -1,0 +1,208 @@
+"""Settings of a re-identification run, and the three recipes of the paper's table 8.
+
+A recipe is a name for six tricks. A trick left at null takes the recipe's value; a trick that is set must agree with the recipe,
+so that the name in a result means what it says (`recipe=custom` allows anything).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from keepaug.models.networks import ARCHITECTURES
+from keepaug.runs.config import ConfigError, option
+
+__all__ = ["ERASING", "LAYOUTS", "RECIPES", "TORCHREID", "ReidConfig", "check", "is_shortened", "resolve"]
+
+LAYOUTS = ("market1501", "dukemtmc", "msmt17", "csv")
+ERASING = ("none", "random", "keep")
+TORCHREID = "torchreid:"
+
+_BAG_OF_TRICKS: dict[str, Any] = {
+    "last_stride": 1,
+    "neck": "bnneck",
+    "warmup_epochs": 10,
+    "erasing": "random",
+    "label_smoothing": 0.1,
+    "centre_weight": 5e-4,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "standard": {
+        "last_stride": 2,
+        "neck": "none",
+        "warmup_epochs": 0,
+        "erasing": "none",
+        "label_smoothing": 0.0,
+        "centre_weight": 0.0,
+    },
+    "bag_of_tricks": _BAG_OF_TRICKS,
+    "bag_of_tricks_keep": {**_BAG_OF_TRICKS, "erasing": "keep"},
+}
+"""The tricks of each recipe (reid-strong-baseline, configs/baseline.yml and softmax_triplet_with_center.yml)."""
+
+
+@dataclass
+class ReidConfig:
+    """All settings; `key=value` on the command line changes one."""
+
+    name: str = option("", help="of the run; empty: data-arch-recipe")
+    seed: int = option(0, low=0)
+    # data
+    layout: str = option("market1501", choices=LAYOUTS)
+    root: str = option("", help="folder of the data; with layout=csv, the CSV file")
+    data_name: str = option("", help="under which results are recorded; empty: told from the sizes")
+    also_evaluate: list[str] = option([], help="other test sets, each LAYOUT:ROOT")
+    cameras: str = option(
+        "use", choices=("use", "none"), help="none: same-camera images count, cameras may be missing"
+    )
+    allow_duplicates: bool = option(False, help="do not refuse files with the same contents")
+    allow_unmatched: bool = option(
+        False, help="queries without a match are left out, as the official code does silently"
+    )
+    limit_identities: int = option(0, low=0, help="only that many training identities; 0: all")
+    limit_queries: int = option(0, low=0, help="only that many queries; 0: all")
+    # images
+    height: int = option(256, low=16)
+    width: int = option(128, low=16)
+    flip: bool = option(True, help="mirror half of the images")
+    padding: int = option(10, low=0, help="zero padding of the random crop")
+    mean: list[float] = option(list(IMAGENET_MEAN), help="RGB in [0, 1]")
+    std: list[float] = option(list(IMAGENET_STD))
+    loading: str = option("auto", choices=("auto", "memory", "files"), help="auto: memory below memory_gb")
+    memory_gb: float = option(4.0, low=0, help="limit for resized images held in memory")
+    threads: int = option(4, low=1, help="decoding threads")
+    # network
+    arch: str = option(
+        "resnet50", help=f"{', '.join(ARCHITECTURES)}, or {TORCHREID}NAME, for example torchreid:osnet_x1_0"
+    )
+    weights: str = option("", help="file with ImageNet weights; empty: random weights")
+    first_relu: bool = option(
+        True, help="the released Bag of Tricks lacks the ReLU after the first BatchNorm"
+    )
+    # the recipe and its tricks
+    recipe: str = option("bag_of_tricks_keep", choices=(*RECIPES, "custom"))
+    last_stride: int | None = option(None, choices=(None, 1, 2), help="of the last stage; null: the recipe's")
+    neck: str | None = option(None, choices=(None, "bnneck", "none"))
+    warmup_epochs: int | None = option(None, low=0)
+    erasing: str | None = option(None, choices=(None, *ERASING))
+    label_smoothing: float | None = option(None, low=0, high=0.999)
+    centre_weight: float | None = option(None, low=0, help="of the centre loss; 0: none")
+    # erasing
+    p: float = option(0.5, low=0, high=1, help="probability per image")
+    area: list[float] = option([0.02, 0.4], low=0, high=1, help="share of the image")
+    aspect: list[float] = option([0.3, 3.3333333], low=0, help="height / width")
+    fill: str = option("bot", choices=("bot", "mean", "zero", "random"), help="what erased regions hold")
+    tau: float = option(0.6, low=0, high=1, help="quantile of the region scores, for erasing=keep")
+    saliency_scale: float = option(0.5, low=0.05, high=1, help="resolution of the saliency map")
+    # losses and optimisation
+    margin: float = option(0.3, low=0, help="of the batch-hard triplet loss")
+    triplet_weight: float = option(1.0, low=0)
+    centre_lr: float = option(0.5, low=0, help="of the centres' own SGD")
+    identities: int = option(16, low=2, help="P: identities per batch, of all processes together")
+    images: int = option(4, low=2, help="K: images per identity")
+    epochs: int = option(120, low=1)
+    recipe_epochs: int = option(
+        0, low=0, help="of the full recipe: fewer, or no ImageNet weights, marks a run as shortened"
+    )
+    max_steps: int = option(0, low=0, help="stop after that many steps; 0: no")
+    lr: float = option(3.5e-4, low=0, help="of Adam")
+    weight_decay: float = option(5e-4, low=0)
+    beta2: float = option(0.999, low=0, high=0.99999)
+    milestones: list[int] = option([40, 70], low=1, help="epochs (from 1) at which the rate falls")
+    gamma: float = option(0.1, low=0)
+    warmup_factor: float = option(0.01, low=0, high=1)
+    # evaluation
+    feature: str = option("after", choices=("after", "before"), help="the neck")
+    metric: str = option("cosine", choices=("cosine", "euclidean"))
+    flip_test: bool = option(False, help="mean of the features of an image and its mirror image")
+    rerank: bool = option(False, help="k-reciprocal re-ranking, at the end")
+    k1: int = option(20, low=1)
+    k2: int = option(6, low=1)
+    rerank_lambda: float = option(0.3, low=0, high=1)
+    eval_batch_size: int = option(128, low=1)
+    eval_every: int = option(10, low=1, help="epochs")
+    eval_untrained: bool = option(False, help="also score the features before training")
+    # machine
+    device: str = "auto"
+    precision: str = option("float32", choices=("float32", "bf16"))
+    channels_last: bool = False
+    sync_batchnorm: bool = option(True, help="several processes normalise over the whole batch, as one does")
+    # bookkeeping
+    log_every: int = option(20, low=1, help="steps")
+    checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only")
+    tensorboard: bool = True
+    ranked: int = option(8, low=0, help="queries in the ranked-list picture; 0: none")
+    pictures: bool = option(True, help="draw saliency and erased regions of a few images")
+    features: bool = option(False, help="write the test features to features.npz")
+    onnx: bool = option(False, help="write the network to network.onnx")
+
+
+def resolve(config: ReidConfig) -> ReidConfig:
+    """Fill in the tricks that are null from the recipe (a custom recipe starts from bag_of_tricks); same object.
+
+    Raises:
+        ConfigError: a trick that contradicts the recipe.
+    """
+    tricks = RECIPES.get(config.recipe, _BAG_OF_TRICKS)
+    for key, value in tricks.items():
+        given = getattr(config, key)
+        if given is None:
+            setattr(config, key, value)
+        elif config.recipe != "custom" and not _agrees(key, given, value):
+            raise ConfigError(
+                f"recipe={config.recipe} means {key}={value}, got {key}={given}: set recipe=custom for other mixtures"
+            )
+    return config
+
+
+def _agrees(key: str, given: Any, value: Any) -> bool:
+    if key == "warmup_epochs":  # its length goes with the length of the run
+        return bool(given) == bool(value)
+    return bool(given == value)
+
+
+def check(config: ReidConfig) -> None:
+    """Refuse settings that contradict each other; call after `resolve`.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if not config.root:
+        raise ConfigError(
+            "root is empty: give the data's folder, for example root=data/Market-1501-v15.09.15"
+        )
+    if config.arch not in ARCHITECTURES and not config.arch.startswith(TORCHREID):
+        raise ConfigError(
+            f"arch is {config.arch!r}; allowed: {', '.join(ARCHITECTURES)}, {TORCHREID}NAME (torchreid:osnet_x1_0)"
+        )
+    if config.arch.startswith(TORCHREID) and (not config.first_relu):
+        raise ConfigError(f"first_relu=false is for torchvision's ResNets, not for {config.arch}")
+    for key in ("area", "aspect"):
+        bounds = getattr(config, key)
+        if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+            raise ConfigError(f"{key} must be [low, high] with 0 < low <= high, got {bounds}")
+    for key in ("mean", "std"):
+        if len(getattr(config, key)) != 3:
+            raise ConfigError(f"{key} must have three numbers, got {getattr(config, key)}")
+    if min(config.std) <= 0:
+        raise ConfigError(f"std must be above 0, got {config.std}")
+    if config.milestones != sorted(set(config.milestones)):
+        raise ConfigError(f"milestones must be rising epochs, got {config.milestones}")
+    if config.neck == "none" and config.feature == "after":
+        config.feature = "before"  # the same place; one name for it
+    for target in config.also_evaluate:
+        layout, _, root = target.partition(":")
+        if layout not in LAYOUTS or not root:
+            raise ConfigError(
+                f"also_evaluate: expected LAYOUT:ROOT with one of {', '.join(LAYOUTS)}, got {target!r}"
+            )
+
+
+def is_shortened(config: ReidConfig) -> bool:
+    """Whether the run is less than its recipe, and must not stand beside a number of the paper."""
+    less = bool(config.limit_identities or config.limit_queries or config.max_steps)
+    # Every number of the paper starts from ImageNet weights.
+    return less or (
+        bool(config.recipe_epochs) and (config.epochs < config.recipe_epochs or not config.weights)
+    )

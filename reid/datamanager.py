@@ -1,0 +1,192 @@
+"""The data manager that torchreid's Engine asks for, on our own loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keepaug.data.identity import describe_files, is_synthetic
+from keepaug.runs.distributed import Distributed
+from reid.checks import check_data
+from reid.config import ReidConfig
+from reid.images import ResizedImages
+from reid.layouts import SPLITS, Record, ReidData, name_of, open_data
+from reid.sampler import IdentityLoader, IdentitySampler
+
+__all__ = ["DataManager", "TestSet", "open_manager", "open_test_sets"]
+
+
+@dataclass
+class TestSet:
+    """Query and gallery of one dataset.
+
+    Attributes:
+        name: for results.
+        data: the records.
+        query: its images.
+        gallery: its images.
+        cameras: whether the camera rule is used.
+    """
+
+    __test__ = False  # pytest takes the name for a test
+
+    name: str
+    data: ReidData
+    query: ResizedImages
+    gallery: ResizedImages
+    cameras: bool
+
+    def identities(self, split: str) -> Tensor:
+        """(N,) int64 of "query" or "gallery"."""
+        return torch.tensor([record.identity for record in self.data.split(split)])
+
+    def camera_numbers(self, split: str) -> Tensor | None:
+        """(N,) int64, or None without the camera rule."""
+        if not self.cameras:
+            return None
+        return torch.tensor(
+            [-1 if record.camera is None else record.camera for record in self.data.split(split)]
+        )
+
+
+class DataManager:
+    """What torchreid's Engine reads of a data manager: `train_loader`, `test_loader`, `sources`, `targets`.
+
+    Args:
+        train: P x K batches.
+        sets: test sets; the first is the one trained for.
+        labels: training identities by class.
+        identity: name, sizes and checksum of the data.
+        synthetic: drawn by the program.
+    """
+
+    data_type = "image"
+
+    def __init__(
+        self,
+        train: IdentityLoader,
+        sets: Sequence[TestSet],
+        labels: list[int],
+        identity: dict[str, Any],
+        *,
+        synthetic: bool,
+    ) -> None:
+        self.train_loader = train
+        self.test_loader = {one.name: one for one in sets}
+        self.sources, self.targets = [sets[0].name], [one.name for one in sets]
+        self.labels, self.identity, self.synthetic = labels, identity, synthetic
+
+    @property
+    def num_train_pids(self) -> int:
+        """Training identities."""
+        return len(self.labels)
+
+
+def open_manager(config: ReidConfig, world: Distributed) -> DataManager:
+    """Read and check everything that the config names.
+
+    Raises:
+        FileNotFoundError: missing folders or files.
+        ValueError: anything `check_data` finds, unreadable images, too few identities.
+    """
+    data = _limited(open_data(config.layout, config.root), config)
+    name = name_of(data, config.data_name)
+    check_data(
+        data,
+        cameras=config.cameras == "use",
+        allow_unmatched=config.allow_unmatched,
+        allow_duplicates=config.allow_duplicates,
+    )
+    labels = sorted({record.identity for record in data.train})
+    classes = {identity: number for number, identity in enumerate(labels)}
+    targets = torch.tensor([classes[record.identity] for record in data.train])
+    sampler = IdentitySampler(targets, config.identities, config.images, seed=config.seed)
+    sets = [_test_set(config, name, data), *_others(config)]
+    images = _images(config, data.train, targets, f"reading {name}/train", augment=True)
+    train = IdentityLoader(
+        images,
+        sampler,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.world_size,
+        max_steps=config.max_steps,
+        pin_memory=world.device.type == "cuda",
+        show=world.is_main,
+        epochs=config.epochs,
+    )
+    splits = {split: [record.path for record in data.split(split)] for split in SPLITS}
+    identity = describe_files(name, data.root, splits)
+    return DataManager(train, sets, labels, identity, synthetic=_synthetic(data.root))
+
+
+def open_test_sets(config: ReidConfig) -> list[TestSet]:
+    """Query and gallery alone, for an evaluation without training."""
+    data = _limited(open_data(config.layout, config.root), config)
+    return [_test_set(config, name_of(data, config.data_name), data), *_others(config)]
+
+
+def _others(config: ReidConfig) -> list[TestSet]:
+    found: list[TestSet] = []
+    for target in config.also_evaluate:
+        layout, _, root = target.partition(":")
+        data = open_data(layout, root)
+        found.append(_test_set(config, f"{name_of(data)}-{len(found) + 2}", data))
+    return found
+
+
+def _test_set(config: ReidConfig, name: str, data: ReidData) -> TestSet:
+    cameras = config.cameras == "use"
+    check_data(
+        data,
+        cameras=cameras,
+        allow_unmatched=config.allow_unmatched,
+        allow_duplicates=config.allow_duplicates,
+        splits=("query", "gallery"),
+    )
+    query, gallery = (
+        _images(
+            config,
+            data.split(split),
+            torch.zeros(len(data.split(split)), dtype=torch.int64),
+            f"reading {name}/{split}",
+        )
+        for split in ("query", "gallery")
+    )
+    return TestSet(name, data, query, gallery, cameras)
+
+
+def _images(
+    config: ReidConfig, records: Sequence[Record], labels: Tensor, description: str, *, augment: bool = False
+) -> ResizedImages:
+    size = (config.height, config.width)
+    memory = config.loading == "memory" or (
+        config.loading == "auto" and ResizedImages.gigabytes(len(records), size) <= config.memory_gb
+    )
+    return ResizedImages(
+        [record.path for record in records],
+        labels,
+        size,
+        padding=config.padding if augment else 0,
+        flip=config.flip and augment,
+        in_memory=memory,
+        threads=config.threads,
+        description=description,
+    )
+
+
+def _limited(data: ReidData, config: ReidConfig) -> ReidData:
+    if config.limit_identities:
+        some = set(sorted({record.identity for record in data.train})[: config.limit_identities])
+        data.train = [record for record in data.train if record.identity in some]
+    if config.limit_queries:
+        data.query = data.query[: config.limit_queries]
+    return data
+
+
+def _synthetic(root: Path) -> bool:
+    return is_synthetic(root) or is_synthetic(root.parent)

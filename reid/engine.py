@@ -1,0 +1,280 @@
+"""Training and testing on torchreid's Engine.
+
+torchreid's loop over batches, its registration of networks and optimizers and its model modes are used as they are; `forward_backward`
+is ours. What its Engine gets wrong is overridden here: it opens frozen parameters each epoch, tests by a protocol that fails on
+small galleries and returns the last target's rank-1 alone, and saves checkpoints that cannot be read back.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from keepaug.data.batch_transforms import normalise
+from keepaug.data.images import Batch
+from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
+from keepaug.runs.checkpoint import save_checkpoint
+from keepaug.runs.distributed import Distributed
+from keepaug.runs.folder import RunFolder
+from keepaug.runs.guard import check_finite
+from keepaug.runs.seeds import derive_seed, make_generator
+from reid.augment import build_eraser, erase
+from reid.config import ReidConfig
+from reid.datamanager import DataManager
+from reid.losses import CentreLoss, batch_hard_triplet, learning_rate
+from reid.model import ReidNetwork
+from reid.parallel import gather_all, share_batchnorm
+from reid.scores import Scored, score
+from reid.torchreid_api import torchreid_module
+from reid.weights import describe_network, save_trained
+
+__all__ = ["BEST", "KeepEngine"]
+
+BEST = "best.pt"
+_Engine: Any = torchreid_module("engine").Engine
+
+
+class KeepEngine(_Engine):
+    """Bag of Tricks with KeepRandomErasing.
+
+    Args:
+        manager: loaders.
+        network: the network, on the CPU.
+        config: resolved settings.
+        world: this process among others.
+        output: run folder.
+        folder: the open run folder of the main process, None for the others.
+    """
+
+    def __init__(
+        self,
+        manager: DataManager,
+        network: ReidNetwork,
+        config: ReidConfig,
+        world: Distributed,
+        *,
+        output: str | Path,
+        folder: RunFolder | None = None,
+    ) -> None:
+        super().__init__(manager, use_gpu=False)  # placement is ours: torchreid knows DataParallel alone
+        self.config, self.world, self.output, self.folder = config, world, Path(output), folder
+        if world.active and config.sync_batchnorm:
+            share_batchnorm(network)
+        network.to(world.device)
+        if config.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = self.model = network
+        self.forward_network: nn.Module = network
+        if world.active:
+            ids = [world.device.index] if world.device.type == "cuda" else None
+            self.forward_network = DistributedDataParallel(network, device_ids=ids)
+        self.optimizer = torch.optim.Adam(
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.register_model("model", network, self.optimizer, None)  # the rate is a function of the epoch
+        self.centre: CentreLoss | None = None
+        self.centre_optimizer: torch.optim.SGD | None = None
+        if config.centre_weight:
+            generator = make_generator(config.seed, "centres")
+            self.centre = CentreLoss(network.num_identities, network.feature_dim, generator=generator)
+            self.centre.to(world.device)
+            self.centre_optimizer = torch.optim.SGD(self.centre.parameters(), lr=config.centre_lr)
+        self.eraser = build_eraser(config)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.best = -1.0
+        self.results: dict[str, Scored] = {}
+        self.clock: Callable[[], float] = time.monotonic
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        total = self.config.epochs * len(self.train_loader.sampler)
+        return min(total, self.config.max_steps) if self.config.max_steps else total
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        """Train to the end, with an evaluation every `eval_every` epochs and after the last; checkpoints after each epoch.
+
+        torchreid's own arguments are not taken: the settings are in the config.
+        """
+        if args or kwargs:
+            raise TypeError("run() takes no arguments here; the settings are in the config")
+        if self.config.eval_untrained and self.step == 0 and not self.history:
+            self._evaluate_and_record()
+        self.max_epoch = self.config.epochs
+        while self.step < self.total_steps:
+            self.epoch = self.train_loader.epoch
+            self.train(print_freq=sys.maxsize)
+            if self.step >= self.total_steps or self.train_loader.epoch % self.config.eval_every == 0:
+                self._evaluate_and_record()
+            self.save()
+
+    def two_stepped_transfer_learning(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: torchreid's would open all parameters for training, the neck's frozen bias among them."""
+
+    def forward_backward(self, data: Batch) -> dict[str, float]:
+        """One step.
+
+        Returns:
+            The losses, for torchreid's meters.
+
+        Raises:
+            NonFiniteLossError: the loss is no longer a number.
+        """
+        config, device, world = self.config, self.world.device, self.world
+        # Every step has its own streams, so that a resumed run goes on as the first one would have.
+        torch.manual_seed(derive_seed(config.seed, "network", self.step, world.rank))
+        labels = data.labels.to(device, non_blocking=True)
+        images = normalise(data.images.to(device, non_blocking=True), config.mean, config.std)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            inputs, _, _ = erase(
+                self.eraser,
+                self.network,
+                images,
+                labels,
+                scale=config.saliency_scale,
+                regions_generator=make_generator(config.seed, "regions", self.step),
+                fill_generator=make_generator(config.seed, "fill", self.step, world.rank),
+                world=world,
+            )
+            logits, features = self.forward_network(inputs)
+        losses = self.losses(logits, features, labels)
+        total = losses["loss"]
+        values = torch.stack([value.detach() for value in losses.values()])
+        summary = dict(zip(losses, (world.sum(values) / world.world_size).tolist(), strict=True))
+        known = self.output / CHECKPOINT
+        check_finite(summary["loss"], self.step, known if known.is_file() else None)
+        self._update(total)
+        self.step += 1
+        self._record(summary)
+        return summary
+
+    def losses(self, logits: Tensor, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Identity, triplet and centre loss and their weighted sum "loss", in float32.
+
+        The identity loss is over this process's images, the others over those of all processes.
+        """
+        config = self.config
+        identity = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing or 0.0)
+        everyone, everyones = gather_all(features.float()), gather_all(labels)
+        triplet = batch_hard_triplet(everyone, everyones, margin=config.margin)
+        losses = {"identity": identity, "triplet": triplet}
+        total = identity + config.triplet_weight * triplet
+        if self.centre is not None:
+            losses["centre"] = self.centre(everyone, everyones)
+            total = total + (config.centre_weight or 0.0) * losses["centre"]
+        return {**losses, "loss": total}
+
+    def _update(self, total: Tensor) -> None:
+        config = self.config
+        rate = learning_rate(
+            self.train_loader.epoch,
+            base=config.lr,
+            warmup_epochs=config.warmup_epochs or 0,
+            warmup_factor=config.warmup_factor,
+            milestones=config.milestones,
+            gamma=config.gamma,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.centre_optimizer is not None:
+            self.centre_optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        if self.centre is not None and self.centre_optimizer is not None:
+            self.centre.rescale_gradient(config.centre_weight or 1.0)
+            self.centre_optimizer.step()
+
+    def _record(self, summary: dict[str, float]) -> None:
+        config = self.config
+        if self.folder is not None and (self.step % config.log_every == 0 or self.step == self.total_steps):
+            values = {f"train/{key}": value for key, value in summary.items()}
+            self.folder.log(self.step, {**values, "train/lr": self.get_current_lr()})
+        if (
+            config.checkpoint_every
+            and self.step % config.checkpoint_every == 0
+            and self.step < self.total_steps
+        ):
+            self.save()
+
+    def test(self, *args: Any, **kwargs: Any) -> dict[str, Scored]:  # type: ignore[override]
+        """Scores of every target, by name (on the main process; the others only compute features)."""
+        self.results = {
+            name: scored
+            for name, one in self.test_loader.items()
+            if (scored := score(self.network, one, self.config, self.world)) is not None
+        }
+        return self.results
+
+    def _evaluate_and_record(self) -> None:
+        results = self.test()
+        if self.folder is None:
+            return
+        first = results[self.datamanager.targets[0]].metrics
+        self.history.append({"step": float(self.step), **first})
+        values = {
+            f"{name}/{key}": value for name, one in results.items() for key, value in one.metrics.items()
+        }
+        self.folder.log(self.step, values)
+        shown = ", ".join(f"{key} {first[key]:.1f}" for key in ("rank1", "mAP"))
+        print(f"step {self.step}: {shown} %", flush=True)
+        if self.step and first["mAP"] > self.best:
+            self.best = first["mAP"]
+            save_trained(self.network, self.output / BEST, self.config, self.datamanager.labels)
+
+    def save(self) -> None:
+        """Write the checkpoint: everything that the rest of the run depends on, as tensors and plain numbers."""
+        if not self.world.is_main:
+            return
+        state = {
+            **describe_network(self.config, self.datamanager.labels),
+            "state_dict": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "centre": self.centre.state_dict() if self.centre is not None else None,
+            "centre_optimizer": self.centre_optimizer.state_dict()
+            if self.centre_optimizer is not None
+            else None,
+            "loader": self.train_loader.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "best": self.best,
+            "seconds": self.clock(),
+        }
+        save_checkpoint(self.output, state)
+
+    def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
+        """`save`, under torchreid's name; its own checkpoint holds a numpy number, which weights_only loading refuses."""
+        self.save()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: other identities or other data.
+        """
+        if state["identities"] != self.datamanager.labels:
+            raise ValueError(
+                f"the run was interrupted with {len(state['identities'])} training identities; now there are "
+                f"{len(self.datamanager.labels)} or others: it cannot be resumed on other data"
+            )
+        self.network.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.centre is not None and self.centre_optimizer is not None:
+            self.centre.load_state_dict(state["centre"])
+            self.centre_optimizer.load_state_dict(state["centre_optimizer"])
+        self.train_loader.load_state_dict(state["loader"])
+        self.step, self.history, self.best = state["step"], state["history"], state["best"]

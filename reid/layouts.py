@@ -1,0 +1,234 @@
+"""Re-identification datasets on disk: Market-1501, DukeMTMC-reID, MSMT17 and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from keepaug.runs.config import ConfigError
+
+__all__ = ["JUNK", "OFFICIAL_SIZES", "SPLITS", "Record", "ReidData", "name_of", "open_data"]
+
+SPLITS = ("train", "query", "gallery")
+JUNK = -1
+"""The identity of images that the protocol leaves out; 0 (false detections, distractors) stays in the gallery."""
+OFFICIAL_SIZES = {
+    "market1501": (12936, 3368, 15913),  # the gallery without its 3,819 junk images
+    "dukemtmc": (16522, 2228, 17661),
+    "msmt17": (32621, 11659, 82161),
+}
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_NAME = re.compile(r"^(-?\d+)_c(\d+)")  # 0002_c1s1_000451_03.jpg, -1_c1s1_..., 0001_c2_f0046182.jpg
+_MSMT17_NAME = re.compile(
+    r"^\d+_\d+_(\d+)_"
+)  # 0000_001_01_0303morning_0015_0.jpg: the camera is the third number
+
+
+class Record(NamedTuple):
+    """One image.
+
+    Attributes:
+        path: of the file.
+        identity: >= 0.
+        camera: None where unknown.
+    """
+
+    path: Path
+    identity: int
+    camera: int | None
+
+
+@dataclass
+class ReidData:
+    """A dataset.
+
+    Attributes:
+        layout: how it lies on disk.
+        root: folder that all paths are below.
+        train: images to train on.
+        query: images to look for.
+        gallery: images to look in.
+        left_out: number of junk images per split, which are in none of the lists.
+    """
+
+    layout: str
+    root: Path
+    train: list[Record]
+    query: list[Record]
+    gallery: list[Record]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def split(self, name: str) -> list[Record]:
+        """One of `SPLITS`."""
+        records: list[Record] = getattr(self, name)
+        return records
+
+
+def open_data(layout: str, root: str | Path) -> ReidData:
+    """List a dataset's images, sorted by path.
+
+    Args:
+        layout: one of "market1501", "dukemtmc", "msmt17", "csv".
+        root: the dataset's folder or one above it; for "csv" the file, with the columns path (relative to the file),
+            identity, camera (may be empty) and split (train, query or gallery).
+
+    Raises:
+        FileNotFoundError: the folder, the file or a part of the layout is missing.
+        ValueError: file names or rows that do not fit the layout, with counts and examples.
+    """
+    root = Path(root).expanduser()
+    if layout == "csv":
+        return _read_csv(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    if layout == "msmt17":
+        return _read_msmt17(root)
+    return _read_market(layout, root)
+
+
+def name_of(data: ReidData, given: str = "") -> str:
+    """The name for results. Only data of the official sizes gets the official name.
+
+    Raises:
+        ConfigError: an official name for other data.
+    """
+    sizes = tuple(len(data.split(split)) for split in SPLITS)
+    official = data.layout if OFFICIAL_SIZES.get(data.layout) == sizes else ""
+    if given in OFFICIAL_SIZES and given != official:
+        raise ConfigError(
+            f"data_name={given} is the name of the official data with {OFFICIAL_SIZES[given]} images for training, query and "
+            f"gallery; {data.root} has {sizes} in the layout {data.layout}: choose another name"
+        )
+    if given or official:
+        return given or official
+    stem = data.root.stem if data.layout == "csv" else data.root.name
+    taken = stem.lower().startswith("market-1501") or stem in OFFICIAL_SIZES
+    return f"{data.layout}-like" if taken else stem
+
+
+def _read_market(layout: str, root: Path) -> ReidData:
+    folders = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+    below = ("", "Market-1501-v15.09.15", "market1501", "market1501/Market-1501-v15.09.15", "DukeMTMC-reID")
+    base = _first(root, below, lambda path: all((path / name).is_dir() for name in folders.values()))
+    if base is None:
+        found = sorted(path.name for path in root.iterdir())[:10]
+        raise FileNotFoundError(
+            f"{root} is not in the {layout} layout: expected the folders {', '.join(folders.values())}, found "
+            f"{', '.join(found) or 'nothing'}"
+        )
+    data = ReidData(layout, base, [], [], [])
+    for split, folder in folders.items():
+        records, wrong = [], []
+        for path in _images(base / folder):
+            match = _NAME.match(path.name)
+            if match is None:
+                wrong.append(path.name)
+                continue
+            records.append(Record(path, int(match[1]), int(match[2])))
+        _refuse(
+            wrong,
+            f"file name(s) in {base / folder} are not IDENTITY_cCAMERA..., such as 0002_c1s1_000451_03.jpg",
+        )
+        # In training and as a query an image of nobody has no meaning either.
+        kept = [
+            record
+            for record in records
+            if record.identity > 0 or (record.identity == 0 and split == "gallery")
+        ]
+        if len(kept) < len(records):
+            data.left_out[split] = len(records) - len(kept)
+        data.split(split).extend(kept)
+    return data
+
+
+def _read_msmt17(root: Path) -> ReidData:
+    below = ("", "MSMT17_V1", "MSMT17_V2", "msmt17", "msmt17/MSMT17_V1", "msmt17/MSMT17_V2", "MSMT17")
+    base = _first(root, below, lambda path: (path / "list_query.txt").is_file())
+    if base is None:
+        raise FileNotFoundError(
+            f"{root} is not in the msmt17 layout: expected list_train.txt, list_val.txt, list_query.txt, "
+            "list_gallery.txt and the folders train and test (mask_train_v2 and mask_test_v2)"
+        )
+    train = "mask_train_v2" if (base / "mask_train_v2").is_dir() else "train"
+    test = "mask_test_v2" if (base / "mask_test_v2").is_dir() else "test"
+    data = ReidData("msmt17", base, [], [], [])
+    # The published 32,621 training images are the lists train and val together.
+    for split, lists, folder in (
+        ("train", ("list_train.txt", "list_val.txt"), train),
+        ("query", ("list_query.txt",), test),
+        ("gallery", ("list_gallery.txt",), test),
+    ):
+        wrong = []
+        for name in lists:
+            if not (base / name).is_file():
+                raise FileNotFoundError(f"{base / name} is missing: MSMT17 comes with it")
+            for line in (base / name).read_text().splitlines():
+                if not line.strip():
+                    continue
+                relative, _, identity = line.strip().rpartition(" ")
+                match = _MSMT17_NAME.match(Path(relative).name)
+                if match is None or not identity.isdecimal():
+                    wrong.append(f"{name}: {line}")
+                    continue
+                data.split(split).append(Record(base / folder / relative, int(identity), int(match[1])))
+        _refuse(wrong, "line(s) are not FOLDER/IDENTITY_NUMBER_CAMERA_....jpg IDENTITY")
+        data.split(split).sort()
+    return data
+
+
+def _read_csv(path: Path) -> ReidData:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; with layout=csv, root is the CSV file")
+    columns = ("path", "identity", "camera", "split")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in columns if column not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(
+                f"{path} lacks the column(s) {', '.join(missing)}; expected {', '.join(columns)}, found "
+                f"{', '.join(reader.fieldnames or []) or 'nothing'}"
+            )
+        rows = [{key: (row[key] or "").strip() for key in columns} for row in reader]
+    wrong = [
+        f"line {number}: {row}"
+        for number, row in enumerate(rows, start=2)
+        if row["split"] not in SPLITS or not row["path"] or not row["identity"]
+    ]
+    _refuse(wrong, f"row(s) of {path} need a path, an identity and a split of {', '.join(SPLITS)}")
+    identities = _numbers(row["identity"] for row in rows if row["identity"] != str(JUNK))
+    cameras = _numbers(row["camera"] for row in rows if row["camera"])
+    data = ReidData("csv", path.parent, [], [], [])
+    for row in rows:
+        if row["identity"] == str(JUNK):
+            data.left_out[row["split"]] = data.left_out.get(row["split"], 0) + 1
+            continue
+        record = Record(path.parent / row["path"], identities[row["identity"]], cameras.get(row["camera"]))
+        data.split(row["split"]).append(record)
+    for split in SPLITS:
+        data.split(split).sort(key=lambda record: record.path)
+    return data
+
+
+def _numbers(names: Iterable[str]) -> dict[str, int]:
+    """Whole numbers keep their value if all names are such; otherwise positions in alphabetical order."""
+    unique = sorted(set(names))
+    if all(name.isdecimal() for name in unique):
+        return {name: int(name) for name in unique}
+    return {name: position for position, name in enumerate(unique)}
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _EXTENSIONS)
+
+
+def _first(root: Path, below: Iterable[str], good: Callable[[Path], bool]) -> Path | None:
+    return next((root / name for name in below if (root / name).is_dir() and good(root / name)), None)
+
+
+def _refuse(wrong: list[str], what: str) -> None:
+    if wrong:
+        raise ValueError(f"{len(wrong)} {what}: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")

@@ -1,0 +1,228 @@
+"""One run: data, network, engine, and what is left in the run folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from keepaug.runs.checkpoint import load_checkpoint
+from keepaug.runs.config import to_dict
+from keepaug.runs.distributed import setup
+from keepaug.runs.files import write_json_atomic
+from keepaug.runs.folder import RunFolder
+from keepaug.runs.result import write_result
+from keepaug.runs.seeds import seed_everything
+from reid.artifacts import write_artifacts
+from reid.config import ReidConfig, check, is_shortened, resolve
+from reid.datamanager import DataManager, open_manager, open_test_sets
+from reid.engine import BEST, KeepEngine
+from reid.model import ReidNetwork, build_reid_network
+from reid.reranked import rerank_scores
+from reid.scores import score
+from reid.weights import load_backbone, load_trained, save_trained
+
+__all__ = ["EVALUATION", "WEIGHTS", "build", "evaluate_weights", "train"]
+
+WEIGHTS = "weights.pt"
+EVALUATION = "evaluation.json"
+MAY_CHANGE = (
+    "device", "root", "threads", "loading", "memory_gb", "log_every", "checkpoint_every", "tensorboard", "ranked", "pictures",
+    "features", "onnx", "rerank", "k1", "k2", "rerank_lambda", "eval_batch_size",
+)  # fmt: skip
+
+
+def build(config: ReidConfig, num_identities: int) -> ReidNetwork:
+    """The network of the settings, with ImageNet weights if there are any."""
+    network = build_reid_network(
+        config.arch,
+        num_identities,
+        last_stride=config.last_stride or 1,
+        neck=config.neck or "bnneck",
+        first_relu=config.first_relu,
+        size=(config.height, config.width),
+    )
+    if config.weights:
+        load_backbone(network, config.weights, mean=config.mean, std=config.std)
+    return network
+
+
+def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
+    """Train and evaluate; everything ends up in the folder `output`.
+
+    Interrupted at any moment and called again with `resume`, it ends with the same weights as without the interruption, bit for
+    bit on a CPU.
+
+    Args:
+        config: settings; tricks that are None are filled in from the recipe.
+        output: run folder: checkpoint.pt, weights.pt (last), best.pt (highest mAP), metrics.jsonl, result.json, pictures.
+        resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet).
+
+    Returns:
+        The metrics of result.json, in percent.
+
+    Raises:
+        ValueError: settings or data that cannot be used (ConfigError among them), before training.
+        NonFiniteLossError: the loss is no longer a number.
+    """
+    started = time.monotonic()
+    check(resolve(config))
+    output = Path(output)
+    world = setup(config.device)
+    folder = None
+    try:
+        manager = open_manager(config, world)
+        seed_everything(config.seed)
+        network = build(config, manager.num_train_pids)
+        if world.is_main:
+            folder = RunFolder(
+                output, to_dict(config), resume=resume, may_change=MAY_CHANGE, tensorboard=config.tensorboard
+            )
+        world.barrier()
+        engine = KeepEngine(manager, network, config, world, output=output, folder=folder)
+        earlier = _restore(engine, output, folder) if resume else 0.0
+        engine.clock = lambda: earlier + time.monotonic() - started
+        if world.is_main:
+            _announce(manager)
+        engine.run()
+        if not engine.results:  # resumed after its last step
+            engine.test()
+        return _finish(engine, output, engine.clock())
+    finally:
+        if folder is not None:
+            folder.close()
+        world.close()
+
+
+def evaluate_weights(
+    config: ReidConfig, weights: str | Path, output: str | Path
+) -> dict[str, dict[str, float]]:
+    """Score trained weights on the config's test sets; writes evaluation.json and pictures, no result.json.
+
+    What the weights say about the network (architecture, neck, image size, normalisation) goes before the config.
+
+    Args:
+        config: settings of data and evaluation.
+        weights: weights.pt, best.pt or checkpoint.pt of a run.
+        output: folder.
+
+    Returns:
+        Metrics in percent by name of the test set.
+
+    Raises:
+        FileNotFoundError: no weights, no data.
+        ValueError: unusable settings, weights or data.
+    """
+    content = load_trained(weights)
+    for key in ("arch", "last_stride", "neck", "first_relu", "height", "width", "mean", "std"):
+        setattr(config, key, content[key])
+    config.weights, config.recipe = "", "custom"
+    check(resolve(config))
+    world = setup(config.device)
+    try:
+        sets = open_test_sets(config)
+        network = build(config, len(content["identities"]))
+        network.load_state_dict(content["state_dict"])
+        network.to(world.device)
+        scored = {one.name: score(network, one, config, world) for one in sets}
+        if not world.is_main:
+            return {}
+        metrics, extra = {}, {}
+        for one in sets:
+            found = scored[one.name]
+            if found is None:
+                continue
+            metrics[one.name] = dict(found.metrics)
+            if config.rerank:
+                metrics[one.name] |= rerank_scores(found, one, config)
+        output = Path(output)
+        first = scored[sets[0].name]
+        if first is not None:
+            extra = write_artifacts(output, config, network, sets[0], first, None, world.device)
+        write_json_atomic(
+            output / EVALUATION,
+            {"weights": str(weights), "metrics": metrics, "artifacts": extra, "config": to_dict(config)},
+        )
+        return metrics
+    finally:
+        world.close()
+
+
+def _announce(manager: DataManager) -> None:
+    sizes = ", ".join(f"{number} {split}" for split, number in manager.identity["sizes"].items())
+    left_out = "; ".join(
+        f"{number} junk images of {split} left out"
+        for one in list(manager.test_loader.values())[:1]
+        for split, number in one.data.left_out.items()
+    )
+    print(
+        f"{manager.identity['name']}: {sizes}, {manager.num_train_pids} training identities {left_out}".rstrip(),
+        flush=True,
+    )
+    sampler = manager.train_loader.sampler
+    print(
+        f"{len(sampler)} batches of {sampler.num_identities} identities x {sampler.num_images} images per epoch use "
+        f"{100 * sampler.share(manager.train_loader.epoch):.1f} % of the images; every image is used within "
+        f"{sampler.epochs_to_cover} epoch(s)",
+        flush=True,
+    )
+
+
+def _restore(engine: KeepEngine, output: Path, folder: RunFolder | None) -> float:
+    state = load_checkpoint(output)
+    if state is None:
+        return 0.0
+    engine.restore(state)
+    if folder is not None:
+        folder.truncate_metrics(engine.step)
+        print(f"resuming at step {engine.step}", flush=True)
+    return float(state["seconds"])
+
+
+def _finish(engine: KeepEngine, output: Path, seconds: float) -> dict[str, float]:
+    config, manager = engine.config, engine.datamanager
+    if not engine.world.is_main:
+        return {}
+    tested = manager.test_loader[manager.targets[0]]
+    scored = engine.results[tested.name]
+    trained = [entry for entry in engine.history if entry["step"] > 0] or [dict(scored.metrics)]
+    metrics = {**scored.metrics, "best_mAP": max(entry["mAP"] for entry in trained)}
+    metrics["best_rank1"] = max(entry["rank1"] for entry in trained)
+    untrained = [entry for entry in engine.history if entry["step"] == 0]
+    for key in ("rank1", "mAP") if untrained else ():
+        metrics[f"untrained_{key}"] = untrained[0][key]
+    for name in manager.targets[1:]:
+        metrics |= {f"{name}/{key}": value for key, value in engine.results[name].metrics.items()}
+    if config.rerank:
+        metrics |= rerank_scores(scored, tested, config)
+    save_trained(engine.network, output / WEIGHTS, config, manager.labels)
+    artifacts = {"weights": WEIGHTS}
+    if (output / BEST).is_file():
+        artifacts["best"] = BEST
+    artifacts |= write_artifacts(
+        output, config, engine.network, tested, scored, manager.train_loader, engine.world.device
+    )
+    sampler = manager.train_loader.sampler
+    extra: dict[str, Any] = {
+        "steps": engine.step,
+        "history": engine.history,
+        "world_size": engine.world.world_size,
+        "initial_weights": config.weights or "random",
+        "share_of_images_per_epoch": sampler.share(0),
+        "left_out": tested.data.left_out,
+    }
+    write_result(
+        output,
+        kind="reid",
+        name=config.name or f"{manager.identity['name']}-{config.arch.replace(':', '-')}-{config.recipe}",
+        metrics=metrics,
+        seed=config.seed,
+        config=to_dict(config),
+        dataset=manager.identity,
+        synthetic=manager.synthetic,
+        shortened=is_shortened(config),
+        wall_time_s=seconds,
+        artifacts=artifacts,
+        extra=extra,
+    )
+    return metrics

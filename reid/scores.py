@@ -1,0 +1,71 @@
+"""Scores of a network on a test set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from keepaug.runs.distributed import Distributed
+from reid.config import ReidConfig
+from reid.datamanager import TestSet
+from reid.evaluate import ReidMetrics, evaluate
+from reid.extract import extract_features
+from reid.model import ReidNetwork
+
+__all__ = ["RANKS", "Scored", "in_percent", "score"]
+
+RANKS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What an evaluation gave.
+
+    Attributes:
+        metrics: rank1, rank5, rank10, mAP, mINP in percent.
+        query: (Q, D) features.
+        gallery: (G, D) features.
+    """
+
+    metrics: dict[str, float]
+    query: Tensor
+    gallery: Tensor
+
+
+def score(network: ReidNetwork, tested: TestSet, config: ReidConfig, world: Distributed) -> Scored | None:
+    """Extract on all processes, evaluate on the main one (None on the others)."""
+    query, gallery = (
+        extract_features(
+            network,
+            images,
+            mean=config.mean,
+            std=config.std,
+            world=world,
+            batch_size=config.eval_batch_size,
+            after_neck=config.feature == "after",
+            flip_test=config.flip_test,
+            bf16=config.precision == "bf16",
+            channels_last=config.channels_last,
+            description=f"{tested.name} {split}",
+        )
+        for split, images in (("query", tested.query), ("gallery", tested.gallery))
+    )
+    if not world.is_main:
+        return None
+    found = evaluate(
+        query,
+        gallery,
+        query_ids=tested.identities("query"),
+        gallery_ids=tested.identities("gallery"),
+        query_cameras=tested.camera_numbers("query"),
+        gallery_cameras=tested.camera_numbers("gallery"),
+        metric=config.metric,
+    )
+    return Scored(in_percent(found), query, gallery)
+
+
+def in_percent(found: ReidMetrics) -> dict[str, float]:
+    """The scores for result.json; a rank beyond the gallery is its last one."""
+    ranks = {f"rank{rank}": 100 * float(found.cmc[min(rank, len(found.cmc)) - 1]) for rank in RANKS}
+    return {**ranks, "mAP": 100 * found.mAP, "mINP": 100 * found.mINP}
