@@ -1,0 +1,406 @@
+"""Run all rows and columns of a table of the paper, over seeds; what is finished is skipped, what was interrupted goes on.
+
+    python tools/reproduce.py 1 root=CIFAR --output runs                  one run after the other on this machine
+    python tools/reproduce.py 6 root=IMAGENET --gpus 8 --slurm --partition gpu --hours 100      one SLURM job each
+    python tools/reproduce.py 5 root=CIFAR --only "AugMix" --seeds 0 precision=bf16 channels_last=true
+    python tools/reproduce.py 8 root=Market-1501-v15.09.15 weights=resnet101-63fe2227.pth
+    python tools/reproduce.py 9 root=COCO imagenet=IMAGENET --gpus 8      backbones (shared with table 6), conversion, detectors
+    python tools/reproduce.py 1 --shrink                                  a step each on drawn images: does it run?
+
+key=value settings go to every run. `--dry-run` prints the commands. `python tools/report.py table1 --runs runs` prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keepaug.classify import ClassifyConfig, train
+from keepaug.classify.config import check
+from keepaug.classify.loop import MAY_CHANGE
+from keepaug.data.synthetic import write_classification, write_detection
+from keepaug.report.cells import Cell, load_cells, run_name
+from keepaug.runs.config import ConfigError, load_config, to_dict
+from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.result import FILE_NAME
+
+ROOT = Path(__file__).resolve().parent.parent
+SHRINK = {
+    "train_classifier": [
+        "epochs=1", "max_steps=1", "batch_size=2", "limit_train=2", "limit_val=2", "image_size=48", "num_workers=0",
+        "lr=0.001", "pictures=false", "tensorboard=false",
+    ],
+    "train_detector": [
+        "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.IMS_PER_BATCH", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)",
+        "INPUT.MAX_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64",
+        "MODEL.ROI_HEADS.NUM_CLASSES", "4", "MODEL.RETINANET.NUM_CLASSES", "4", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "16",
+        "MODEL.RPN.POST_NMS_TOPK_TEST", "8", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "DATALOADER.NUM_WORKERS", "0",
+    ],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Command:
+    """One process; `done` exists once it has ended well."""
+
+    argv: tuple[str, ...]
+    done: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one seed: commands one after the other, after the jobs that it needs."""
+
+    name: str
+    folder: Path
+    commands: tuple[Command, ...]
+    after: tuple[str, ...] = ()
+    settings: ClassifyConfig | None = None  # of a classifier, which can also run in this process
+
+    @property
+    def finished(self) -> bool:
+        return all(command.done.is_file() for command in self.commands)
+
+    @property
+    def begun(self) -> bool:
+        return self.folder.is_dir() and any(self.folder.iterdir())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("table", help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; table 3 is tools/benchmark.py's")
+    add("--seeds", type=int, nargs="+", metavar="N", help="default: as many as the paper averages over")
+    add("--only", metavar="TEXT", help='only cells whose "row / column" contains this')
+    add("--output", type=Path, metavar="DIR", help="default runs; with --shrink runs-shrunk")
+    add("--shrink", action="store_true", help="a step each, on drawn data where no root is given")
+    add(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes per run, by torchrun (table 9: --num-gpus)",
+    )
+    add("--dry-run", action="store_true", help="print what would run, and start nothing")
+    slurm = parser.add_argument_group("SLURM (needs submitit)")
+    slurm.add_argument("--slurm", action="store_true", help="submit one job per run and return")
+    slurm.add_argument("--partition", help="default: the cluster's")
+    slurm.add_argument(
+        "--hours", type=float, default=24, help="time limit; a job that reaches it is queued again"
+    )
+    slurm.add_argument("--cpus", type=int, default=8, metavar="N", help="per GPU")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def cells_of(table: str) -> list[Cell]:
+    table = table.removeprefix("table")
+    return [cell for name in ([table, "1b"] if table == "1" else [table]) for cell in load_cells(name)]
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """The jobs of a table, each once, those that others need first.
+
+    Raises:
+        ValueError: nothing to run, or settings that cannot be meant.
+    """
+    cells = [c for c in cells_of(args.table) if not args.only or args.only in f"{c.row} / {c.column}"]
+    if not cells:
+        raise ValueError(f"--only {args.only!r} fits no cell of table {args.table}")
+    settings = _settings(args.overrides)
+    output = args.output or Path("runs-shrunk" if args.shrink else "runs")
+    jobs: dict[str, Job] = {}
+    for cell in cells:
+        for seed in args.seeds or cell.seeds:
+            for job in _jobs(cell, seed, settings, output, args):
+                jobs.setdefault(job.name, job)
+    return list(jobs.values())
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise ValueError(f"a setting must be key=value, got {item!r}")
+        pairs[key] = value
+    return pairs
+
+
+def _jobs(
+    cell: Cell, seed: int, settings: Mapping[str, str], output: Path, args: argparse.Namespace
+) -> list[Job]:
+    if clash := sorted(set(settings) & ({*cell.overrides, "seed"})):
+        raise ValueError(
+            f"{', '.join(clash)}: that is what the cells of table {cell.table} are about; --only and --seeds choose among them"
+        )
+    if cell.tool == "train_classifier":
+        return [_classifier(cell.config, cell.overrides, seed, settings, output, args)]
+    if cell.tool == "train_detector":
+        return _detector(cell, seed, settings, output, args)
+    name = f"{cell.run}-seed{seed}"
+    argv = [*_python(cell.tool, args.gpus), "--config", str(ROOT / "configs" / cell.config)]
+    argv += ["--output", str(output / name), "--resume", *(["--shrink"] if args.shrink else [])]
+    data = {} if "root" in settings or not args.shrink else {"root": str(_drawn(cell.tool, output))}
+    argv += [f"{key}={value}" for key, value in {**cell.overrides, **data, **settings, "seed": seed}.items()]
+    return [Job(name, output / name, (Command(tuple(argv), output / name / FILE_NAME),))]
+
+
+def _classifier(
+    config: str,
+    overrides: Mapping[str, Any],
+    seed: int,
+    settings: Mapping[str, str],
+    output: Path,
+    args: argparse.Namespace,
+) -> Job:
+    name = f"{run_name(config, overrides)}-seed{seed}"
+    path = ROOT / "configs" / config
+    given = [f"{key}={value}" for key, value in overrides.items()]
+    if args.shrink:
+        given += SHRINK["train_classifier"]
+        if "root" not in settings:
+            given.append(f"root={_drawn(load_config(ClassifyConfig, path).dataset, output)}")
+    given += [f"{key}={value}" for key, value in settings.items()] + [f"seed={seed}"]
+    resolved = load_config(ClassifyConfig, path, given)
+    check(resolved)
+    argv = [*_python("train_classifier", args.gpus), "--config", str(path)]
+    argv += ["--output", str(output / name), "--resume", *given]
+    job = Job(name, output / name, (Command(tuple(argv), output / name / FILE_NAME),), settings=resolved)
+    if job.finished:
+        _check_same(job, resolved)
+    return job
+
+
+def _check_same(job: Job, resolved: ClassifyConfig) -> None:
+    """A finished run may stand for this one only with the same settings."""
+    before = json.loads(job.commands[0].done.read_text())["config"]
+    changed = [
+        f"{key} (was {before.get(key)!r}, is {value!r})"
+        for key, value in to_dict(resolved).items()
+        if before.get(key) != value and key not in MAY_CHANGE
+    ]
+    if changed:
+        raise ConfigError(
+            f"{job.folder} holds a finished run with other settings: {'; '.join(changed)}; choose another --output"
+        )
+
+
+def _detector(
+    cell: Cell, seed: int, settings: Mapping[str, str], output: Path, args: argparse.Namespace
+) -> list[Job]:
+    """The classifier (shared with table 6), then its conversion and the detector."""
+    assert cell.backbone is not None  # load_cells gives every detector one
+    below = {} if "imagenet" not in settings else {"root": settings["imagenet"]}
+    backbone = _classifier(*cell.backbone, seed, below, output, args)
+    name = f"{cell.run}-seed{seed}"
+    folder, converted = output / name, backbone.folder / "backbone.pth"
+    conversion = [
+        "convert_backbone.py",
+        "--weights",
+        str(backbone.folder / "weights.pt"),
+        "--output",
+        str(converted),
+    ]
+    argv = [
+        sys.executable,
+        str(ROOT / "tools" / "train_detector.py"),
+        "--resume",
+        "--num-gpus",
+        str(args.gpus),
+    ]
+    argv += ["--config-file", str(ROOT / "configs" / cell.config)]
+    if "root" in settings:
+        argv += ["--data-root", settings["root"]]
+    elif args.shrink:
+        argv += ["--data-root", str(_drawn("coco", output))]
+    else:
+        raise ValueError("root is missing: give the folder of COCO, for example root=datasets/coco")
+    opts = [
+        *(SHRINK["train_detector"] if args.shrink else []),
+        "SEED",
+        str(seed + 1),
+    ]  # 0 or less: not seeded
+    for key, value in settings.items():
+        if key not in ("root", "imagenet"):
+            opts += [key, value]
+    argv += ["MODEL.WEIGHTS", str(converted), "OUTPUT_DIR", str(folder), *opts]
+    commands = (
+        Command(
+            (sys.executable, str(ROOT / "tools" / conversion[0]), *conversion[1:], "--verify"), converted
+        ),
+        Command(tuple(argv), folder / FILE_NAME),
+    )
+    return [backbone, Job(name, folder, commands, after=(backbone.name,))]
+
+
+def _python(tool: str, gpus: int) -> list[str]:
+    script = str(ROOT / "tools" / f"{tool}.py")
+    if gpus == 1:
+        return [sys.executable, script]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(gpus),
+        script,
+    ]
+
+
+def _drawn(what: str, output: Path) -> Path:
+    """A small dataset drawn by the program in the real one's layout; results on it are marked synthetic."""
+    root = output / "data" / what
+    if what == "cifar10":
+        return write_classification(root, num_train=20, num_val=10, num_classes=10, size=(24, 24))
+    if what == "imagenet":
+        return write_classification(root, num_train=8, num_val=4, num_classes=4, size=(56, 56))
+    if what == "coco":
+        return write_detection(root, num_train=4, num_val=2, num_classes=4)
+    if what == "train_uda":
+        return write_classification(root, num_train=60, num_val=20, num_classes=10, size=(32, 32))
+    from keepaug.data.synthetic_reid import write_reid
+
+    return write_reid(root)
+
+
+def run_here(jobs: Sequence[Job], *, in_process: bool = True) -> list[str]:
+    """One after the other; the names of those that failed. A failure stops only the jobs that need it."""
+    failed: list[str] = []
+    for number, job in enumerate(jobs, 1):
+        head = f"[{number}/{len(jobs)}] {job.name}"
+        if job.finished:
+            print(f"{head}: done before", flush=True)
+            continue
+        if lost := [name for name in job.after if name in failed]:
+            print(f"{head}: left out, it needs {', '.join(lost)}", flush=True)
+            failed.append(job.name)
+            continue
+        print(f"{head}: {'going on' if job.begun else 'starting'}", flush=True)
+        try:
+            if in_process and job.settings is not None:
+                train(job.settings, job.folder, resume=True)
+            else:
+                run_commands([(list(command.argv), str(command.done)) for command in job.commands])
+        except (
+            ValueError,
+            FileNotFoundError,
+            ImportError,
+            NonFiniteLossError,
+            subprocess.CalledProcessError,
+        ) as error:
+            print(f"{head}: failed: {error}", file=sys.stderr, flush=True)
+            failed.append(job.name)
+    return failed
+
+
+def run_commands(commands: Sequence[tuple[list[str], str]]) -> None:
+    """Those that are not done, in order."""
+    for argv, done in commands:
+        if not Path(done).is_file():
+            subprocess.run(argv, check=True, cwd=ROOT)
+
+
+class SlurmRun:
+    """What a SLURM job does. At its time limit, or when it is preempted, it is queued again and goes on."""
+
+    def __init__(self, commands: Sequence[tuple[list[str], str]]) -> None:
+        self.commands = [(list(argv), done) for argv, done in commands]
+
+    def __call__(self) -> None:
+        for argv, done in self.commands:
+            if not os.path.isfile(done):
+                subprocess.run(argv, check=True)
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def submit(jobs: Sequence[Job], args: argparse.Namespace, logs: Path, *, cluster: str = "slurm") -> list[Any]:
+    """One submitit job per unfinished run.
+
+    Args:
+        jobs: of `plan`.
+        args: partition, hours, gpus, cpus.
+        logs: folder of submitit's files.
+        cluster: "slurm", or "local" for processes on this machine.
+
+    Raises:
+        ImportError: submitit is not installed.
+        RuntimeError: there is no SLURM here.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ImportError("--slurm needs submitit: pip install 'keepaug[slurm]'") from error
+    submitted: dict[str, Any] = {}
+    for job in jobs:
+        if job.finished:
+            continue
+        executor = submitit.AutoExecutor(folder=logs / job.name, cluster=cluster)
+        executor.update_parameters(name=job.name, timeout_min=round(args.hours * 60))
+        if cluster == "slurm":
+            executor.update_parameters(
+                gpus_per_node=args.gpus, cpus_per_task=args.cpus * args.gpus, tasks_per_node=1
+            )
+            if args.partition:
+                executor.update_parameters(slurm_partition=args.partition)
+            if needed := [submitted[name].job_id for name in job.after if name in submitted]:
+                dependency = {"dependency": "afterok:" + ":".join(needed)}
+                executor.update_parameters(slurm_additional_parameters=dependency)
+        else:
+            for name in job.after:
+                if name in submitted:
+                    submitted[name].result()
+        commands = [(list(command.argv), str(command.done)) for command in job.commands]
+        submitted[job.name] = executor.submit(SlurmRun(commands))
+        print(f"{job.name}: job {submitted[job.name].job_id}", flush=True)
+    return list(submitted.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_intermixed_args(argv)
+    if args.output is not None:
+        args.output = args.output.resolve()
+    try:
+        jobs = plan(args)
+        if args.dry_run:
+            for job in jobs:
+                state = "done" if job.finished else "begun" if job.begun else "to do"
+                print(
+                    f"# {job.name}: {state}",
+                    *(shlex.join(command.argv) for command in job.commands),
+                    sep="\n",
+                )
+            return 0
+        if args.slurm:
+            submit(jobs, args, (args.output or Path("runs")) / "slurm")
+            return 0
+        failed = run_here(jobs, in_process=args.gpus == 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} runs of table {args.table} are there")
+    if failed:
+        print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
