@@ -89,22 +89,21 @@ def split(network: nn.Module, after: str) -> Split:
 
 class _Staged:
     def __init__(self, network: StagedNetwork, after: str) -> None:
-        first = cast(nn.Sequential, network.stages[0])
         self.network = network
-        self.num_first = 1 if after == "block" else len(first)
-        self.channels = _probe(network, lambda images: self.early(images)).shape[1]
+        self.in_block = after == "block"
+        self.channels = _probe(network, self.early).shape[1]
         self.num_classes = network.fc.out_features
 
     def early(self, images: Tensor) -> Tensor:
-        features = self.network.stem(images)
-        for block in self.network.stages[0][: self.num_first]:  # type: ignore[index]
-            features = block(features)
-        return cast(Tensor, features)
+        stage = cast(nn.Sequential, self.network.stages[0])
+        first = stage[0] if self.in_block else stage
+        return cast(Tensor, first(self.network.stem(images)))
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         early = features = self.early(images)
-        for block in self.network.stages[0][self.num_first :]:  # type: ignore[index]
-            features = block(features)
+        if self.in_block:
+            for block in cast(nn.Sequential, self.network.stages[0])[1:]:
+                features = block(features)
         for stage in self.network.stages[1:]:
             features = stage(features)
         return early, self.network.classify(features)
