@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "TIES", "ReidMetrics", "distance_chunks", "evaluate", "evaluate_distances"]
+__all__ = [
+    "METRICS",
+    "TIES",
+    "ReidMetrics",
+    "check_features",
+    "distance_chunks",
+    "evaluate",
+    "evaluate_distances",
+]
 
 METRICS = ("cosine", "euclidean")
 TIES = ("pessimistic", "optimistic")
@@ -162,7 +170,7 @@ def distance_chunks(
         ValueError: shapes that do not fit, features that are not finite, unknown metric. At once, not at the first chunk.
         TypeError: features that are not floating point.
     """
-    _check_features(query_features, gallery_features)
+    check_features(query_features, gallery_features)
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if chunk is not None and chunk < 1:
@@ -333,7 +341,8 @@ def _ranks(ordered: Tensor, found: Tensor, ties: str) -> Tensor:
     return torch.searchsorted(ordered, found, right=True) - (group_end - number) + 1
 
 
-def _check_features(query: Tensor, gallery: Tensor) -> None:
+def check_features(query: Tensor, gallery: Tensor) -> None:
+    """Refuse what is no pair of (Q, D) and (G, D) floating features of one dtype and device."""
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"features must be (Q, D) and (G, D), got {tuple(query.shape)} and {tuple(gallery.shape)}; flatten or pool them"
