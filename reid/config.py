@@ -22,7 +22,7 @@ TORCHREID = "torchreid:"
 _BAG_OF_TRICKS: dict[str, Any] = {
     "last_stride": 1,
     "neck": "bnneck",
-    "warmup_epochs": 10,
+    "warmup": True,
     "erasing": "random",
     "label_smoothing": 0.1,
     "centre_weight": 5e-4,
@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "standard": {
         "last_stride": 2,
         "neck": "none",
-        "warmup_epochs": 0,
+        "warmup": False,
         "erasing": "none",
         "label_smoothing": 0.0,
         "centre_weight": 0.0,
@@ -84,7 +84,7 @@ class ReidConfig:
     recipe: str = option("bag_of_tricks_keep", choices=(*RECIPES, "custom"))
     last_stride: int | None = option(None, choices=(None, 1, 2), help="of the last stage; null: the recipe's")
     neck: str | None = option(None, choices=(None, "bnneck", "none"))
-    warmup_epochs: int | None = option(None, low=0)
+    warmup: bool | None = option(None, choices=(None, True, False), help="of the learning rate")
     erasing: str | None = option(None, choices=(None, *ERASING))
     label_smoothing: float | None = option(None, low=0, high=0.999)
     centre_weight: float | None = option(None, low=0, help="of the centre loss; 0: none")
@@ -111,6 +111,7 @@ class ReidConfig:
     beta2: float = option(0.999, low=0, high=0.99999)
     milestones: list[int] = option([40, 70], low=1, help="epochs (from 1) at which the rate falls")
     gamma: float = option(0.1, low=0)
+    warmup_epochs: int = option(10, low=1, help="with warmup: its length")
     warmup_factor: float = option(0.01, low=0, high=1)
     # evaluation
     feature: str = option("after", choices=("after", "before"), help="the neck")
@@ -149,17 +150,11 @@ def resolve(config: ReidConfig) -> ReidConfig:
         given = getattr(config, key)
         if given is None:
             setattr(config, key, value)
-        elif config.recipe != "custom" and not _agrees(key, given, value):
+        elif config.recipe != "custom" and given != value:
             raise ConfigError(
                 f"recipe={config.recipe} means {key}={value}, got {key}={given}: set recipe=custom for other mixtures"
             )
     return config
-
-
-def _agrees(key: str, given: Any, value: Any) -> bool:
-    if key == "warmup_epochs":  # its length goes with the length of the run
-        return bool(given) == bool(value)
-    return bool(given == value)
 
 
 def check(config: ReidConfig) -> None:

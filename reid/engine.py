@@ -183,7 +183,7 @@ class KeepEngine(_Engine):
         rate = learning_rate(
             self.train_loader.epoch,
             base=config.lr,
-            warmup_epochs=config.warmup_epochs or 0,
+            warmup_epochs=config.warmup_epochs if config.warmup else 0,
             warmup_factor=config.warmup_factor,
             milestones=config.milestones,
             gamma=config.gamma,

@@ -125,7 +125,7 @@ def build_reid_network(
     if last_stride not in (1, 2):
         raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
     network: Any = build_network(arch, 1)
-    feature_dim: int = network.fc.in_features
+    feature_dim = int(network.fc.in_features)
     if last_stride == 1:
         _set_stride(network.layer4[0])
     if not first_relu:

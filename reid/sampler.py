@@ -46,6 +46,7 @@ class IdentitySampler:
                 f"a batch needs {identities} identities, and there are {len(self.members)} with {len(labels)} images: "
                 f"set identities={max(2, len(self.members))} or less"
             )
+        self._passes: dict[int, tuple[int, Tensor]] = {}  # the last one of each identity, to go on from
         wanted = [max(1, len(member) // images) for member in self.members]
         # An identity appears once in a batch, so no more often than there are batches.
         self.num_batches = -(-sum(wanted) // identities)
@@ -105,28 +106,33 @@ class IdentitySampler:
         first, last = start // len(member), (start + taken - 1) // len(member)
         stream = torch.cat([self._pass(identity, number) for number in range(first, last + 1)])
         begin = start - first * len(member)
-        return _without_repeats(stream[begin : begin + taken], size)
+        return list(stream[begin : begin + taken].split(size))
 
     def _pass(self, identity: int, number: int) -> Tensor:
-        """All images of an identity in the order of its `number`-th pass."""
-        member = self.members[identity]
-        generator = make_generator(self.seed, "images", identity, number)
-        return member[torch.randperm(len(member), generator=generator)]
+        """All images of an identity in the order of its `number`-th pass.
+
+        An epoch that begins with the rest of one pass goes on with the images of the next that were not in it.
+        """
+        member, taken = self.members[identity], self.groups[identity] * self.num_images
+        known, order = self._passes.get(identity, (-1, member))
+        if known > number:
+            known, order = -1, member
+        while known < number:
+            known += 1
+            generator = make_generator(self.seed, "images", identity, known)
+            fresh = member[torch.randperm(len(member), generator=generator)]
+            rest = (known * len(member)) % taken if len(member) > self.num_images else 0
+            if rest:
+                late = torch.isin(fresh, order[-rest:])
+                fresh = torch.cat([fresh[~late], fresh[late]])
+            order = fresh
+        self._passes[identity] = (known, order)
+        return order
 
 
 def _filled(order: Tensor, size: int) -> Tensor:
     """The first `size`, starting again where there are fewer."""
     return order[torch.arange(size) % len(order)]
-
-
-def _without_repeats(stream: Tensor, size: int) -> list[Tensor]:
-    """Groups of `size`; an image that two passes put into the stream twice goes into two groups where that is possible."""
-    groups: list[list[int]] = [[] for _ in range(len(stream) // size)]
-    for index in stream.tolist():
-        open_groups = [group for group in groups if len(group) < size]
-        fresh = [group for group in open_groups if index not in group]
-        (fresh or open_groups)[0].append(index)
-    return [torch.tensor(group) for group in groups]
 
 
 class IdentityLoader(Loader):

@@ -56,11 +56,9 @@ def load_backbone(
         raise ConfigError(f"{path} wants {content['color_order']} images; ReID reads RGB")
     own = network.backbone.state_dict()
     prefix = "network." if all(key.startswith("network.") for key in own) else ""
-    found = {
-        f"{prefix}{key}": value
-        for key, value in _tensors(content, path).items()
-        if not key.startswith(_HEADS)
-    }
+    found = {f"{prefix}{key}": value for key, value in _tensors(content, path).items()}
+    heads = tuple(f"{prefix}{head}" for head in _HEADS)  # OSNet has an fc of its own, before its classifier
+    found = {key: value for key, value in found.items() if key in own or not key.startswith(heads)}
     _load(network.backbone, found, path)
 
 
