@@ -24,7 +24,7 @@ class Grids(NamedTuple):
         kept: (N,) int64, width of the kept lines: the deleted squares have the side unit - kept.
         top: (N,) int64 in [0, unit), the offset delta_y.
         left: (N,) int64 in [0, unit), the offset delta_x.
-        angle: (N,) float64, rotation about the centre in radians.
+        angle: (N,) float64, counter-clockwise rotation about the centre in radians.
     """
 
     unit: Tensor
@@ -141,8 +141,8 @@ def grid_mask(grids: Grids, size: tuple[int, int], *, device: torch.device | Non
     x = torch.arange(width, dtype=torch.float64, device=grids.unit.device)[None] - (width - 1) / 2
     cosine, sine = torch.cos(grids.angle)[:, None, None], torch.sin(grids.angle)[:, None, None]
     # Rounded first: cos(90 degrees) is 6e-17, and a pixel must not change its cell for that.
-    rows = torch.floor(((cosine * y - sine * x) + (height - 1) / 2 + 0.5).round(decimals=9)).to(torch.int64)
-    columns = torch.floor(((sine * y + cosine * x) + (width - 1) / 2 + 0.5).round(decimals=9)).to(torch.int64)
+    rows = torch.floor(((cosine * y + sine * x) + (height - 1) / 2 + 0.5).round(decimals=9)).to(torch.int64)
+    columns = torch.floor(((cosine * x - sine * y) + (width - 1) / 2 + 0.5).round(decimals=9)).to(torch.int64)
     unit = grids.unit.clamp(min=1)[:, None, None]
     kept, top, left = (part[:, None, None] for part in (grids.kept, grids.top, grids.left))
     inside = ((rows - top) % unit >= kept) & ((columns - left) % unit >= kept)
