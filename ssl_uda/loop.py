@@ -27,7 +27,7 @@ from keepaug.runs.guard import check_finite
 from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, seed_everything
-from ssl_uda.augment import Views, draw_step, finish_strong, make_views, part_of, weak_view
+from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, part_of, weak_view
 from ssl_uda.batchnorm import synchronise
 from ssl_uda.config import UdaConfig, check, is_shortened
 from ssl_uda.data import Data, Stream, open_data
@@ -197,12 +197,11 @@ def _step(run: _Run, step: int, rate: float, output: Path) -> dict[str, Tensor]:
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         views, target_logits = None, None
         if config.method != "supervised":
-            views, target_logits = _unlabelled(run, step, draws)
+            views, target_logits = _unlabelled(run, step, draws, output)
         parts = uda_loss(
             run.forward, images, labels, views, target_logits, config, step, len(data.classes), world
         )
-    value = float(parts.total.detach())
-    check_finite(value, step, output / CHECKPOINT if (output / CHECKPOINT).is_file() else None)
+    check_finite(float(parts.total.detach()), step, _last_checkpoint(output))
     run.optimizer.zero_grad(set_to_none=True)
     parts.total.backward()
     if config.clip_norm:
@@ -215,7 +214,11 @@ def _step(run: _Run, step: int, rate: float, output: Path) -> dict[str, Tensor]:
     return parts.figures
 
 
-def _unlabelled(run: _Run, step: int, draws: Any) -> tuple[Views, Tensor | None]:
+def _last_checkpoint(output: Path) -> Path | None:
+    return output / CHECKPOINT if (output / CHECKPOINT).is_file() else None
+
+
+def _unlabelled(run: _Run, step: int, draws: StepDraws, output: Path) -> tuple[Views, Tensor | None]:
     """Both views, the strong one as it is trained on, and the target's logits with target_mode=eval."""
     config, world, data = run.config, run.world, run.data
     total = config.batch_size * config.unlabelled_ratio
@@ -226,7 +229,10 @@ def _unlabelled(run: _Run, step: int, draws: Any) -> tuple[Views, Tensor | None]
     if config.channels_last:
         clean = clean.contiguous(memory_format=torch.channels_last)
     target_logits, heat = look(run.seen, clean, config)
-    pasted = None if heat is None else sample_paste(heat, clean, config, step, world)
+    pasted = None
+    if heat is not None:
+        check_finite(float(heat.sum()), step, _last_checkpoint(output), what="saliency")
+        pasted = sample_paste(heat, clean, config, step, world)
     return views._replace(strong=finish_strong(views, pasted, draws, config)), target_logits
 
 

@@ -12,8 +12,8 @@ class NonFiniteLossError(RuntimeError):
     """Training diverged; says when, and what to go back to."""
 
 
-def check_finite(loss: float, step: int, last_checkpoint: str | Path | None) -> None:
-    """Raise when `loss` is NaN or infinite.
+def check_finite(loss: float, step: int, last_checkpoint: str | Path | None, *, what: str = "loss") -> None:
+    """Raise when `loss`, or whatever else `what` says, is NaN or infinite.
 
     Raises:
         NonFiniteLossError: names the step and the last good checkpoint.
@@ -24,5 +24,5 @@ def check_finite(loss: float, step: int, last_checkpoint: str | Path | None) -> 
         f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
     )
     raise NonFiniteLossError(
-        f"the loss is {loss} at step {step}; {back}. Lower the learning rate, clip the gradients, or train in float32"
+        f"the {what} is {loss} at step {step}; {back}. Lower the learning rate, clip the gradients, or train in float32"
     )

@@ -1,0 +1,343 @@
+"""The steps and the loop: one forward pass, what shares it, exact resume, two processes equal one, and that it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from keepaug.data.synthetic import write_classification
+from keepaug.runs.config import ConfigError, load_config
+from keepaug.runs.guard import NonFiniteLossError
+from keepaug.saliency import saliency_map
+from ssl_uda import METHODS, UdaConfig, train
+from ssl_uda.augment import Views
+from ssl_uda.batchnorm import SyncedBatchNorm2d, synchronise
+from ssl_uda.loop import build
+from ssl_uda.losses import sharpened
+from ssl_uda.step import look, shares_forward, uda_loss
+
+ROOT = Path(__file__).parents[2]
+TOOL = str(ROOT / "tools" / "train_uda.py")
+TINY = [
+    "dataset=image_folder",
+    "arch=wrn10_1",
+    "num_labels=6",
+    "split=balanced",
+    "batch_size=4",
+    "unlabelled_ratio=2",
+    "steps=3",
+    "size=8",
+    "cutout=8",
+    "lr=0.01",
+    "confidence=0.3",
+    "ema=0.9",
+    "tensorboard=false",
+    "pictures=false",
+]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("classes") / "drawn"
+    return write_classification(root, num_train=30, num_val=10, num_classes=2, size=(20, 20), colour_cue=0.8)
+
+
+def config(root: Path, *more: str) -> UdaConfig:
+    return load_config(UdaConfig, None, [f"root={root}", *TINY, *more])
+
+
+class Recorded(nn.Module):
+    """A linear network that remembers its batches."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, num_classes)
+        self.batches: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.batches.append(images)
+        return self.fc(images.flatten(1))
+
+
+def small(*more: str) -> UdaConfig:
+    return load_config(UdaConfig, None, ["root=x", "confidence=0.4", "weight=2", *more])
+
+
+def test_loss_is_one_forward_over_labelled_clean_and_strong() -> None:
+    torch.manual_seed(0)
+    network = Recorded()
+    images, labels = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
+    views = Views(torch.randn(6, 3, 2, 2), torch.randn(6, 3, 2, 2))
+    parts = uda_loss(network, images, labels, views, None, small(), 0, 3)
+    assert len(network.batches) == 1
+    assert torch.equal(network.batches[0], torch.cat([images, views.clean, views.strong]))
+    clean, strong = network.fc(views.clean.flatten(1)), network.fc(views.strong.flatten(1))
+    supervised = nn.functional.cross_entropy(network.fc(images.flatten(1)), labels)
+    target = (clean / 0.4).softmax(1).detach()
+    distance = (target * (target.log() - strong.log_softmax(1))).sum(1)
+    passed = clean.softmax(1).amax(1) > 0.4
+    assert 0 < int(passed.sum()) < 6
+    consistency = (distance * passed).sum() / 6  # the mean over all, not over those that pass
+    torch.testing.assert_close(parts.total, supervised + 2 * consistency)
+    (ours,) = torch.autograd.grad(parts.total, network.fc.weight)
+    (expected,) = torch.autograd.grad(supervised + 2 * consistency, network.fc.weight)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_options_of_the_loss() -> None:
+    torch.manual_seed(0)
+    network = Recorded()
+    images, labels = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
+    views = Views(torch.randn(6, 3, 2, 2), torch.randn(6, 3, 2, 2))
+
+    def total(*more: str, views: Views | None = views, target: Tensor | None = None) -> float:
+        return float(uda_loss(network, images, labels, views, target, small(*more), 10, 3).total.detach())
+
+    plain = total()
+    clean = network.fc(views.clean.flatten(1))
+    clean = clean.detach()
+    entropy = -(clean.softmax(1) * clean.log_softmax(1)).sum(1).mean()
+    assert total("entropy=0.5") == pytest.approx(plain + 0.5 * float(entropy))
+    target = sharpened(clean, 0.4)
+    extra = (-(target * target.log()).sum(1) * (clean.softmax(1).amax(1) > 0.4)).mean()
+    assert total("consistency=cross_entropy") == pytest.approx(plain + 2 * float(extra))
+    supervised = total(views=None)
+    assert total("weight=0") == pytest.approx(supervised)
+    assert total("tsa=exp", "steps=100", views=None) != pytest.approx(supervised)
+    network.batches.clear()
+    assert total(target=clean.detach()) == pytest.approx(plain)  # without BatchNorm the two modes are one
+    assert len(network.batches[0]) == 10  # the clean view is not run again
+
+
+def test_shared_pass_is_exact_where_it_is_used() -> None:
+    """target_mode=eval at full resolution: one pass gives the same logits and the same map, bit for bit."""
+    torch.manual_seed(0)
+    network = build(small("arch=wrn10_1"), 4).train()
+    clean = torch.randn(5, 3, 16, 16)
+    for _ in range(2):  # statistics that are not the initial ones
+        network(clean)
+    calls = []
+    network.register_forward_hook(lambda module, inputs, output: calls.append(module.training))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    shared = small("target_mode=eval", "saliency_scale=1")
+    assert shares_forward(shared)
+    logits, heat = look(network, clean, shared)
+    assert calls == [False]
+    assert not logits.requires_grad
+    alone = network.eval()(clean)
+    network.train()
+    assert torch.equal(logits, alone)
+    assert torch.equal(heat, saliency_map(network, clean))
+    calls.clear()
+    other = small("target_mode=eval", "saliency_scale=0.5")
+    logits, heat = look(network, clean, other)
+    assert calls == [False, False]
+    torch.testing.assert_close(logits, alone)
+    assert torch.equal(heat, saliency_map(network, clean, scale=0.5))
+    calls.clear()
+    assert look(network, clean, small("method=rand_augment")) == (None, None)
+    assert not calls
+    assert look(network, clean, small("method=rand_augment", "target_mode=eval"))[1] is None
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert network.training
+    # and why it is not with target_mode=train: the training-mode gradient is another one
+    pixels = clean.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(network(pixels).amax(1).sum(), pixels)
+    assert not torch.allclose(gradient.abs().amax(1), saliency_map(network, clean), rtol=0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_records_itself(method: str, drawn: Path, tmp_path: Path) -> None:
+    settings = config(drawn, f"method={method}", "pictures=true", "log_every=1", "eval_every=1")
+    metrics = train(settings, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["metrics"] == metrics
+    assert set(metrics) == {"accuracy", "best", "median_last_20", "accuracy_last_weights"}
+    assert len(result["extra"]["history"]) == 3
+    assert result["synthetic"]
+    assert result["shortened"]
+    labels = json.loads((tmp_path / "labels.json").read_text())
+    assert labels["per_class"] == {name: 3 for name in result["extra"]["labels_per_class"]}
+    assert len(labels["labelled"]) == 6
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    averaged = build(settings, 2)
+    averaged.load_state_dict(weights["state_dict_ema"])
+    assert any(
+        not torch.equal(weights["state_dict"][key], value) for key, value in averaged.state_dict().items()
+    )
+    assert (tmp_path / result["artifacts"]["pictures"]).stat().st_size > 1000
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert ("train/mask_rate" in lines[0]) == (method != "supervised")
+
+
+def test_averaged_weights_and_statistics_are_what_is_evaluated(drawn: Path, tmp_path: Path) -> None:
+    """EMA = decay * EMA + (1 - decay) * weights, from the initial weights on, BatchNorm's statistics included."""
+    states = []
+    for steps in (
+        1,
+        2,
+    ):  # TSA off: the steps of the longer run begin like the shorter one's, but for its learning rate
+        train(config(drawn, f"steps={steps}", "lr=0", "ema=0.75"), tmp_path / str(steps))
+        states.append(torch.load(tmp_path / str(steps) / "weights.pt", weights_only=True))
+    for key, value in states[1]["state_dict_ema"].items():
+        if key.endswith("running_mean"):
+            one, two = states[0]["state_dict"][key], states[1]["state_dict"][key]
+            torch.testing.assert_close(value, 0.75 * (0.75 * 0 + 0.25 * one) + 0.25 * two)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    content = torch.load(folder / "weights.pt", weights_only=True)
+    return {
+        **content["state_dict"],
+        **{f"ema.{key}": value for key, value in content["state_dict_ema"].items()},
+    }
+
+
+def run_tool(*arguments: str, processes: int = 1) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*start, TOOL, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_uninterrupted(drawn: Path, tmp_path: Path) -> None:
+    options = [f"root={drawn}", *TINY, "steps=40", "checkpoint_every=1", "log_every=1", "eval_every=10"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_tool(*options, "--output", str(whole))
+    process = subprocess.Popen(
+        [sys.executable, TOOL, *options, "--output", str(killed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline, metrics = time.monotonic() + 120, killed / "metrics.jsonl"
+    while time.monotonic() < deadline and not (
+        metrics.is_file() and len(metrics.read_text().splitlines()) >= 12
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+    assert "resuming at step" in run_tool(*options, "--output", str(killed), "--resume")
+    first, second = weights(whole), weights(killed)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (whole / "metrics.jsonl").read_text() == metrics.read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(drawn: Path, tmp_path: Path) -> None:
+    """Same images, draws, pasted regions, BatchNorm statistics, annealing and loss; equal up to float32 rounding."""
+    options = [f"root={drawn}", *TINY, "tsa=linear", "weight=3", "log_every=1", "saliency_scale=0.5"]
+    run_tool(*options, "--output", str(tmp_path / "one"))
+    run_tool(*options, "--output", str(tmp_path / "two"), processes=2)
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert result["extra"]["world_size"] == 2
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-5, rtol=2e-4)
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for ours, theirs in zip(*logs, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+    run_tool(*options, "sync_batchnorm=false", "--output", str(tmp_path / "apart"), processes=2)
+    apart = weights(tmp_path / "apart")
+    moved = max(float((apart[key] - one[key]).abs().max()) for key in one if "running_mean" in key)
+    assert moved > 1e-3  # without it the statistics are those of a half: the agreement above is no accident
+
+
+def test_synchronised_batchnorm_keeps_parameters_and_is_batchnorm_alone() -> None:
+    network = build(small("arch=wrn10_1"), 3)
+    before = dict(network.named_parameters())
+    images = torch.randn(4, 3, 16, 16)
+    expected = network.train()(images)
+    synced = synchronise(network)
+    assert all(before[name] is parameter for name, parameter in synced.named_parameters())
+    assert sum(isinstance(module, SyncedBatchNorm2d) for module in synced.modules()) == 7
+    torch.testing.assert_close(synced(images), expected)
+
+
+def test_resume_refuses_other_settings_and_other_data(drawn: Path, tmp_path: Path) -> None:
+    train(config(drawn), tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config(drawn), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"temperature \(was 0.4, is 0.5\)"):
+        train(config(drawn, "temperature=0.5"), tmp_path / "run", resume=True)
+    other = write_classification(
+        tmp_path / "other", num_train=30, num_val=10, num_classes=2, size=(20, 20), seed=9
+    )
+    with pytest.raises(ConfigError, match=r"labels.json was written for other data"):
+        train(config(other), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(("method", "what"), [("rand_augment", "loss"), ("keep_rand_augment", "saliency")])
+def test_diverging_stops_with_the_step(method: str, what: str, drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        NonFiniteLossError, match=f"the {what} is .* at step 1; the last good checkpoint is .*checkpoint.pt"
+    ):
+        train(config(drawn, "lr=1e20", "steps=20", "checkpoint_every=1", f"method={method}"), tmp_path)
+
+
+def test_unlabelled_images_teach(tmp_path: Path) -> None:
+    """The consistency loss alone moves the network: with weight 0 the weights are those of other gradients."""
+    root = write_classification(
+        tmp_path / "d", num_train=24, num_val=8, num_classes=2, size=(16, 16), colour_cue=0.8
+    )
+    base = ["confidence=-1", "method=rand_augment", "ema=0"]
+    first = torch.load
+    train(config(root, *base), tmp_path / "with")
+    train(config(root, *base, "weight=0"), tmp_path / "without")
+    ours, without = (
+        first(tmp_path / name / "weights.pt", weights_only=True)["state_dict"] for name in ("with", "without")
+    )
+    assert any(
+        not torch.allclose(ours[key], without[key], atol=1e-5) for key in ours if key.endswith("weight")
+    )
+
+
+def test_compiled(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured and give the plain run's weights; the code generator, which takes minutes, is left out."""
+    compiled = []
+
+    def compile_quickly(module: nn.Module) -> nn.Module:
+        compiled.append(module)
+        return original(module, backend="aot_eager")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    train(config(drawn, "compile=true"), tmp_path / "compiled")
+    monkeypatch.undo()
+    train(config(drawn), tmp_path / "plain")
+    assert len(compiled) == 2
+    ours, plain = weights(tmp_path / "compiled"), weights(tmp_path / "plain")
+    assert set(ours) == set(plain)
+    for key, value in plain.items():
+        torch.testing.assert_close(ours[key], value, atol=1e-4, rtol=1e-3)
+
+
+def test_bf16_channels_last_eval_targets(drawn: Path, tmp_path: Path) -> None:
+    options = [
+        "precision=bf16",
+        "channels_last=true",
+        "target_mode=eval",
+        "saliency_scale=1",
+        "warmup_steps=1",
+    ]
+    metrics = train(config(drawn, *options, "clip_norm=1"), tmp_path)
+    assert 0 <= metrics["accuracy"] <= 100

@@ -1,0 +1,133 @@
+"""Each part of the objective against numbers worked out by hand, and what has a gradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_uda.losses import (
+    confidence_mask,
+    consistency_losses,
+    entropies,
+    masked_mean,
+    sharpened,
+    supervised_losses,
+    tsa_mask,
+    tsa_threshold,
+)
+from ssl_uda.schedule import learning_rate
+
+LOG = math.log
+
+
+def logits_of(*rows: list[float]) -> Tensor:
+    """Logits whose softmax is the given probabilities."""
+    return torch.tensor(rows).log()
+
+
+def test_temperature_sharpens_by_powers() -> None:
+    """Softmax of log(p) / T is p^(1/T), normalised: at T = 0.5 (0.8, 0.2) becomes (0.64, 0.04) / 0.68."""
+    logits = logits_of([0.8, 0.2])
+    torch.testing.assert_close(sharpened(logits, 0.5), torch.tensor([[0.64, 0.04]]) / 0.68)
+    torch.testing.assert_close(sharpened(logits, 1.0), torch.tensor([[0.8, 0.2]]))
+    recipe = sharpened(logits, 0.4)
+    torch.testing.assert_close(recipe[0, 0], torch.tensor(32 / 33))  # 4^2.5 = 32
+    assert float(entropies(recipe.log())) < float(entropies(logits))
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        sharpened(logits, 0.0)
+
+
+def test_divergence_by_hand() -> None:
+    target = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75]])
+    logits = logits_of([0.25, 0.75], [0.5, 0.5], [0.25, 0.75])
+    expected = [0.5 * LOG(0.5 / 0.25) + 0.5 * LOG(0.5 / 0.75), LOG(2), 0.0]
+    torch.testing.assert_close(consistency_losses(target, logits), torch.tensor(expected))
+    cross = [-0.5 * LOG(0.25) - 0.5 * LOG(0.75), LOG(2), -0.25 * LOG(0.25) - 0.75 * LOG(0.75)]
+    torch.testing.assert_close(consistency_losses(target, logits, "cross_entropy"), torch.tensor(cross))
+    other = consistency_losses(torch.tensor([[0.25, 0.75]]), logits_of([0.5, 0.5]))
+    assert abs(float(other) - expected[0]) > 0.01  # not symmetric: the target comes first
+
+
+def test_target_has_no_gradient_and_both_losses_have_the_same() -> None:
+    clean = torch.randn(6, 4, requires_grad=True)
+    strong = torch.randn(6, 4, requires_grad=True)
+    gradients = {}
+    for kind in ("kl", "cross_entropy"):
+        consistency_losses(sharpened(clean, 0.4), strong, kind).sum().backward()
+        gradients[kind], strong.grad = strong.grad, None
+        assert clean.grad is None
+    assert gradients["kl"].abs().sum() > 0.1
+    torch.testing.assert_close(gradients["kl"], gradients["cross_entropy"])
+    # d KL / d logits = softmax(strong) - target
+    torch.testing.assert_close(gradients["kl"], (strong.softmax(1) - sharpened(clean, 0.4)).detach())
+    # a target that still hangs on the graph is cut off too
+    consistency_losses(clean.softmax(1), strong).sum().backward()
+    assert clean.grad is None
+    with pytest.raises(ValueError, match="one shape"):
+        consistency_losses(clean.softmax(1), strong[:, :3])
+    with pytest.raises(ValueError, match="kind must be"):
+        consistency_losses(clean, strong, "mse")
+
+
+def test_confidence_looks_at_the_largest_probability_at_temperature_one() -> None:
+    logits = logits_of([0.81, 0.19], [0.79, 0.21], [0.1, 0.9])
+    assert confidence_mask(logits, 0.8).tolist() == [1, 0, 1]  # sharpened, the second would have passed
+    assert sharpened(logits, 0.4)[1, 0] > 0.8
+    assert confidence_mask(logits, -1).tolist() == [1, 1, 1]
+    assert not confidence_mask(logits.requires_grad_(), 0.8).requires_grad
+
+
+def test_entropy_by_hand_and_with_gradient() -> None:
+    logits = logits_of([0.5, 0.5], [0.25, 0.75]).requires_grad_()
+    expected = torch.tensor([LOG(2), -0.25 * LOG(0.25) - 0.75 * LOG(0.75)])
+    torch.testing.assert_close(entropies(logits), expected)
+    entropies(logits).sum().backward()
+    assert logits.grad[1].abs().sum() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "halfway"),
+    [
+        ("linear", 0.5 * 0.9 + 0.1),
+        ("exp", math.exp(-2.5) * 0.9 + 0.1),
+        ("log", (1 - math.exp(-2.5)) * 0.9 + 0.1),
+        ("off", math.inf),
+    ],
+)
+def test_annealing_schedules(schedule: str, halfway: float) -> None:
+    assert tsa_threshold(schedule, 50, 100, 10) == pytest.approx(halfway)
+
+
+def test_annealing_ends() -> None:
+    assert tsa_threshold("linear", 0, 100, 10) == pytest.approx(0.1)
+    assert tsa_threshold("log", 0, 100, 10) == pytest.approx(0.1)
+    assert tsa_threshold("exp", 0, 100, 10) == pytest.approx(0.1 + 0.9 * math.exp(-5))
+    assert tsa_threshold("linear", 100, 100, 10) == tsa_threshold("exp", 100, 100, 10) == pytest.approx(1)
+    with pytest.raises(ValueError, match="schedule must be"):
+        tsa_threshold("cosine", 0, 100, 10)
+
+
+def test_annealing_drops_what_is_known_and_divides_by_what_is_left() -> None:
+    logits = logits_of([0.6, 0.4], [0.3, 0.7], [0.9, 0.1])
+    labels = torch.tensor([0, 0, 1])
+    losses = supervised_losses(logits, labels)
+    torch.testing.assert_close(losses, -torch.tensor([0.6, 0.3, 0.1]).log())
+    mask = tsa_mask(logits, labels, 0.5)
+    assert mask.tolist() == [0, 1, 1]
+    torch.testing.assert_close(masked_mean(losses, mask), torch.tensor((-LOG(0.3) - LOG(0.1)) / 2))
+    assert tsa_mask(logits, labels, math.inf).tolist() == [1, 1, 1]
+    nothing = masked_mean(losses, torch.zeros(3))
+    assert float(nothing) == 0  # divided by 1, not by 0
+    shared = masked_mean(losses, mask, torch.tensor(4.0))
+    torch.testing.assert_close(shared, torch.tensor((-LOG(0.3) - LOG(0.1)) / 4))
+
+
+def test_learning_rate_is_seven_sixteenths_of_a_cosine() -> None:
+    assert learning_rate(0, 1000, 0.03) == pytest.approx(0.03)
+    assert learning_rate(500, 1000, 0.03) == pytest.approx(0.03 * math.cos(7 * math.pi / 32))
+    assert learning_rate(1000, 1000, 0.03) == pytest.approx(0.03 * 0.19509, rel=1e-4)
+    assert [learning_rate(step, 110, 0.1, 10) for step in (0, 5, 10)] == pytest.approx([0, 0.05, 0.1])
+    assert learning_rate(60, 110, 0.1, 10) == pytest.approx(0.1 * math.cos(7 * math.pi / 32))
