@@ -1,18 +1,21 @@
 """Put all results below a folder into tables and one HTML page, beside the paper's numbers.
 
 python tools/report.py runs --output report
-python tools/report.py runs --table 9
+python tools/report.py table1 --runs runs      one table of the paper, with what has been run and what has not
+python tools/report.py runs --table 9          the same
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from keepaug.report import aggregate, fill_table, load_paper, write_report
 from keepaug.report.page import table_markdown
+from keepaug.report.paper import NOT_RUN
 from keepaug.runs.result import read_results
 
 
@@ -20,7 +23,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("runs", type=Path, help="folder of run folders")
+    parser.add_argument(
+        "what", metavar="runs|tableN", help="folder of run folders; or table1, table1b ... table9"
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="folder of run folders, after tableN; default runs"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("report"), help="folder for report.md and report.html"
     )
@@ -30,17 +38,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _table(number: str, runs: Path, *, must_exist: bool) -> str:
+    """The table (1: both halves) beside what lies below `runs`; nothing but the paper's numbers where nothing does."""
+    tables = {str(table["id"]): table for table in load_paper()}
+    if number not in tables:
+        raise ValueError(f"table {number}: the paper has {', '.join(tables)}")
+    groups = aggregate(read_results(runs)) if must_exist or runs.is_dir() else []
+    parts = [fill_table(tables[name], groups) for name in ([number, "1b"] if number == "1" else [number])]
+    text = "\n\n".join(table_markdown(part) for part in parts)
+    missing = any(ours == NOT_RUN for part in parts for _, cells in part.rows for _, ours, _ in cells)
+    if missing and number != "3":
+        text += f"\n\nWhat has not been run: python tools/reproduce.py {number} --dry-run root=DATA prints the commands."
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    named = re.fullmatch(r"table(\w+)", args.what)
     try:
-        if args.table is not None:
-            tables = {str(table["id"]): table for table in load_paper()}
-            if args.table not in tables:
-                raise ValueError(f"--table {args.table}; the paper has {', '.join(tables)}")
-            print(table_markdown(fill_table(tables[args.table], aggregate(read_results(args.runs)))))
-            return 0
-        for path in write_report(args.runs, args.output):
-            print(path)
+        if named and not Path(args.what).is_dir():
+            print(_table(named[1], args.runs or Path("runs"), must_exist=args.runs is not None))
+        elif args.table is not None:
+            print(_table(args.table, Path(args.what), must_exist=True))
+        else:
+            for path in write_report(Path(args.what), args.output):
+                print(path)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

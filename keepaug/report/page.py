@@ -139,6 +139,8 @@ def table_markdown(table: FilledTable) -> str:
         lines.append(f"| {name} | " + " | ".join(parts) + " |")
     total = sum(len(cells) for _, cells in table.rows)
     lines += ["", f"{table.num_run} of {total} cells have been run with the whole recipe on the real data."]
+    if table.num_left_out:
+        lines.append(f"{table.num_left_out} shortened runs or runs on drawn data are left out.")
     return "\n".join(lines)
 
 

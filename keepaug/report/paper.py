@@ -29,6 +29,7 @@ class FilledTable:
         columns: the paper's.
         rows: name, and for each column (the paper's number, ours or "not run", a remark on ours).
         num_run: cells that have been run.
+        num_left_out: runs that would fit a cell but for drawn data, fewer steps or another engine.
     """
 
     id: str
@@ -36,6 +37,7 @@ class FilledTable:
     columns: list[str]
     rows: list[tuple[str, list[tuple[str, str, str]]]]
     num_run: int
+    num_left_out: int = 0
 
 
 def load_paper() -> list[dict[str, Any]]:
@@ -82,4 +84,15 @@ def fill_table(table: Mapping[str, Any], groups: Sequence[Group]) -> FilledTable
             num_run += found is not None
             cells.append((printed, found.cell(metric) if found else NOT_RUN, _remark(found) if found else ""))
         rows.append((row["name"], cells))
-    return FilledTable(str(table["id"]), table["title"], list(table["columns"]), rows, num_run)
+    left_out = [group for group in groups if not group.comparable and _fits_anywhere(group, table)]
+    number = sum(len(group.results) for group in left_out)
+    return FilledTable(str(table["id"]), table["title"], list(table["columns"]), rows, num_run, number)
+
+
+def _fits_anywhere(group: Group, table: Mapping[str, Any]) -> bool:
+    return any(
+        _fits(group, {**table["match"], **row.get("match", {}), **column})
+        for row in table["rows"]
+        for column in table["column_match"]
+        if column is not None and table["match"]
+    )
