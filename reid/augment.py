@@ -27,22 +27,24 @@ def build_eraser(config: ReidConfig) -> RandomErasing | None:
     return RandomErasing(config.p, area, aspect, config.fill)
 
 
-def heat_of(network: ReidNetwork, images: Tensor, labels: Tensor, *, scale: float) -> Tensor:
-    """(N, H, W) saliency of the identity classifier's logit of the label."""
+def heat_of(
+    eraser: RandomErasing | None, network: ReidNetwork, images: Tensor, labels: Tensor, *, scale: float
+) -> Tensor | None:
+    """(N, H, W) saliency of the identity classifier's logit of the label; None where the eraser needs none."""
+    if not isinstance(eraser, KeepRandomErasing):
+        return None
     return saliency_map(network, images, labels, forward=network.logits, scale=scale)
 
 
 def erase(
     eraser: RandomErasing | None,
-    network: ReidNetwork,
     images: Tensor,
-    labels: Tensor,
+    heat: Tensor | None,
     *,
-    scale: float,
     regions_generator: torch.Generator,
     fill_generator: torch.Generator,
     world: Distributed | None = None,
-) -> tuple[Tensor, Tensor | None, Regions | None]:
+) -> tuple[Tensor, Regions | None]:
     """Erase one region per image, each of its own size.
 
     All processes draw the regions of the whole batch from the same generator, so that they together erase what one process
@@ -50,25 +52,21 @@ def erase(
 
     Args:
         eraser: from `build_eraser`.
-        network: the network itself, not wrapped.
         images: (N, 3, H, W) normalised.
-        labels: (N,) classes.
-        scale: of the saliency map.
+        heat: from `heat_of`.
         regions_generator: the same on all processes.
         fill_generator: of this process.
         world: this process among others; None: it is alone.
 
     Returns:
-        The images to train on, the saliency map (None where none is needed), the regions (None without erasing).
+        The images to train on and the regions (None without erasing).
     """
     if eraser is None:
-        return images, None, None
-    keep = isinstance(eraser, KeepRandomErasing)
-    heat = heat_of(network, images, labels, scale=scale) if keep else None
+        return images, None
     number, rank, world_size = len(images), 0, 1
     if world is not None:
         rank, world_size = world.rank, world.world_size
     shape = images.new_empty((number * world_size, 1, *images.shape[2:]))
     whole = eraser.sample(shape, gather_all(heat) if heat is not None else None, generator=regions_generator)
     own = Regions(*(value[rank * number : (rank + 1) * number] for value in whole))
-    return eraser(images, heat, regions=own, generator=fill_generator), heat, own
+    return eraser(images, heat, regions=own, generator=fill_generator), own

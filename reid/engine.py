@@ -26,7 +26,7 @@ from keepaug.runs.distributed import Distributed
 from keepaug.runs.folder import RunFolder
 from keepaug.runs.guard import check_finite
 from keepaug.runs.seeds import derive_seed, make_generator
-from reid.augment import build_eraser, erase
+from reid.augment import build_eraser, erase, heat_of
 from reid.config import ReidConfig
 from reid.datamanager import DataManager
 from reid.losses import CentreLoss, batch_hard_triplet, learning_rate
@@ -133,6 +133,7 @@ class KeepEngine(_Engine):
             NonFiniteLossError: the loss is no longer a number.
         """
         config, device, world = self.config, self.world.device, self.world
+        known = self.output / CHECKPOINT if (self.output / CHECKPOINT).is_file() else None
         # Every step has its own streams, so that a resumed run goes on as the first one would have.
         torch.manual_seed(derive_seed(config.seed, "network", self.step, world.rank))
         labels = data.labels.to(device, non_blocking=True)
@@ -140,12 +141,13 @@ class KeepEngine(_Engine):
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            inputs, _, _ = erase(
+            heat = heat_of(self.eraser, self.network, images, labels, scale=config.saliency_scale)
+            if heat is not None and not bool(torch.isfinite(heat).all()):
+                check_finite(torch.nan, self.step, known)
+            inputs, _ = erase(
                 self.eraser,
-                self.network,
                 images,
-                labels,
-                scale=config.saliency_scale,
+                heat,
                 regions_generator=make_generator(config.seed, "regions", self.step),
                 fill_generator=make_generator(config.seed, "fill", self.step, world.rank),
                 world=world,
@@ -155,8 +157,7 @@ class KeepEngine(_Engine):
         total = losses["loss"]
         values = torch.stack([value.detach() for value in losses.values()])
         summary = dict(zip(losses, (world.sum(values) / world.world_size).tolist(), strict=True))
-        known = self.output / CHECKPOINT
-        check_finite(summary["loss"], self.step, known if known.is_file() else None)
+        check_finite(summary["loss"], self.step, known)
         self._update(total)
         self.step += 1
         self._record(summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class ReidData:
     Attributes:
         layout: how it lies on disk.
         root: folder that all paths are below.
+        name: of the folder or the CSV file.
         train: images to train on.
         query: images to look for.
         gallery: images to look in.
@@ -61,6 +63,7 @@ class ReidData:
     query: list[Record]
     gallery: list[Record]
     left_out: dict[str, int] = field(default_factory=dict)
+    name: str = ""
 
     def split(self, name: str) -> list[Record]:
         """One of `SPLITS`."""
@@ -105,7 +108,7 @@ def name_of(data: ReidData, given: str = "") -> str:
         )
     if given or official:
         return given or official
-    stem = data.root.stem if data.layout == "csv" else data.root.name
+    stem = data.name or data.root.name
     taken = stem.lower().startswith("market-1501") or stem in OFFICIAL_SIZES
     return f"{data.layout}-like" if taken else stem
 
@@ -201,12 +204,15 @@ def _read_csv(path: Path) -> ReidData:
     _refuse(wrong, f"row(s) of {path} need a path, an identity and a split of {', '.join(SPLITS)}")
     identities = _numbers(row["identity"] for row in rows if row["identity"] != str(JUNK))
     cameras = _numbers(row["camera"] for row in rows if row["camera"])
-    data = ReidData("csv", path.parent, [], [], [])
-    for row in rows:
+    base = path.parent.resolve()
+    paths = [base / row["path"] for row in rows]
+    common = Path(os.path.commonpath([base, *(one.parent for one in paths)]))
+    data = ReidData("csv", common, [], [], [], name=path.stem)
+    for row, file_path in zip(rows, paths, strict=True):
         if row["identity"] == str(JUNK):
             data.left_out[row["split"]] = data.left_out.get(row["split"], 0) + 1
             continue
-        record = Record(path.parent / row["path"], identities[row["identity"]], cameras.get(row["camera"]))
+        record = Record(file_path, identities[row["identity"]], cameras.get(row["camera"]))
         data.split(row["split"]).append(record)
     for split in SPLITS:
         data.split(split).sort(key=lambda record: record.path)

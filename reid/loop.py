@@ -34,13 +34,14 @@ MAY_CHANGE = (
 
 def build(config: ReidConfig, num_identities: int) -> ReidNetwork:
     """The network of the settings, with ImageNet weights if there are any."""
+    scale = config.saliency_scale if config.erasing == "keep" else 1.0  # the smallest images that it will see
     network = build_reid_network(
         config.arch,
         num_identities,
         last_stride=config.last_stride or 1,
         neck=config.neck or "bnneck",
         first_relu=config.first_relu,
-        size=(config.height, config.width),
+        size=(round(config.height * scale), round(config.width * scale)),
     )
     if config.weights:
         load_backbone(network, config.weights, mean=config.mean, std=config.std)

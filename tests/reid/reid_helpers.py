@@ -12,8 +12,8 @@ from reid.config import ReidConfig, check, resolve
 
 TINY = [
     "arch=resnet18",
-    "height=32",
-    "width=16",
+    "height=48",
+    "width=32",
     "padding=2",
     "identities=4",
     "images=2",

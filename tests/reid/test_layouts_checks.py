@@ -134,7 +134,7 @@ def test_csv(tmp_path: Path) -> None:
     assert data.query[0].identity == data.gallery[0].identity == 2
     assert data.query[0].camera != data.gallery[0].camera
     assert data.left_out == {"gallery": 1}
-    assert name_of(data) == tmp_path.name
+    assert name_of(data) == "animals"
     check_data(data)
     file.write_text("\n".join([*rows, "images/9.png,dan,,test"]) + "\n")
     with pytest.raises(ValueError, match=r"1 row\(s\).*line 7.*dan"):
@@ -209,7 +209,7 @@ def test_missing_files_and_duplicates(market: Path) -> None:
     check_data(open_data("market1501", market), allow_duplicates=True)
     data = open_data("market1501", market)
     copy.unlink()
-    with pytest.raises(ValueError, match="1 of 31 listed image files do not exist.*0007_c4"):
+    with pytest.raises(ValueError, match=r"1 of 31 listed image files do not exist.*0007_c4"):
         check_data(data)
     data = open_data("market1501", market)
     data.query = [*data.query, data.query[0]]
@@ -222,7 +222,7 @@ def test_unreadable_images_are_counted(market: Path, loading: str) -> None:
     for number in (0, 1):
         (market / "bounding_box_train" / name(1, 1 + number, number)).write_bytes(b"no image %d" % number)
     with pytest.raises(
-        ValueError, match="2 of 18 images cannot be read: .*0001_c1s1_000000_00.png cannot be read"
+        ValueError, match=r"2 of 18 images cannot be read: .*0001_c1s1_000000_00.png cannot be read"
     ):
         open_manager(tiny_config(market, f"loading={loading}"), setup("cpu"))
     with pytest.raises(ValueError, match="1 of 1 images"):

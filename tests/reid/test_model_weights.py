@@ -124,7 +124,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     broken = resnet18().state_dict()
     broken["conv1.weight"][0, 0, 0, 0] = torch.nan
     torch.save(broken, path)
-    with pytest.raises(ValueError, match="not finite in conv1.weight"):
+    with pytest.raises(ValueError, match=r"not finite in conv1\.weight"):
         load_backbone(network, path)
     torch.save({"state_dict": resnet18().state_dict(), "mean": [0.0, 0.0, 0.0]}, path)
     with pytest.raises(ConfigError, match=r"trained with mean \[0, 0, 0\], the config says \[0.485"):

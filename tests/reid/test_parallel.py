@@ -1,0 +1,146 @@
+"""Two processes equal one: batches, erased regions, gradients, BatchNorm statistics, features."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reid_helpers import tiny_config, write_market
+from torch import multiprocessing as mp
+from torch import nn
+
+from keepaug.runs.distributed import Distributed, setup
+from reid.datamanager import open_manager
+from reid.engine import KeepEngine
+from reid.loop import build
+from reid.parallel import SharedBatchNorm, gather_rows, share_batchnorm
+
+pytestmark = pytest.mark.slow
+
+VARIANTS = {"shared": [], "local_batchnorm": ["sync_batchnorm=false"]}
+SETTINGS = ["arch=torchreid:osnet_x0_25", "p=1.0", "identities=4", "images=2"]
+
+
+def one_step(root: str, world: Distributed, overrides: list[str]) -> dict[str, Any]:
+    config = tiny_config(Path(root), *SETTINGS, *overrides)
+    torch.manual_seed(0)
+    manager = open_manager(config, world)
+    engine = KeepEngine(manager, build(config, manager.num_train_pids), config, world, output=root)
+    inputs: list[torch.Tensor] = []
+    engine.network.register_forward_pre_hook(
+        lambda module, args: inputs.append(args[0].detach()) if module.training else None
+    )
+    scored = engine.test()  # before the step: Adam makes much of gradients that are 0 up to rounding
+    engine.network.train()
+    losses = engine.forward_backward(next(iter(engine.train_loader)))
+    return {
+        "losses": losses,
+        "inputs": inputs[-1],
+        "gradients": {
+            key: value.grad.clone()
+            for key, value in engine.network.named_parameters()
+            if value.grad is not None
+        },
+        "centres": engine.centre.centres.grad.clone(),
+        "statistics": {
+            key: value.clone() for key, value in engine.network.named_buffers() if "running" in key
+        },
+        "metrics": scored["m"].metrics if scored else None,
+        "features": scored["m"].query if scored else None,
+    }
+
+
+def process(rank: int, port: int, root: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    world = setup("cpu")
+    found: dict[str, Any] = {name: one_step(root, world, settings) for name, settings in VARIANTS.items()}
+    rows = torch.arange(5.0)[rank::2, None]
+    found["rows"] = gather_rows(rows, 5)
+    torch.save(found, Path(root) / f"rank{rank}.pt")
+    world.barrier()
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    root = write_market(tmp_path_factory.mktemp("p") / "m")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    mp.spawn(process, args=(port, str(root)), nprocs=2)
+    alone = one_step(str(root), setup("cpu"), [])
+    return alone, [torch.load(root / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Largest difference of a tensor relative to its largest element (of those that are not 0 up to rounding)."""
+    assert first.keys() == second.keys()
+    rounding = 1e-5 * max(
+        float(value.abs().max()) for value in first.values()
+    )  # a bias before BatchNorm has no gradient
+    return max(
+        float((first[key] - second[key]).abs().max()) / max(float(first[key].abs().max()), rounding)
+        for key in first
+    )
+
+
+def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Length of the difference of all tensors relative to their length."""
+    both = [torch.cat([value.flatten() for value in one.values()]) for one in (first, second)]
+    return float((both[0] - both[1]).norm() / both[0].norm())
+
+
+def test_inputs_with_their_erased_regions_are_the_same(runs: Any) -> None:
+    alone, both = runs
+    # BatchNorm in evaluation mode does not mix images, so the saliency and all that follows is equal.
+    torch.testing.assert_close(torch.cat([one["shared"]["inputs"] for one in both]), alone["inputs"])
+
+
+def test_gradients_and_losses_are_those_of_one_process(runs: Any) -> None:
+    alone, both = runs
+    for one in both:
+        found = one["shared"]
+        assert found["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        assert distance(alone["gradients"], found["gradients"]) < 1e-4
+        assert difference(alone["gradients"], found["gradients"]) < 2e-2
+        torch.testing.assert_close(found["centres"], alone["centres"], rtol=1e-4, atol=1e-6)
+        assert difference(alone["statistics"], found["statistics"]) < 1e-4
+    assert difference(both[0]["shared"]["gradients"], both[1]["shared"]["gradients"]) == 0
+
+
+def test_without_shared_batchnorm_they_differ(runs: Any) -> None:
+    alone, both = runs
+    assert distance(alone["gradients"], both[0]["local_batchnorm"]["gradients"]) > 0.05
+
+
+def test_features_and_scores_are_those_of_one_process(runs: Any) -> None:
+    alone, both = runs
+    main, other = (one["shared"] for one in both)
+    assert other["metrics"] is None
+    assert main["metrics"] == pytest.approx(alone["metrics"], rel=1e-3)
+    torch.testing.assert_close(main["features"], alone["features"], rtol=1e-4, atol=1e-6)
+    for one in both:
+        assert one["rows"][:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_shared_batchnorm_alone_is_batchnorm() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5), nn.BatchNorm1d(5)
+    )
+    keys = list(network.state_dict())
+    images = torch.randn(6, 3, 4, 4)
+    with torch.no_grad():
+        expected = network(images)
+        network[1].reset_running_stats()
+        network[4].reset_running_stats()
+    share_batchnorm(network)
+    assert isinstance(network[1], SharedBatchNorm)
+    assert list(network.state_dict()) == keys
+    torch.testing.assert_close(network(images), expected)
