@@ -70,6 +70,9 @@ class ClassifyConfig:
     # augmentation
     method: str = option("none", choices=METHODS)
     saliency: str = option("full", choices=SALIENCY, help="how the keep methods see what is important")
+    reuse_every: int = option(
+        1, low=1, help="compute each saliency map once in that many epochs and carry it through crop and flip"
+    )
     tau: float = option(0.6, low=0, high=1, help="quantile of the region scores")
     size: int = option(16, low=1, help="cut or paste side in pixels; paper: 16 on CIFAR-10, 40 on ImageNet")
     placement: str = option("clipped", choices=PLACEMENTS, help="of cutout and cutmix, Keep or not")
@@ -178,6 +181,11 @@ def _check_method(config: ClassifyConfig) -> None:
     if config.policy_order == "before_crop" and from_files:
         raise ConfigError(
             "policy_order=before_crop needs images of one size in memory: set policy_order=after_crop (ImageNet's order)"
+        )
+    if config.reuse_every > 1 and (from_files or not config.method.startswith("keep_")):
+        raise ConfigError(
+            f"reuse_every={config.reuse_every} keeps the maps of a keep_ method's images held in memory (loading=memory); "
+            f"got method={config.method}, loading={config.loading}: set reuse_every=1"
         )
     if config.attention_grid**2 < config.num_patches:
         raise ConfigError(

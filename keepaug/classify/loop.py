@@ -20,9 +20,10 @@ from keepaug.classify.datasets import Datasets, open_datasets
 from keepaug.classify.losses import learning_rate, loss_of
 from keepaug.classify.methods import Labels, Method, build_method, compute_saliency, needs_early_head
 from keepaug.classify.pictures import draw_augmented
-from keepaug.data.batch_transforms import lighting, normalise
-from keepaug.data.images import Batch
+from keepaug.data.batch_transforms import draw_crop_flip, lighting, normalise
+from keepaug.data.images import Batch, MemoryImages
 from keepaug.data.loader import Loader, make_loader
+from keepaug.data.saliency_cache import SaliencyCache, carried_or_fresh
 from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.networks import build_network
@@ -59,7 +60,9 @@ class _Run:
     forward_early: Callable[[Tensor], Tensor] | None
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
-    teacher: nn.Module | None = None
+    teacher: nn.Module | None
+    cache: SaliencyCache | None  # with reuse_every
+    hits: Tensor  # right answers and images since the epoch began
     step: int = 0
     history: list[float] | None = None  # accuracy after each evaluation
 
@@ -164,8 +167,17 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         optimizer,
         ema,
         teacher,
+        _make_cache(config, data),
+        torch.zeros(2, dtype=torch.float64, device=world.device),
         history=[],
     )
+
+
+def _make_cache(config: ClassifyConfig, data: Datasets) -> SaliencyCache | None:
+    if config.reuse_every == 1 or not isinstance(data.train, MemoryImages):
+        return None
+    height, width = data.train.images.shape[2:]
+    return SaliencyCache(len(data.train), (height, width))
 
 
 def _total_steps(run: _Run) -> int:
@@ -185,6 +197,8 @@ def _train(run: _Run, output: Path, folder: RunFolder | None, earlier: float, st
             disable=not run.world.is_main,
         )
         run.trained.train()
+        if run.loader.position == 0:
+            run.hits.zero_()
         for batch in bar:
             loss = _step(run, batch, output)
             run.step += 1
@@ -212,7 +226,7 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     if config.lighting:
         images = lighting(images, run.data.std, strength=config.lighting, generator=generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        heat = _heat(run, images, labels) if run.method.needs_saliency else None
+        heat = _heat(run, images, labels, batch) if run.method.needs_saliency else None
         progress = run.step / (config.epochs * len(run.loader))
         step = run.method.step if run.method.at is None else run.method.at(progress)
         if config.drop_path or config.drop_block:
@@ -233,8 +247,23 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     return value
 
 
-def _heat(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
-    """What the method sees as important."""
+def _heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+    """What the method sees as important, computed now or in an earlier epoch."""
+    config, cache = run.config, run.cache
+    if cache is None or batch.seeds is None:
+        return _fresh_heat(run, images, labels)
+    place = draw_crop_flip(batch.seeds, padding=config.padding, flip=config.flip)
+
+    def compute(rows: Tensor) -> Tensor:
+        if len(rows) == len(images):
+            return _fresh_heat(run, images, labels)
+        return _fresh_heat(run, images[rows.to(images.device)], labels[rows.to(images.device)])
+
+    epoch, every = run.loader.epoch, config.reuse_every
+    return carried_or_fresh(cache, batch.indices, place, compute, epoch=epoch, every=every).to(images.device)
+
+
+def _fresh_heat(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
     config = run.config
     if config.method == "attentive_cutmix" and config.attention == "features":
         return feature_attention(run.teacher or run.network, images)
@@ -249,7 +278,13 @@ def _forward(run: _Run, inputs: Tensor, targets: Labels) -> Tensor:
     if isinstance(targets, HiddenMix):
         with mixed_inside(stages_of(run.network), targets):
             return loss_of(run.forward(inputs), targets.labels, run.config)
-    return loss_of(run.forward(inputs), targets, run.config)
+    output = run.forward(inputs)
+    if isinstance(targets, Tensor):
+        logits = output[0] if isinstance(output, tuple) else output
+        run.hits += torch.stack(
+            [(logits.detach().argmax(dim=1) == targets).sum(), logits.new_tensor(len(logits))]
+        )
+    return loss_of(output, targets, run.config)
 
 
 def _pixels(run: _Run, images: Tensor) -> Tensor:
@@ -285,12 +320,23 @@ def _evaluate(run: _Run) -> dict[str, float]:
 def _evaluate_and_log(run: _Run, folder: RunFolder | None) -> None:
     values = _evaluate(run)
     run.history = [*(run.history or []), values["accuracy"]]
+    running = _train_accuracy(run)
     if folder is not None:
-        folder.log(run.step, {f"val/{key}": value for key, value in values.items()})
+        logged = {f"val/{key}": value for key, value in values.items()}
+        folder.log(run.step, logged | {f"train/{key}": value for key, value in running.items()})
         print(f"step {run.step}: accuracy {values['accuracy']:.2f} %", flush=True)
 
 
+def _train_accuracy(run: _Run) -> dict[str, float]:
+    """On this epoch's augmented images, in percent, by the weights of each step; empty where labels are mixed."""
+    right, total = run.world.sum(run.hits).tolist()
+    return {"accuracy": 100 * right / total} if total else {}
+
+
 def _save(run: _Run, output: Path, seconds: float) -> None:
+    if run.cache is not None and run.world.active:
+        run.cache.share(lambda part: run.world.sum(part.to(run.world.device)).cpu())
+    hits = run.world.sum(run.hits)
     if not run.world.is_main:
         return
     state = {
@@ -298,6 +344,8 @@ def _save(run: _Run, output: Path, seconds: float) -> None:
         "optimizer": run.optimizer.state_dict(),
         "ema": run.ema.state_dict() if run.ema is not None else None,
         "loader": run.loader.state_dict(),
+        "saliency_cache": run.cache.state_dict() if run.cache is not None else None,
+        "hits": hits,
         "step": run.step,
         "history": run.history,
         "seconds": seconds,
@@ -314,6 +362,10 @@ def _restore(run: _Run, output: Path, folder: RunFolder | None) -> float:
     if run.ema is not None:
         run.ema.load_state_dict(state["ema"])
     run.loader.load_state_dict(state["loader"])
+    if run.cache is not None:
+        run.cache.load_state_dict(state["saliency_cache"])
+    if run.world.is_main:
+        run.hits.copy_(state["hits"])  # of all processes together
     run.step, run.history = state["step"], state["history"]
     if folder is not None:
         folder.truncate_metrics(run.step)
@@ -326,6 +378,7 @@ def _finish(run: _Run, output: Path, folder: RunFolder | None, seconds: float) -
     values = _evaluate(run)
     metrics = {
         **values,
+        **{f"train_{key}": value for key, value in _train_accuracy(run).items()},
         "best": max(history, default=values["accuracy"]),
         "median_last_20": statistics.median(history[-20:] or [values["accuracy"]]),
     }
@@ -386,7 +439,7 @@ def _draw(run: _Run, path: Path) -> Path:
     strong = _pixels(run, batch.strong) if batch.strong is not None else None
     labels = batch.labels.to(images.device)
     heat = (
-        _heat(run, images, labels)
+        _fresh_heat(run, images, labels)
         if run.method.needs_saliency
         else compute_saliency(run.trained, images, labels, "full")
     )

@@ -27,12 +27,14 @@ class Batch(NamedTuple):
             a tuple of V views.
         labels: (N,) int64.
         indices: (N,) int64 positions in the dataset.
+        seeds: (N,) int64, what decided each image's crop and flip (`draw_crop_flip`); None where they cannot be redrawn.
     """
 
     images: Tensor
     strong: Tensor | None
     labels: Tensor
     indices: Tensor
+    seeds: Tensor | None = None
 
 
 class Images(Protocol):
@@ -114,7 +116,7 @@ class MemoryImages:
             )
             if self.policy_first:
                 strong = self._geometry(strong, seeds)
-        return Batch(images, strong, self.labels[indices], indices)
+        return Batch(images, strong, self.labels[indices], indices, seeds)
 
     def _geometry(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Crop and flip of (N, 3, H, W) or, alike in all views, of (N, V, 3, H, W)."""

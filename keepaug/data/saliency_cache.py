@@ -41,6 +41,7 @@ class SaliencyCache:
         self.maps = torch.zeros(num_images, *size, dtype=DTYPES[dtype])
         self.largest = torch.zeros(num_images)
         self.epochs = torch.full((num_images,), -1, dtype=torch.int32)
+        self._changed = torch.zeros(num_images, dtype=torch.uint8)
 
     @property
     def num_bytes(self) -> int:
@@ -79,6 +80,7 @@ class SaliencyCache:
         self.maps[indices] = (shares * 255).round().to(torch.uint8) if self._is_uint8 else shares.half()
         self.largest[indices] = largest
         self.epochs[indices] = epoch
+        self._changed[indices] = 1
 
     def lookup(self, indices: Tensor, place: CropFlip) -> Tensor:
         """Maps of the images as they lie now; the zero padding around an image has saliency 0.
@@ -107,6 +109,18 @@ class SaliencyCache:
         All in every `every`-th epoch, counted from 0; in between, those that were left out then.
         """
         return self.epochs[indices.cpu()] < epoch // every * every
+
+    def share(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Give every process the maps that each has stored since the last call; all must call it together.
+
+        Args:
+            total: the sum of a tensor over the processes, which store different images' maps.
+        """
+        mine, changed = self._changed, total(self._changed) > 0
+        for part in (self.maps, self.largest, self.epochs):
+            weight = mine.to(part.dtype).view(-1, *[1] * (part.ndim - 1))
+            part[changed] = total(part * weight)[changed]
+        self._changed = torch.zeros_like(mine)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The maps and their ages, for the checkpoint."""
