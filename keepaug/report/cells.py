@@ -99,7 +99,7 @@ def load_cells(table: str) -> list[Cell]:
                     config=config[index] if isinstance(config, list) else config,
                     overrides={**column.get("set", {}), **how.get("set", {})},
                     backbone=backbone,
-                    seeds=tuple(plan.get("seeds", (0, 1, 2))),
+                    seeds=tuple(column.get("seeds", plan.get("seeds", (0, 1, 2)))),
                 )
             )
     return cells
