@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED", help="one run per seed, in OUTPUT-seedN"
+        "--seeds", nargs="+", default=[], metavar="SEED", help="one run per seed, in OUTPUT-seedN"
     )
     parser.add_argument(
         "--eval-only", action="store_true", help="no training: score weights, write evaluation.json"
@@ -120,6 +120,8 @@ def stem_of(config: ReidConfig, args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
+    args.overrides += [item for item in args.seeds if "=" in item]  # `--seeds 0 1 recipe=standard`
+    args.seeds = [item for item in args.seeds if "=" not in item]
     overrides = (SHRINK if args.shrink else []) + args.overrides
     try:
         if args.seeds and args.eval_only:

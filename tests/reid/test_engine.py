@@ -133,7 +133,7 @@ def test_checkpoints_can_be_read_back_where_torchreids_cannot(make: Make, tmp_pa
     tools = torchreid_module("utils.torchtools")
     state = {"state_dict": {}, "epoch": 1, "rank1": numpy.float32(0.5)}
     tools.save_checkpoint(state, str(tmp_path / "theirs"))
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         tools.load_checkpoint(str(tmp_path / "theirs" / "model.pth.tar-1"))
 
 

@@ -216,7 +216,8 @@ def sampled(total: int) -> float:
 def test_table_8_takes_resnet101_on_the_official_data_alone() -> None:
     table = next(one for one in load_paper() if one["id"] == 8)
     result = {
-        "kind": "reid", "name": "n", "seed": 0, "synthetic": False, "shortened": False, "extra": {}, "hardware": {"gpus": [], "cpu": "c", "cores": 1},
+        "kind": "reid", "name": "n", "seed": 0, "synthetic": False, "shortened": False, "extra": {},
+        "hardware": {"gpus": [], "cpu": "c", "cores": 1},
         "metrics": {"rank1": 95.0, "mAP": 87.0}, "dataset": {"name": "market1501"},
     }  # fmt: skip
 

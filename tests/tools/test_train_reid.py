@@ -1,0 +1,82 @@
+"""tools/train_reid.py from the command line: each config shrunk, seeds, evaluation, errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from keepaug.data.synthetic_reid import write_reid
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("tool_train_reid", ROOT / "tools" / "train_reid.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("r") / "people"
+    return write_reid(root, num_train_identities=6, num_test_identities=3, cameras=2, distractors=2, junk=2)
+
+
+def command(people: Path, *more: str) -> list[str]:
+    return ["--config", str(ROOT / "configs" / "reid" / "laptop.yaml"), f"root={people}", "tensorboard=false", *more]
+
+
+def test_shrunk_run_seeds_and_evaluation(
+    tool, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--output", str(tmp_path / "r"), "--shrink", "--seeds", "0", "1"]
+    assert tool.main(command(people, *run, "recipe=bag_of_tricks_keep")) == 0
+    out = capsys.readouterr().out
+    assert "mAP: " in out
+    assert "(2 seeds)" in out
+    results = [json.loads((tmp_path / f"r-seed{seed}" / "result.json").read_text()) for seed in (0, 1)]
+    assert [result["seed"] for result in results] == [0, 1]
+    assert all(result["synthetic"] and result["shortened"] for result in results)
+    assert "of the images; every image is used within" in out
+    assert tool.main(command(people, *run, "--resume")) == 0
+    assert capsys.readouterr().out.count("(done before)") == 2
+    evaluation = ["--output", str(tmp_path / "r-seed0"), "--eval-only", "rerank=true", "k1=3", "k2=2", "ranked=0"]
+    assert tool.main(command(people, *evaluation)) == 0
+    out = capsys.readouterr().out
+    assert "mAP_reranked" in out
+    assert f"mAP {results[0]['metrics']['mAP']:.2f}" in out
+
+
+def test_wrong_commands_say_what_is_wrong(
+    tool, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        (["--eval-only", "--output", str(tmp_path)], "no weights file"),
+        (["--checkpoint", "x.pt"], "--checkpoint is for --eval-only"),
+        (["--eval-only", "--seeds", "1"], "--seeds trains"),
+        (["recipe=bag"], "recipe is 'bag'; allowed: standard"),
+        (["recipe=standard", "neck=bnneck"], "recipe=standard means neck=none"),
+        ([f"root={tmp_path}"], "is not in the market1501 layout"),
+        (["identities=50"], "a batch needs 50 identities, and there are 6"),
+        (["weights=none.pth", "identities=4"], "no weights file none.pth"),
+        (["--seeds", "one"], "seed must be of type int"),
+        (["arch=resnet20"], "arch is 'resnet20'"),
+    ):
+        assert tool.main(command(people, "--output", str(tmp_path / "w"), *arguments)) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "w" / "result.json").exists()
+
+
+def test_help_lists_every_setting(tool, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tool.main(["--help"])
+    text = capsys.readouterr().out
+    for word in ("recipe=bag_of_tricks_keep", "saliency_scale=0.5", "--eval-only", "--seeds", "cameras=use"):
+        assert word in text
