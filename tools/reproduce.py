@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.report.cells import Cell, load_cells, run_name
 from keepaug.runs.config import ConfigError, load_config, to_dict
 from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.jobs import Command, Commands, slurm_executor
 from keepaug.runs.result import FILE_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,14 +48,6 @@ SHRINK = {
 
 
 @dataclass(frozen=True)
-class Command:
-    """One process; `done` exists once it has ended well."""
-
-    argv: tuple[str, ...]
-    done: Path
-
-
-@dataclass(frozen=True)
 class Job:
     """One run of one seed: commands one after the other, after the jobs that it needs."""
 
@@ -67,10 +59,12 @@ class Job:
 
     @property
     def finished(self) -> bool:
+        """All of its results are there."""
         return all(command.done.is_file() for command in self.commands)
 
     @property
     def begun(self) -> bool:
+        """Something is in its folder."""
         return self.folder.is_dir() and any(self.folder.iterdir())
 
 
@@ -118,11 +112,10 @@ def plan(args: argparse.Namespace) -> list[Job]:
     if not cells:
         raise ValueError(f"--only {args.only!r} fits no cell of table {args.table}")
     settings = _settings(args.overrides)
-    output = args.output or Path("runs-shrunk" if args.shrink else "runs")
     jobs: dict[str, Job] = {}
     for cell in cells:
         for seed in args.seeds or cell.seeds:
-            for job in _jobs(cell, seed, settings, output, args):
+            for job in _jobs(cell, seed, settings, args.output, args):
                 jobs.setdefault(job.name, job)
     return list(jobs.values())
 
@@ -200,7 +193,8 @@ def _detector(
     cell: Cell, seed: int, settings: Mapping[str, str], output: Path, args: argparse.Namespace
 ) -> list[Job]:
     """The classifier (shared with table 6), then its conversion and the detector."""
-    assert cell.backbone is not None  # load_cells gives every detector one
+    if cell.backbone is None:
+        raise ValueError(f"runs.yaml names no backbone for {cell.row} / {cell.column}")
     below = {} if "imagenet" not in settings else {"root": settings["imagenet"]}
     backbone = _classifier(*cell.backbone, seed, below, output, args)
     name = f"{cell.run}-seed{seed}"
@@ -292,7 +286,7 @@ def run_here(jobs: Sequence[Job], *, in_process: bool = True) -> list[str]:
             if in_process and job.settings is not None:
                 train(job.settings, job.folder, resume=True)
             else:
-                run_commands([(list(command.argv), str(command.done)) for command in job.commands])
+                Commands(job.commands)()
         except (
             ValueError,
             FileNotFoundError,
@@ -305,76 +299,31 @@ def run_here(jobs: Sequence[Job], *, in_process: bool = True) -> list[str]:
     return failed
 
 
-def run_commands(commands: Sequence[tuple[list[str], str]]) -> None:
-    """Those that are not done, in order."""
-    for argv, done in commands:
-        if not Path(done).is_file():
-            subprocess.run(argv, check=True, cwd=ROOT)
-
-
-class SlurmRun:
-    """What a SLURM job does. At its time limit, or when it is preempted, it is queued again and goes on."""
-
-    def __init__(self, commands: Sequence[tuple[list[str], str]]) -> None:
-        self.commands = [(list(argv), done) for argv, done in commands]
-
-    def __call__(self) -> None:
-        for argv, done in self.commands:
-            if not os.path.isfile(done):
-                subprocess.run(argv, check=True)
-
-    def checkpoint(self) -> Any:
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self)
-
-
 def submit(jobs: Sequence[Job], args: argparse.Namespace, logs: Path, *, cluster: str = "slurm") -> list[Any]:
-    """One submitit job per unfinished run.
-
-    Args:
-        jobs: of `plan`.
-        args: partition, hours, gpus, cpus.
-        logs: folder of submitit's files.
-        cluster: "slurm", or "local" for processes on this machine.
-
-    Raises:
-        ImportError: submitit is not installed.
-        RuntimeError: there is no SLURM here.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise ImportError("--slurm needs submitit: pip install 'keepaug[slurm]'") from error
+    """One submitit job per unfinished run; those that need another wait for it."""
     submitted: dict[str, Any] = {}
     for job in jobs:
         if job.finished:
+            print(f"{job.name}: done before", flush=True)
             continue
-        executor = submitit.AutoExecutor(folder=logs / job.name, cluster=cluster)
-        executor.update_parameters(name=job.name, timeout_min=round(args.hours * 60))
-        if cluster == "slurm":
-            executor.update_parameters(
-                gpus_per_node=args.gpus, cpus_per_task=args.cpus * args.gpus, tasks_per_node=1
-            )
-            if args.partition:
-                executor.update_parameters(slurm_partition=args.partition)
-            if needed := [submitted[name].job_id for name in job.after if name in submitted]:
-                dependency = {"dependency": "afterok:" + ":".join(needed)}
-                executor.update_parameters(slurm_additional_parameters=dependency)
-        else:
-            for name in job.after:
-                if name in submitted:
-                    submitted[name].result()
-        commands = [(list(command.argv), str(command.done)) for command in job.commands]
-        submitted[job.name] = executor.submit(SlurmRun(commands))
+        executor = slurm_executor(
+            logs / job.name,
+            name=job.name,
+            hours=args.hours,
+            gpus=args.gpus,
+            cpus=args.cpus,
+            partition=args.partition,
+            after=[submitted[name].job_id for name in job.after if name in submitted],
+            cluster=cluster,
+        )
+        submitted[job.name] = executor.submit(Commands(job.commands))
         print(f"{job.name}: job {submitted[job.name].job_id}", flush=True)
     return list(submitted.values())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
-    if args.output is not None:
-        args.output = args.output.resolve()
+    args.output = (args.output or Path("runs-shrunk" if args.shrink else "runs")).resolve()
     try:
         jobs = plan(args)
         if args.dry_run:
@@ -387,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
             return 0
         if args.slurm:
-            submit(jobs, args, (args.output or Path("runs")) / "slurm")
+            submit(jobs, args, args.output / "slurm")
             return 0
         failed = run_here(jobs, in_process=args.gpus == 1)
     except KeyboardInterrupt:
