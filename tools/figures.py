@@ -1,0 +1,118 @@
+"""Draw figure 2 (accuracy against Cutout's length and RandAugment's magnitude) or 3 (against tau) of the paper.
+
+    python tools/figures.py 2 RUNS --output figure2.png                      from the result.json files below RUNS
+    python tools/figures.py 2 RUNS --commands root=CIFAR precision=bf16      the commands of the runs that are missing
+    python tools/figures.py 2 RUNS --run --seeds 0 1 2 root=CIFAR            run them here, one after the other, then draw
+    python tools/figures.py 3 RUNS --run --shrink                            two steps each on drawn images: does it run?
+
+The paper's curves are Wide ResNet-28-10's and are printed as pictures; numbers of its tables 2 and 4 stand beside ours, named.
+Figure 1's panels on any image: tools/show_regions.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keepaug.data.synthetic import write_classification
+from keepaug.report.aggregate import aggregate
+from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
+from keepaug.runs.jobs import Command, Commands
+from keepaug.runs.result import FILE_NAME, read_results
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = {"wrn28_10": "cifar10_wrn28_10.yaml"}  # others: cifar10.yaml with arch=
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("figure", choices=sorted(FIGURES))
+    add("runs", type=Path, metavar="RUNS", help="folder with the runs; --run adds to it")
+    add("--output", type=Path, help="default figureN.png")
+    add("--arch", default=None, help="default wrn28_10, the paper's; with --shrink resnet8")
+    add("--shortened", action="store_true", help="draw shortened runs, without the paper's numbers")
+    add("--commands", action="store_true", help="print what is missing, and draw nothing")
+    add("--run", action="store_true", help="run what is missing first")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    add("--shrink", action="store_true", help="with --run or --commands: two steps each; implies --shortened")
+    add("overrides", nargs="*", metavar="key=value", help="for every run, for example root=CIFAR")
+    return parser
+
+
+def commands_of(args: argparse.Namespace) -> list[Command]:
+    """The runs of the figure whose result is missing, seeds outermost."""
+    overrides = list(args.overrides)
+    if args.shrink and args.run and not any(item.startswith("root=") for item in overrides):
+        root = args.runs / "drawn"
+        if not root.is_dir():
+            write_classification(root, num_train=24, num_val=8, num_classes=2, size=(32, 32))
+        overrides += ["dataset=image_folder", "loading=memory", f"root={root}"]
+    config = CONFIGS.get(args.arch, "cifar10.yaml")
+    commands = {}
+    for seed in args.seeds:
+        for _, _, settings in wanted_settings(args.figure):
+            name = "-".join(
+                [args.arch, *(f"{key}_{value}" for key, value in settings.items()), f"seed{seed}"]
+            )
+            folder = args.runs / name
+            own = [
+                *(f"{key}={value}" for key, value in settings.items()),
+                f"arch={args.arch}",
+                f"seed={seed}",
+            ]
+            argv = [sys.executable, str(ROOT / "tools" / "train_classifier.py")]
+            argv += [
+                "--config",
+                str(ROOT / "configs" / "classify" / config),
+                "--output",
+                str(folder),
+                "--resume",
+            ]
+            argv += [*(["--shrink"] if args.shrink else []), *own, *overrides]
+            commands[name] = Command(tuple(argv), folder / FILE_NAME)
+    return [command for command in commands.values() if not command.done.is_file()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_intermixed_args(argv)
+    args.arch = args.arch or ("resnet8" if args.shrink else "wrn28_10")
+    comparable = not (args.shortened or args.shrink)
+    try:
+        if args.commands:
+            print("\n".join(shlex.join(command.argv) for command in commands_of(args)))
+            return 0
+        if args.run:
+            Commands(tuple(commands_of(args)))()
+        points = find_points(
+            args.figure, aggregate(read_results(args.runs)), arch=args.arch, comparable=comparable
+        )
+        for point in points:
+            if point.group is None:
+                print("not run: " + " ".join(f"{key}={value}" for key, value in point.settings.items()))
+            elif "train" in "".join(c.metric for c in point.panel.curves) and not point.group.values(
+                "train_accuracy"
+            ):
+                print(f"no train accuracy in {point.group.first['folder']}")
+        output = args.output or Path(f"figure{args.figure}.png")
+        print(draw_figure(args.figure, points, output, arch=args.arch, comparable=comparable))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(
+            f"error: {shlex.join(error.cmd)} failed; the same command goes on with the others",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
