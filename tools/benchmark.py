@@ -1,76 +1,32 @@
 """Measure what KeepAugment costs and how faithful its approximations are, as ratios in one run.
 
-    python tools/benchmark.py                       # all sections
+    python tools/benchmark.py                       # the sections that need no other package
     python tools/benchmark.py regions --shrink      # one section, small
 
-Sections: `saliency` (cost of the saliency pass as a share of a train step, table 3 of the paper), `regions` (ways of choosing a
-region below the quantile), `fidelity` (share of regions that an approximation allows and the exact map forbids).
+Sections: `saliency` (table 3 of the paper as ratios: a step with each saliency pass, and the augmentation calls alone), `pipeline`
+(images per second of the input beside a step's), `regions` (ways of choosing a region below the quantile), `fidelity` (share of
+regions that an approximation, or a map carried over from an earlier epoch, allows and the exact map forbids); and, only when
+named, `reid_evaluation`, `reid_reranking` (3 minutes, 10 GB where torchreid is installed) and `reid_large_gallery` (6 GB).
 The variants take turns, so that a change of the machine's speed hits all of them; the median of the rounds counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from keepaug import KeepCutout, region_scores, sample_regions
-from keepaug.classify import SALIENCY
-from keepaug.classify.methods import compute_saliency
-from keepaug.models import EarlyHeadNetwork, build_network
-from keepaug.runs.checkpoint import read_weights_only
+from keepaug import region_scores, sample_regions
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.result import _hardware, _packages
 from keepaug.runs.timing import Table, interleaved
-
-
-def saliency_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
-    """Plain train step against the saliency passes, ResNet-18 at 32 pixels."""
-    batch, side = (16, 32) if args.shrink else (args.batch, args.side)
-    torch.manual_seed(0)
-    stem = "cifar" if side <= 64 else "imagenet"
-    model = EarlyHeadNetwork(build_network(args.arch, 10, stem=stem)).to(
-        device, memory_format=torch.channels_last
-    )  # type: ignore[call-overload]
-    plain = model.network.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch,), device=device)
-    keep = KeepCutout(max(1, side // 2))
-    heat = torch.rand(batch, side, side, device=device)
-
-    def autocast() -> Any:
-        return torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
-
-    def step() -> None:
-        with autocast():
-            loss = F.cross_entropy(plain(images).float(), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    def pass_of(mode: str) -> Callable[[], object]:
-        def run() -> Tensor:
-            with autocast():
-                return compute_saliency(model, images, labels, mode)
-
-        return run
-
-    variants: dict[str, Callable[[], object]] = {"train step": step}
-    variants |= {mode: pass_of(mode) for mode in SALIENCY}
-    variants["region selection and cut"] = lambda: keep(images, heat)
-    seconds = interleaved(variants, 2 if args.shrink else args.rounds, device)
-    base = seconds["train step"]
-    rows = [[name, f"{1000 * value:.1f}", f"{value / base:.3f}"] for name, value in seconds.items()]
-    figures = {name: value / base for name, value in seconds.items()} | {"train step (s)": base}
-    title = f"{args.arch}, batch {batch}, {side} px{', bf16' if args.bf16 else ''}"
-    return ([title, "ms", "share of a train step"], rows), figures
 
 
 def _quantile(scores: Tensor, tau: float) -> Tensor:
@@ -111,50 +67,24 @@ def regions_section(args: argparse.Namespace, device: torch.device) -> tuple[Tab
     }
 
 
-def fidelity_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
-    """Share of regions drawn by an approximation that the exact map forbids; chance is 1 - tau."""
-    side, size, tau = 32, 16, 0.6
-    if args.weights is None:
-        torch.manual_seed(0)
-        network = build_network("resnet18", 10, stem="cifar")
-        trained = "random weights (--weights takes a trained weights.pt)"
-    else:
-        content = read_weights_only(args.weights)
-        network = build_network(content["arch"], content["num_classes"], stem=content["stem"])
-        network.load_state_dict(content["state_dict"])
-        trained = str(args.weights)
-    model: nn.Module = network.to(device)
-    generator = torch.Generator().manual_seed(0)
-    batch = 16 if args.shrink else 128
-    images = F.interpolate(torch.randn(batch, 3, 8, 8, generator=generator), size=side, mode="bicubic").to(
-        device
-    )
-    labels = torch.randint(network.fc.out_features, (batch,), generator=generator).to(device)
-    exact = compute_saliency(model, images, labels, "full")
-    half = model.to(torch.bfloat16)
-    maps = {
-        "bfloat16": compute_saliency(half, images.to(torch.bfloat16), labels, "full"),
-        "max logit": compute_saliency(model.float(), images, model(images).argmax(1), "full"),
-        "low resolution": compute_saliency(model, images, labels, "low_resolution"),
-        "uniform (chance)": torch.ones_like(exact),
-    }
-    scores = region_scores(exact, size)[0]
-    columns = scores.shape[2]
-    flat = scores.flatten(1)
-    limit = max(1, int(tau * flat.shape[1] + 1e-9))
-    figures = {}
-    for name, heat in maps.items():
-        wrong = []
-        for _ in range(5 if args.shrink else 20):
-            drawn = sample_regions(heat, size, tau=tau, generator=generator)
-            own = flat.gather(1, (drawn.top * columns + drawn.left)[:, None])
-            wrong.append(((flat < own).sum(dim=1) >= limit).double().mean())
-        figures[name] = float(torch.stack(wrong).mean())
-    rows = [[name, f"{value:.3f}"] for name, value in figures.items()]
-    return ([f"approximation, {trained}", "share of forbidden regions"], rows), figures
+def _lazily(module: str, name: str) -> Section:
+    """A section that is imported when it runs, with what it compares with."""
+    return lambda args, device: getattr(importlib.import_module(module), name)(args, device)
 
 
-SECTIONS = {"saliency": saliency_section, "regions": regions_section, "fidelity": fidelity_section}
+Section = Callable[[argparse.Namespace, torch.device], tuple[Table, dict[str, Any]]]
+COMMON: dict[str, Section] = {
+    "saliency": _lazily("keepaug.classify.benchmark", "saliency_section"),
+    "pipeline": _lazily("keepaug.classify.benchmark", "pipeline_section"),
+    "regions": regions_section,
+    "fidelity": _lazily("keepaug.classify.fidelity", "fidelity_section"),
+}
+SECTIONS: dict[str, Section] = {
+    **COMMON,
+    "reid_evaluation": _lazily("reid.benchmark", "evaluation_section"),
+    "reid_reranking": _lazily("reid.benchmark", "reranking_section"),
+    "reid_large_gallery": _lazily("reid.benchmark", "large_gallery_section"),
+}
 
 
 def show(table: Table) -> str:
@@ -171,15 +101,42 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("sections", nargs="*", metavar="SECTION", help=f"some of {', '.join(SECTIONS)}; default all")
+    add(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"some of {', '.join(SECTIONS)}; default {', '.join(COMMON)}",
+    )
     add("--shrink", action="store_true", help="small sizes: does it run?")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--arch", default="resnet18")
+    add(
+        "--arch",
+        action="append",
+        help="saliency, pipeline: a network; may be repeated; default: those of table 3",
+    )
     add("--batch", type=int, default=128)
     add("--side", type=int, default=32, help="pixels")
     add("--rounds", type=int, default=7)
     add("--bf16", action="store_true", help="autocast to bfloat16")
-    add("--weights", type=Path, help="weights.pt for the fidelity section")
+    add("--workers", type=int, default=0, help="pipeline: also with that many decoding processes")
+    add(
+        "--weights",
+        type=Path,
+        help="fidelity: weights.pt of tools/train_classifier.py, best with an early head",
+    )
+    add(
+        "--data",
+        type=Path,
+        help="fidelity: CIFAR-10, whose validation images are looked at; default: drawn images",
+    )
+    add("--images", type=int, default=256, help="fidelity: how many")
+    add(
+        "--earlier",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="fidelity: earlier checkpoint.pt of the run of --weights",
+    )
     add("--output", type=Path, help="also write the figures as JSON")
     return parser
 
@@ -192,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     device, figures = torch.device(args.device), {}
-    for name in args.sections or SECTIONS:
+    for name in args.sections or COMMON:
         table, figures[name] = SECTIONS[name](args, device)
         print(f"{name}\n{show(table)}\n", flush=True)
     if args.output is not None:

@@ -111,7 +111,10 @@ def test_train_detector_command_line_is_detectron2s() -> None:
     ]
     overrides = ["SOLVER.BASE_LR", "0.01", "SEED", "-1"]
     # Detectron2's takes everything after the first override for overrides; this one finds its options there too.
-    for order in ([*given, "--dist-url", "tcp://x", *overrides], [*overrides, *given, "--dist-url", "tcp://x"]):
+    for order in (
+        [*given, "--dist-url", "tcp://x", *overrides],
+        [*overrides, *given, "--dist-url", "tcp://x"],
+    ):
         args = parser.parse_intermixed_args(order)
         assert (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url) == (2, 3, 1, "tcp://x")
         assert args.opts == overrides
@@ -161,9 +164,21 @@ def test_benchmark_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[s
     benchmark = tool("benchmark")
     assert benchmark.main(["--shrink", "--output", str(tmp_path / "b.json"), "--device", "cpu"]) == 0
     figures = json.loads((tmp_path / "b.json").read_text())["figures"]
-    assert set(figures) == {"saliency", "regions", "fidelity"}
-    assert figures["saliency"]["low_resolution_early"] > 0
+    assert set(figures) == {"saliency", "pipeline", "regions", "fidelity"}
+    assert all(network["low_resolution_early"] > 0 for network in figures["saliency"].values())
+    assert "resnet18" in figures["saliency"]
+    assert figures["pipeline"]["crop, flip, normalise, 0 workers"] > 0
     assert 0.2 < figures["fidelity"]["uniform (chance)"] < 0.6  # the share that the quantile forbids is 0.4
     assert figures["fidelity"]["bfloat16"] < 0.2
+    assert figures["fidelity"]["kept in 16 bits, same crop"] < 0.2  # the padding's share alone
+    assert figures["fidelity"]["low resolution and early head"] > 0
+    reid = ["reid_evaluation", "reid_reranking", "reid_large_gallery"]
+    output = ["--output", str(tmp_path / "r.json"), "--device", "cpu"]
+    assert benchmark.main([*reid, "--shrink", *output]) == 0
+    figures = json.loads((tmp_path / "r.json").read_text())["figures"]
+    assert list(figures) == reid
+    assert all(
+        figures[name]["re-ranking, ours" if "rerank" in name else "ours"]["seconds"] > 0 for name in reid
+    )
     assert benchmark.main(["speed"]) == 2
     assert "unknown section speed" in capsys.readouterr().err

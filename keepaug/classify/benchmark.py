@@ -1,0 +1,147 @@
+"""Table 3 of the paper as ratios on this machine, and the input pipeline beside a train step, for `tools/benchmark.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from keepaug.classify.config import SALIENCY
+from keepaug.classify.methods import compute_saliency
+from keepaug.data.batch_transforms import draw_crop_flip, normalise
+from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD
+from keepaug.data.images import MemoryImages
+from keepaug.data.loader import make_loader
+from keepaug.data.saliency_cache import SaliencyCache
+from keepaug.keep import KeepCutout
+from keepaug.models import EarlyHeadNetwork, build_network
+from keepaug.policies import rand_augment
+from keepaug.runs.timing import Table, interleaved
+
+__all__ = ["PAPER_RATIOS", "pipeline_section", "saliency_section"]
+
+# Table 3: seconds per epoch on a TITAN X, as multiples of Cutout's.
+PAPER_RATIOS = {
+    "resnet18": {"full": 38 / 19, "low_resolution": 24 / 19, "early_head": 23 / 19},
+    "resnet110": {"full": 54 / 28, "low_resolution": 35 / 28, "early_head": 34 / 28},
+    "wrn28_10": {"full": 185 / 92, "low_resolution": 102 / 92, "early_head": 99 / 92},
+}
+SHRUNK = ("resnet18", "resnet8", "wrn10_1")
+Step = Callable[[], object]
+
+
+class _Case:
+    """One network with a batch, and what a step of its training is made of."""
+
+    def __init__(self, arch: str, args: argparse.Namespace, device: torch.device) -> None:
+        batch, side = (8, 32) if args.shrink else (args.batch, args.side)
+        torch.manual_seed(0)
+        network = build_network(arch, 10, stem="cifar" if side <= 64 else "imagenet")
+        self.model = EarlyHeadNetwork(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.plain = self.model.network.train()
+        self.optimizer = torch.optim.SGD(self.plain.parameters(), lr=0.01, momentum=0.9)
+        pixels = torch.randn(batch, 3, side, side, device=device)
+        self.images = pixels.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(10, (batch,), device=device)
+        self.device, self.bf16 = device, args.bf16
+        self.name = f"{arch}, batch {batch}, {side} px{', bf16' if args.bf16 else ''}"
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def step(self) -> None:
+        with self.autocast():
+            loss = F.cross_entropy(self.plain(self.images).float(), self.labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def pass_of(self, mode: str) -> Step:
+        def run() -> Tensor:
+            with self.autocast():
+                return compute_saliency(self.model, self.images, self.labels, mode)
+
+        return run
+
+    def augmentations(self) -> dict[str, Step]:
+        """What is done with a map once there is one."""
+        num, _, height, width = self.images.shape
+        keep, heat = KeepCutout(max(1, height // 2)), torch.rand(num, height, width, device=self.device)
+        cache, indices = SaliencyCache(num, (height, width)), torch.arange(num)
+        place = draw_crop_flip(torch.arange(num) * 7919)
+        cache.update(indices, heat, place, epoch=0)
+        return {
+            "region selection and cut": lambda: keep(self.images, heat),
+            "map carried over (reuse_every)": lambda: cache.lookup(indices, place),
+        }
+
+
+def saliency_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+    """A step with each saliency pass as a multiple of the plain step, and the augmentation calls alone."""
+    archs = args.arch or (SHRUNK if args.shrink else tuple(PAPER_RATIOS))
+    rows, figures = [], {}
+    for arch in archs:
+        case = _Case(arch, args, device)
+        variants: dict[str, Step] = {"train step": case.step}
+        variants |= {mode: case.pass_of(mode) for mode in SALIENCY}
+        variants |= case.augmentations()
+        rounds = 1 if args.shrink else args.rounds if arch == "resnet18" else max(2, args.rounds // 2)
+        seconds = interleaved(variants, rounds, device)
+        base = seconds["train step"]
+        rows.append([case.name, f"{1000 * base:.1f}", "", "1.000", "1.00" if arch in PAPER_RATIOS else ""])
+        for name, value in list(seconds.items())[1:]:
+            paper = PAPER_RATIOS.get(arch, {}).get(name)
+            rows.append(
+                [
+                    f"  {name}",
+                    f"{1000 * value:.1f}",
+                    f"{value / base:.4f}",
+                    f"{1 + value / base:.3f}",
+                    f"{paper:.2f}" if paper else "",
+                ]
+            )
+        figures[arch] = {n: value / base for n, value in seconds.items()} | {"train step (s)": base}
+    head = [
+        f"{device.type}, {torch.get_num_threads()} thread(s)",
+        "ms",
+        "share of a step",
+        "step with it",
+        "paper",
+    ]
+    return (head, rows), figures
+
+
+def pipeline_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+    """Images per second of the input pipeline, with and without RandAugment's view, beside those of a train step."""
+    case = _Case((args.arch or ["resnet18"])[0], args, device)
+    batch, side = len(case.images), case.images.shape[2]
+    num = batch * (2 if args.shrink else 16)
+    pixels = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8)
+    variants: dict[str, Step] = {"train step": case.step}
+    images = {"train step": batch}
+    views = {"crop, flip, normalise": None, "the same and RandAugment's view": rand_augment(3, 9)}
+    for name, policy in views.items():
+        data = MemoryImages(
+            pixels, torch.zeros(num, dtype=torch.int64), ["x"], padding=4, flip=True, policy=policy
+        )
+        for workers in sorted({0, args.workers}):
+            loader = make_loader(data, batch, shuffle=True, num_workers=workers)
+
+            def run(loader: Any = loader) -> None:
+                for part in loader:
+                    for view in (part.images, part.strong):
+                        if view is not None:
+                            normalise(view.to(device), CIFAR_MEAN, CIFAR_STD)
+
+            variants[f"{name}, {workers} workers"], images[f"{name}, {workers} workers"] = run, num
+    seconds = interleaved(variants, 1 if args.shrink else 3, device)
+    speed = {name: images[name] / value for name, value in seconds.items()}
+    base = speed["train step"]
+    rows = [[name, f"{value:.0f}", f"{value / base:.1f}"] for name, value in speed.items()]
+    return ([case.name, "images/s", "of the step's"], rows), {
+        name: value / base for name, value in speed.items()
+    } | {"train step (images/s)": base}
