@@ -1,0 +1,283 @@
+"""tools/reproduce.py: shrunk runs of every row, skipping, going on, failing, SLURM by submitit's local executor."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from keepaug.report import aggregate, fill_table, load_paper
+from keepaug.report.cells import load_cells
+from keepaug.runs.jobs import Command, Commands
+from keepaug.runs.result import read_results
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    return load("reproduce")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def arguments(reproduce, *given: str):
+    args = reproduce.build_parser().parse_intermixed_args(list(given))
+    args.output = args.output.resolve()
+    return args
+
+
+# Row by row, the columns in turn; networks that take seconds to build once, then a small one of their kind.
+BIG = {"wrn28_10": "wrn10_1", "resnet101": "resnet50"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["1", "1b", "2", "4", "5", "6"])
+def test_every_row_runs_shrunk_on_drawn_images(
+    table: str, reproduce, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: dict[str, list] = {}
+    for cell in load_cells(table):
+        rows.setdefault(cell.row, []).append(cell)
+    built: set[str] = set()
+    folder = output / table
+    for number, (row, cells) in enumerate(rows.items()):
+        cell = cells[number % len(cells)]
+        given = [
+            table,
+            "--shrink",
+            "--seeds",
+            "0",
+            "--output",
+            str(folder),
+            "--only",
+            f"{row} / {cell.column}",
+        ]
+        jobs = [
+            job for job in reproduce.plan(arguments(reproduce, *given)) if job.name == f"{cell.run}-seed0"
+        ]
+        arch = jobs[0].settings.arch
+        if arch in BIG and arch in built and "arch" not in cell.overrides:
+            jobs = reproduce.plan(arguments(reproduce, *given, f"arch={BIG[arch]}"))
+            jobs = [job for job in jobs if job.name == f"{cell.run}-seed0"]
+        built.add(arch)
+        assert reproduce.run_here(jobs) == []
+        result = json.loads((jobs[0].folder / "result.json").read_text())
+        assert result["synthetic"]
+        assert result["shortened"]
+        assert {key: result["config"][key] for key in cell.overrides} == cell.overrides
+        assert result["dataset"]["name"] == cell.wanted["dataset"]
+        for heavy in jobs[0].folder.glob("*.pt"):
+            heavy.unlink()
+    printed = next(one for one in load_paper() if str(one["id"]) == table)
+    filled = fill_table(printed, aggregate(read_results(folder)))
+    assert filled.num_run == 0  # drawn and shortened: never in the paper's cells
+    assert filled.num_left_out >= 1
+    assert filled.num_left_out <= len(rows)
+    shutil.rmtree(folder)
+    capsys.readouterr()
+
+
+SMALL = ["2", "--shrink", "--only", "8 / ", "arch=resnet8"]
+
+
+def test_finished_runs_are_skipped_and_others_go_on(
+    reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*SMALL, "--seeds", "0", "1", "--output", str(tmp_path)]
+    real, calls = reproduce.train, []
+
+    def interrupted(settings, folder, *, resume: bool):
+        calls.append(folder.name)
+        assert resume
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(settings, folder, resume=resume)
+
+    monkeypatch.setattr(reproduce, "train", interrupted)
+    assert reproduce.main(given) == 130
+    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
+    assert len(done) == 2
+    assert reproduce.main(given) == 0
+    text = capsys.readouterr().out
+    assert text.count("done before") == 2
+    assert "4 of 4 runs of table 2 are there" in text
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(list(tmp_path.glob("cifar10-*-seed[01]/result.json"))) == 4
+    assert calls[2] == calls[3]  # the interrupted one was run again
+    assert reproduce.main([*given, "lr=0.5"]) == 2
+    assert "holds a finished run with other settings: lr" in capsys.readouterr().err
+    assert reproduce.main([*given, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count(": done") == 4
+
+
+def test_a_failure_stops_only_what_needs_it(
+    reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(settings, folder, *, resume: bool):
+        if settings.seed == 0:
+            raise ValueError("no such luck")
+        folder.mkdir()
+        (folder / "result.json").write_text("{}")
+
+    monkeypatch.setattr(reproduce, "train", failing)
+    assert reproduce.main([*SMALL, "--seeds", "0", "1", "--output", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "failed: no such luck" in captured.err
+    assert "2 of 4 runs of table 2 are there" in captured.out
+    jobs = reproduce.plan(
+        arguments(reproduce, "9", "root=c", "imagenet=i", "--seeds", "0", "--output", str(tmp_path))
+    )
+    assert len(reproduce.run_here(jobs[:2])) == 2
+    assert "left out, it needs imagenet-none-seed0" in capsys.readouterr().out
+
+
+def test_commands_of_the_other_tables_are_the_tools(reproduce, tmp_path: Path) -> None:
+    """Read by each tool's own parser; the classifier below a detector is shared with table 6."""
+    expected = {"7": 12, "8": 9, "9": 36 + 12}
+    for table, number in expected.items():
+        given = [table, "root=data", *(["imagenet=i"] if table == "9" else []), "--output", str(tmp_path)]
+        jobs = reproduce.plan(arguments(reproduce, *given))
+        assert len(jobs) == number
+        for job in jobs:
+            for command in job.commands:
+                script = Path(command.argv[1])
+                assert script.is_file()
+                parser = load(script.stem).build_parser()
+                parse = parser.parse_args if "detect" in script.stem else parser.parse_intermixed_args
+                args = parse(list(command.argv[2:]))
+                config = getattr(args, "config", None) or getattr(args, "config_file", None)
+                assert config is None or config.is_file(), config
+    names = {job.name for job in jobs}
+    six = reproduce.plan(arguments(reproduce, "6", "root=i", "--output", str(tmp_path)))
+    assert {name for name in names if name.startswith("imagenet")} <= {job.name for job in six}
+    order = [job.name for job in jobs]
+    assert all(order.index(need) < order.index(job.name) for job in jobs for need in job.after)
+    many = reproduce.plan(arguments(reproduce, "6", "root=i", "--gpus", "4", "--output", str(tmp_path)))
+    assert many[0].commands[0].argv[1:6] == (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+    )
+
+
+@pytest.mark.slow
+def test_submitted_by_submitit(
+    reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its local executor pickles the job and runs it in another process, as SLURM would."""
+    pytest.importorskip("submitit")
+    args = arguments(reproduce, *SMALL, "--seeds", "0", "--output", str(tmp_path), "--hours", "0.1")
+    jobs = reproduce.plan(args)[:1]
+    handles = reproduce.submit(jobs, args, tmp_path / "slurm", cluster="local")
+    handles[0].result()
+    assert json.loads((jobs[0].folder / "result.json").read_text())["shortened"]
+    assert reproduce.submit(jobs, args, tmp_path / "slurm", cluster="local") == []
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert reproduce.main([*SMALL, "--seeds", "7", "--output", str(tmp_path), "--slurm"]) == 2
+    assert "run on a login node" in capsys.readouterr().err
+
+
+def test_slurm_jobs_wait_for_the_backbone(reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Handle:
+        def __init__(self, job_id: str) -> None:
+            self.job_id = job_id
+
+    class Executor:
+        def submit(self, commands: Commands) -> Handle:
+            return Handle(str(len(asked)))
+
+    monkeypatch.setattr(
+        reproduce, "slurm_executor", lambda logs, **options: (asked.append(options), Executor())[1]
+    )
+    given = [
+        "9",
+        "root=c",
+        "imagenet=i",
+        "--seeds",
+        "0",
+        "--only",
+        "R-CNN ResNet50",
+        "--output",
+        str(tmp_path),
+    ]
+    args = arguments(reproduce, *given, "--partition", "gpu", "--gpus", "8")
+    reproduce.submit(reproduce.plan(args), args, tmp_path)
+    by_name = {options["name"]: options for options in asked}
+    assert len(by_name) == 6
+    for name, options in by_name.items():
+        waits = "keep_cutmix" in name
+        needed = f"imagenet-{'keep_cutmix-low_resolution' if waits else 'none'}-seed0"
+        ids = [] if name.startswith("imagenet") else [str(list(by_name).index(needed) + 1)]
+        assert options["after"] == ids
+        assert (options["partition"], options["gpus"]) == ("gpu", 8)
+
+
+def test_commands_run_in_order_and_must_leave_their_file(tmp_path: Path) -> None:
+    def python(code: str, done: str) -> Command:
+        return Command((sys.executable, "-c", code), tmp_path / done)
+
+    first = python(f"open({str(tmp_path / 'a')!r}, 'w')", "a")
+    second = python(f"import os; os.rename({str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r})", "b")
+    Commands((first, second))()
+    assert (tmp_path / "b").is_file()
+    (tmp_path / "a").write_text("")
+    Commands((first, python("raise SystemExit(3)", "b")))()  # both are done: nothing runs
+    with pytest.raises(Exception, match="non-zero exit status 3"):
+        Commands((python("raise SystemExit(3)", "c"),))()
+    with pytest.raises(Exception, match="exit status 0"):
+        Commands((python("pass", "c"),))()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["3"], "tools/benchmark.py measures it"),
+        (["12"], "the paper has the tables"),
+        (["1"], "root is empty"),
+        (["9"], "root is"),
+        (["1", "root=x", "method=none"], "method: that is what the cells"),
+        (["1", "root=x", "epoks=3"], "did you mean epochs"),
+        (["1", "root=x", "--only", "Cutmix"], "fits no cell"),
+        (["1", "root"], "key=value"),
+    ],
+)
+def test_mistakes_stop_before_anything_runs(
+    given: list[str], message: str, reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce.main([*given, "--output", str(tmp_path / "o")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_report_prints_a_table_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = load("report")
+    assert report.main(["table1", "--runs", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "### Table 1:" in text
+    assert "### Table 1b:" in text
+    assert "0 of 12 cells have been run" in text
+    assert "tools/reproduce.py 1 --dry-run" in text
+    assert report.main(["table12", "--runs", str(tmp_path)]) == 2
+    assert report.main(["table1", "--runs", str(tmp_path / "none")]) == 2
+    assert "no folder" in capsys.readouterr().err
