@@ -145,7 +145,8 @@ def _jobs(
     argv = [*_python(cell.tool, args.gpus), "--config", str(ROOT / "configs" / cell.config)]
     argv += ["--output", str(output / name), "--resume", *(["--shrink"] if args.shrink else [])]
     data = {} if "root" in settings or not args.shrink else {"root": str(_drawn(cell.tool, output))}
-    argv += [f"{key}={value}" for key, value in {**cell.overrides, **data, **settings, "seed": seed}.items()]
+    own = {key: value for key, value in cell.overrides.items() if key != "num_labels" or not args.shrink}
+    argv += [f"{key}={value}" for key, value in {**own, **data, **settings, "seed": seed}.items()]
     return [Job(name, output / name, (Command(tuple(argv), output / name / FILE_NAME),))]
 
 
