@@ -204,32 +204,24 @@ def test_state_moves_with_the_network() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["shake_shake_8_2x4d", "wrn10_1"])
-def test_compiled_early_head(arch: str) -> None:
+def test_compiled_early_head() -> None:
+    """One graph without breaks, equal in evaluation, seeded in training (the draws have another order than eagerly)."""
     torch.manual_seed(0)
-    early = EarlyHeadNetwork(build_network(arch, 3))
+    early = EarlyHeadNetwork(build_network("shake_shake_8_2x4d", 3))
     images = torch.randn(4, 3, 16, 16)
     compiled = torch.compile(early, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled.eval()(images), early.eval()(images))
-    torch.manual_seed(1)
-    expected = early.train()(images)
-    torch.manual_seed(1)
-    found = compiled.train()(images)
-    torch.testing.assert_close(found, expected)
-    sum(logits.square().sum() for logits in found).backward()
-    assert all(parameter.grad is not None for parameter in early.parameters())
-
-
-@pytest.mark.slow
-def test_compiled_by_inductor() -> None:
-    """With code generation: random factors are drawn, forwards and backwards differ, evaluation is exact."""
-    torch.manual_seed(0)
-    network = build_network("pyramidnet11_a3", 3)
-    images = torch.randn(4, 3, 8, 8)
-    compiled = torch.compile(network)
-    torch.testing.assert_close(compiled.eval()(images), network.eval()(images), rtol=1e-3, atol=1e-4)
-    compiled.train()(images).sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
+    results = []
+    compiled.train()
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        early.zero_grad()
+        logits, early_logits = compiled(images)
+        (logits.square().sum() + early_logits.square().sum()).backward()
+        assert all(parameter.grad is not None for parameter in early.parameters())
+        results.append((logits.detach(), early.network.stem[0].weight.grad.clone()))
+    torch.testing.assert_close(results[0], results[1])
+    assert not torch.allclose(results[0][0], results[2][0])
 
 
 @pytest.mark.parametrize(
