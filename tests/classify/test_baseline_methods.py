@@ -279,3 +279,29 @@ def test_settings_that_cannot_be_meant(options: list[str], message: str) -> None
 def test_more_hidden_layers_than_stages(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="wrn10_1 has 3 stages"):
         train(config(drawn, "method=manifold_mixup", "hidden_layers=5"), tmp_path)
+
+
+LEARNING = {
+    "grid_mask": ["grid_ratio=0.6"],
+    "aug_mix": [],
+    "attentive_cutmix": ["saliency=low_resolution"],
+    "mixup": [],
+    "manifold_mixup": [],
+}
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_a_network_learns_with_it(method: str, tmp_path: Path) -> None:
+    """Two drawn classes of different colours: far above chance after 60 to 100 steps, and not before."""
+    shape = {"num_train": 160, "num_val": 100, "num_classes": 2, "size": (16, 16), "object_share": (0.5, 0.7)}
+    root = write_classification(tmp_path / "d", **shape, colour_cue=1.0, noise=0.02)
+    epochs = 6 if method == "aug_mix" else 10
+    more = ["limit_train=0", "limit_val=0", "batch_size=16", f"epochs={epochs}", "eval_every=10", "padding=1"]
+    settings = config(root, f"method={method}", *more, "grid_unit=[4, 8]", *LEARNING[method])
+    untrained = load_config(
+        ClassifyConfig, None, [f"root={root}", *SMALL, "limit_val=0", "lr=0", "max_steps=1"]
+    )
+    before = train(untrained, tmp_path / "before")["accuracy"]
+    after = train(settings, tmp_path / "run")["accuracy"]
+    assert before < 75
+    assert after > 85, (before, after)
