@@ -95,6 +95,7 @@ class KeepEngine(_Engine):
         self.history: list[dict[str, float]] = []
         self.best = -1.0
         self.results: dict[str, Scored] = {}
+        self.tested_at: int | None = None  # the step that the results are of
         self.clock: Callable[[], float] = time.monotonic
 
     @property
@@ -219,6 +220,7 @@ class KeepEngine(_Engine):
             for name, one in self.test_loader.items()
             if (scored := score(self.network, one, self.config, self.world)) is not None
         }
+        self.tested_at = self.step
         return self.results
 
     def _evaluate_and_record(self) -> None:

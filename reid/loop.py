@@ -8,7 +8,7 @@ from typing import Any
 
 from keepaug.runs.checkpoint import load_checkpoint
 from keepaug.runs.config import to_dict
-from keepaug.runs.distributed import setup
+from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.folder import RunFolder
 from keepaug.runs.result import write_result
@@ -48,7 +48,9 @@ def build(config: ReidConfig, num_identities: int) -> ReidNetwork:
     return network
 
 
-def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
+def train(
+    config: ReidConfig, output: str | Path, *, resume: bool = False, world: Distributed | None = None
+) -> dict[str, float]:
     """Train and evaluate; everything ends up in the folder `output`.
 
     Interrupted at any moment and called again with `resume`, it ends with the same weights as without the interruption, bit for
@@ -58,9 +60,10 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
         config: settings; tricks that are None are filled in from the recipe.
         output: run folder: checkpoint.pt, weights.pt (last), best.pt (highest mAP), metrics.jsonl, result.json, pictures.
         resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet).
+        world: this process among others, for several runs in one process group; None joins one and leaves it.
 
     Returns:
-        The metrics of result.json, in percent.
+        The metrics of result.json, in percent; nothing on processes other than the main one.
 
     Raises:
         ValueError: settings or data that cannot be used (ConfigError among them), before training.
@@ -69,7 +72,7 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
     started = time.monotonic()
     check(resolve(config))
     output = Path(output)
-    world = setup(config.device)
+    given, world = world is not None, world or setup(config.device)
     folder = None
     try:
         manager = open_manager(config, world)
@@ -86,13 +89,14 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
         if world.is_main:
             _announce(manager)
         engine.run()
-        if not engine.results:  # resumed after its last step
+        if engine.tested_at != engine.step:  # resumed after its last step
             engine.test()
         return _finish(engine, output, engine.clock())
     finally:
         if folder is not None:
             folder.close()
-        world.close()
+        if not given:
+            world.close()
 
 
 def evaluate_weights(

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keepaug.runs.config import load_config
+from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.guard import NonFiniteLossError
 from reid.config import ReidConfig
 
@@ -79,7 +80,9 @@ def shown(metrics: dict[str, float]) -> str:
     return ", ".join(f"{key} {value:.2f}" for key, value in metrics.items())
 
 
-def run_one(config: ReidConfig, output: Path, args: argparse.Namespace) -> dict[str, float]:
+def run_one(
+    config: ReidConfig, output: Path, args: argparse.Namespace, world: Distributed | None = None
+) -> dict[str, float]:
     from reid.loop import WEIGHTS, evaluate_weights, train
 
     if args.eval_only:
@@ -87,7 +90,7 @@ def run_one(config: ReidConfig, output: Path, args: argparse.Namespace) -> dict[
         for name, metrics in results.items():
             print(f"{name}: {shown(metrics)}")
         return {}
-    metrics = train(config, output, resume=args.resume)
+    metrics = train(config, output, resume=args.resume, world=world)
     if metrics:
         print(f"{output}: {shown(metrics)}", flush=True)
     return metrics
@@ -95,23 +98,32 @@ def run_one(config: ReidConfig, output: Path, args: argparse.Namespace) -> dict[
 
 def run_seeds(args: argparse.Namespace, overrides: list[str]) -> None:
     """One run after the other; those that are complete are not run again with --resume."""
-    found: dict[str, list[float]] = {}
-    base = None
-    for seed in args.seeds:
-        config = load_config(ReidConfig, args.config, [*overrides, f"seed={seed}"])
-        base = args.output or Path("runs") / f"{stem_of(config, args)}-{config.recipe}"
-        output = base.with_name(f"{base.name}-seed{seed}")
-        finished = output / "result.json"
-        if args.resume and finished.is_file():
-            metrics = json.loads(finished.read_text())["metrics"]
-            print(f"{output}: {shown(metrics)} (done before)", flush=True)
-        else:
-            metrics = run_one(config, output, args)
-        for key, value in metrics.items():
-            found.setdefault(key, []).append(value)
-    for key, values in found.items():
+    configs = [load_config(ReidConfig, args.config, [*overrides, f"seed={seed}"]) for seed in args.seeds]
+    world = setup(configs[0].device)
+    try:
+        all_metrics = [run_seed(config, args, world) for config in configs]
+    finally:
+        world.close()
+    if not world.is_main:
+        return
+    for key in all_metrics[0]:
+        values = [metrics[key] for metrics in all_metrics]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"{key}: {statistics.mean(values):.2f} +- {spread:.2f} ({len(values)} seeds)")
+
+
+def run_seed(config: ReidConfig, args: argparse.Namespace, world: Distributed) -> dict[str, float]:
+    base = args.output or Path("runs") / f"{stem_of(config, args)}-{config.recipe}"
+    output = base.with_name(f"{base.name}-seed{config.seed}")
+    finished = output / "result.json"
+    # Read by all before one of them could write it.
+    done = json.loads(finished.read_text())["metrics"] if args.resume and finished.is_file() else None
+    world.barrier()
+    if done is None:
+        return run_one(config, output, args, world)
+    if world.is_main:
+        print(f"{output}: {shown(done)} (done before)", flush=True)
+    return dict(done)
 
 
 def stem_of(config: ReidConfig, args: argparse.Namespace) -> str:

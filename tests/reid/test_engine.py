@@ -158,6 +158,20 @@ def test_reranking_gets_true_distances_where_torchreid_squares_squares(make: Mak
     assert order == 1.0
 
 
+def test_every_step_has_its_own_randomness(make: Make) -> None:
+    """Dropout, for example, draws what it would have drawn without an interruption."""
+    draws = []
+    for seed in (1, 2):
+        engine = make()
+        torch.manual_seed(seed)  # whatever was drawn before
+        engine.network.classifier.register_forward_hook(lambda *_: draws.append(torch.rand(1)))
+        for batch in engine.train_loader:
+            engine.forward_backward(batch)
+    half = len(draws) // 2
+    assert draws[:half] == draws[half:]
+    assert len({float(draw) for draw in draws}) > 1
+
+
 def test_other_identities_cannot_be_resumed(make: Make, tmp_path: Path) -> None:
     engine = make()
     engine.save()

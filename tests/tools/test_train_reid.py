@@ -30,7 +30,13 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(people: Path, *more: str) -> list[str]:
-    return ["--config", str(ROOT / "configs" / "reid" / "laptop.yaml"), f"root={people}", "tensorboard=false", *more]
+    return [
+        "--config",
+        str(ROOT / "configs" / "reid" / "laptop.yaml"),
+        f"root={people}",
+        "tensorboard=false",
+        *more,
+    ]
 
 
 def test_shrunk_run_seeds_and_evaluation(
@@ -47,7 +53,15 @@ def test_shrunk_run_seeds_and_evaluation(
     assert "of the images; every image is used within" in out
     assert tool.main(command(people, *run, "--resume")) == 0
     assert capsys.readouterr().out.count("(done before)") == 2
-    evaluation = ["--output", str(tmp_path / "r-seed0"), "--eval-only", "rerank=true", "k1=3", "k2=2", "ranked=0"]
+    evaluation = [
+        "--output",
+        str(tmp_path / "r-seed0"),
+        "--eval-only",
+        "rerank=true",
+        "k1=3",
+        "k2=2",
+        "ranked=0",
+    ]
     assert tool.main(command(people, *evaluation)) == 0
     out = capsys.readouterr().out
     assert "mAP_reranked" in out
