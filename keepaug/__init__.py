@@ -4,7 +4,20 @@ heat = saliency_map(model, images, labels, scale=0.5)
 loss = F.cross_entropy(model(keep(images, heat)), labels)
 """
 
-from keepaug.baselines import CutMix, Cutout, MixedLabels, RandomErasing, mixed_cross_entropy
+from keepaug.baselines import (
+    AttentiveCutMix,
+    CutMix,
+    Cutout,
+    GridMask,
+    ManifoldMixup,
+    MixedLabels,
+    Mixup,
+    RandomErasing,
+    consistent_cross_entropy,
+    mixed_cross_entropy,
+    mixed_inside,
+    three_views,
+)
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
 from keepaug.ops import cut, paste
 from keepaug.policies import TwoViews, aug_mix, auto_augment, rand_augment
@@ -12,25 +25,32 @@ from keepaug.regions import Regions, random_regions, region_mask, region_scores,
 from keepaug.saliency import saliency_map
 
 __all__ = [
+    "AttentiveCutMix",
     "CutMix",
     "Cutout",
+    "GridMask",
     "KeepCutMix",
     "KeepCutout",
     "KeepPaste",
     "KeepRandomErasing",
+    "ManifoldMixup",
     "MixedLabels",
+    "Mixup",
     "RandomErasing",
     "Regions",
     "TwoViews",
     "aug_mix",
     "auto_augment",
+    "consistent_cross_entropy",
     "cut",
     "mixed_cross_entropy",
+    "mixed_inside",
     "paste",
     "rand_augment",
     "random_regions",
     "region_mask",
     "region_scores",
     "saliency_map",
+    "three_views",
     "sample_regions",
 ]

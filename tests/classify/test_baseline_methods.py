@@ -305,3 +305,36 @@ def test_a_network_learns_with_it(method: str, tmp_path: Path) -> None:
     after = train(settings, tmp_path / "run")["accuracy"]
     assert before < 75
     assert after > 85, (before, after)
+
+
+@pytest.mark.parametrize("method", ["grid_mask", "aug_mix", "attentive_cutmix", "mixup", "manifold_mixup"])
+def test_bf16_and_channels_last(
+    method: str, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network sees channels_last inputs whatever the method did to them, and the weights stay float32."""
+    seen = []
+    real = loop.loss_of
+
+    def noted(output, targets, settings):
+        seen.append(output.dtype)
+        return real(output, targets, settings)
+
+    monkeypatch.setattr(loop, "loss_of", noted)
+    formats = []
+    built = loop.build_network
+
+    def spied(*args, **options):
+        network = built(*args, **options)
+        network.register_forward_pre_hook(
+            lambda module, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        return network
+
+    monkeypatch.setattr(loop, "build_network", spied)
+    more = ["precision=bf16", "channels_last=true", "attention=features", "epochs=1"]
+    train(config(drawn, f"method={method}", *more), tmp_path)
+    assert set(seen) == {torch.bfloat16}
+    assert formats
+    assert all(formats)
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)["state_dict"]
+    assert weights["fc.weight"].dtype == torch.float32
