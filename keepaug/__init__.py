@@ -51,6 +51,6 @@ __all__ = [
     "region_mask",
     "region_scores",
     "saliency_map",
-    "three_views",
     "sample_regions",
+    "three_views",
 ]
