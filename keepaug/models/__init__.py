@@ -1,6 +1,6 @@
 """Networks for classification, and the early head."""
 
-from keepaug.models.drop_resnet import drop_options, schedule_drops
+from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.networks import ARCHITECTURES, build_network, check_arch
 
@@ -9,6 +9,5 @@ __all__ = [
     "EarlyHeadNetwork",
     "build_network",
     "check_arch",
-    "drop_options",
     "schedule_drops",
 ]

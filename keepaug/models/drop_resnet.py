@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-__all__ = ["DropBlock", "DropPath", "drop_block", "drop_options", "drop_resnet", "schedule_drops"]
+__all__ = ["DropBlock", "DropPath", "drop_block", "drop_resnet", "schedule_drops"]
 
 LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -23,16 +23,6 @@ LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
 }
 BLOCK_SIZE = 7
-_OPTIONS = {"dropout": {"dropout": 0.3}, "drop_path": {"drop_path": 0.1}, "drop_block": {"drop_block": 0.1}}
-
-
-def drop_options(method: str) -> dict[str, float]:
-    """What `build_network` needs for a method of table 6: the best setting that the DropBlock paper reports.
-
-    Args:
-        method: "dropout" (keep 0.7), "drop_path" or "drop_block" (keep 0.9); any other: nothing.
-    """
-    return dict(_OPTIONS.get(method, {}))
 
 
 def drop_block(features: Tensor, probability: Tensor, *, block_size: int = BLOCK_SIZE) -> Tensor:
@@ -142,7 +132,7 @@ def drop_resnet(
     Args:
         arch: resnet18, resnet34, resnet50 or resnet101.
         num_classes: size of the output.
-        dropout: probability, 1 - keep_prob (0.3 in the paper).
+        dropout: probability, 1 - keep_prob; 0.3 in the paper's table 1.
         drop_path: the same, 0.1.
         drop_block: the same, 0.1.
 

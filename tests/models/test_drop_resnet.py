@@ -9,7 +9,7 @@ from torchvision.models import resnet50
 from torchvision.ops import drop_block2d
 
 from keepaug import saliency_map
-from keepaug.models import build_network, drop_options, schedule_drops
+from keepaug.models import build_network, schedule_drops
 from keepaug.models.drop_resnet import DropBlock, DropPath, drop_block
 
 ALL = {"dropout": 0.3, "drop_path": 0.1, "drop_block": 0.1}
@@ -135,8 +135,7 @@ def test_schedule_is_linear_and_dropout_is_fixed() -> None:
 @pytest.mark.parametrize("method", ["dropout", "drop_path", "drop_block"])
 def test_the_methods_of_table_6_act_in_training_alone(method: str) -> None:
     torch.manual_seed(0)
-    options = drop_options(method)
-    network = build_network("resnet18", 5, **{key: 0.5 for key in options})
+    network = build_network("resnet18", 5, **{method: 0.5})
     images, labels = torch.randn(8, 3, 64, 64), torch.arange(8) % 5
     network.train()
     assert not torch.allclose(network(images), network(images))
@@ -144,14 +143,6 @@ def test_the_methods_of_table_6_act_in_training_alone(method: str) -> None:
     assert torch.equal(heat, saliency_map(network, images, labels))
     network.eval()
     assert torch.equal(network(images), network(images))
-
-
-def test_options_of_the_methods() -> None:
-    # Table 1 of the DropBlock paper: keep_prob 0.7, 0.9 and 0.9.
-    assert drop_options("dropout") == {"dropout": 0.3}
-    assert drop_options("drop_path") == {"drop_path": 0.1}
-    assert drop_options("drop_block") == {"drop_block": 0.1}
-    assert drop_options("keep_cutmix") == {}
 
 
 def test_errors() -> None:
