@@ -3,7 +3,9 @@
     python tools/show_regions.py --image cat.jpg --weights weights.pt --output regions.png
     python tools/show_regions.py --image cat.jpg --torchvision resnet50.pth --label 281 --output regions.png
 
-Columns: the image, its saliency, Cutout, KeepCutout, RandAugment, KeepRandAugment. White: the regions chosen.
+Columns, in figure 1's order: the image, Cutout, RandAugment, saliency, KeepCutout, KeepRandAugment. White: the regions chosen.
+Cutout and KeepCutout draw from one seed, so that KeepCutout moves only where it must; `--contrast` shows a Cutout that it would
+refuse.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from keepaug import Cutout, KeepCutout, KeepPaste, Regions, TwoViews, rand_augment, saliency_map
+from keepaug import (
+    Cutout,
+    KeepCutout,
+    KeepPaste,
+    Regions,
+    TwoViews,
+    rand_augment,
+    saliency_map,
+    sample_regions,
+)
 from keepaug.data.batch_transforms import normalise
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.data.images import decode
@@ -25,7 +36,7 @@ from keepaug.models.networks import ARCHITECTURES, build_network
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.seeds import make_generator
 
-TITLES = ("image", "saliency", "Cutout", "KeepCutout", "RandAugment", "KeepRandAugment")
+TITLES = ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandAugment")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tau", type=float, default=0.6, help="quantile")
     add("--label", type=int, help="class whose logit counts; default: the largest logit")
     add("--magnitude", type=int, default=15, help="of RandAugment")
+    add("--contrast", action="store_true", help="show a Cutout among the regions that KeepCutout refuses")
     add("--seed", type=int, default=0, help="of the regions and the policy")
     return parser
 
@@ -109,15 +121,17 @@ def panels(
     cutout, keep = Cutout(size, placement="inside"), KeepCutout(size, tau=args.tau)
     paste = KeepPaste(size, args.tau)
     plain, kept = cutout.sample(clean, generator=generator()), keep.sample(clean, heat, generator=generator())
+    if args.contrast:
+        plain = sample_regions(heat, size, tau=args.tau, prefer="high", generator=generator())
     pasted = paste.sample(clean, heat, generator=generator())
     grey = (heat / heat.max().clamp(min=1e-12)).sqrt()[0].expand(3, -1, -1) * 255
     scale = max(1, round(192 / args.side))
     return [
         framed(clean[0], scale=scale),
-        framed(grey, scale=scale),
         framed(cutout(clean, regions=plain)[0], plain, scale),
-        framed(keep(clean, heat, regions=kept)[0], kept, scale),
         framed(strong[0], scale=scale),
+        framed(grey, scale=scale),
+        framed(keep(clean, heat, regions=kept)[0], kept, scale),
         framed(paste(clean, strong, regions=pasted)[0], pasted, scale),
     ]
 

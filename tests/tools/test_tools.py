@@ -70,6 +70,10 @@ def test_show_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     base = ["--torchvision", str(tmp_path / "w.pth"), "--side", "64", "--output", str(tmp_path / "o.png")]
     assert show.main(["--image", str(tmp_path / "i.png"), "--arch", "resnet18", *base]) == 0
     assert Image.open(tmp_path / "o.png").width > 6 * 190
+    plain = (tmp_path / "o.png").read_bytes()
+    assert show.TITLES == ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandAugment")
+    assert show.main(["--image", str(tmp_path / "i.png"), "--arch", "resnet18", "--contrast", *base]) == 0
+    assert (tmp_path / "o.png").read_bytes() != plain
     assert show.main(["--image", str(tmp_path / "i.png"), *base]) == 2
     assert "is no resnet50" in capsys.readouterr().err
     assert show.main(["--image", str(tmp_path / "w.pth"), "--arch", "resnet18", *base]) == 2
