@@ -80,9 +80,14 @@ def fill_table(table: Mapping[str, Any], groups: Sequence[Group]) -> FilledTable
             found = None
             if metric is not None and column is not None:
                 wanted = {**table["match"], **row.get("match", {}), **column}
-                found = next((group for group in candidates if _fits(group, wanted)), None)
+                fitting = [group for group in candidates if _fits(group, wanted)]
+                found = max(fitting, key=lambda group: len(group.results), default=None)
+                others = len(fitting) - 1
             num_run += found is not None
-            cells.append((printed, found.cell(metric) if found else NOT_RUN, _remark(found) if found else ""))
+            remark = _remark(found) if found else ""
+            if found and others:
+                remark += f"; {others} more with other settings"
+            cells.append((printed, found.cell(metric) if found else NOT_RUN, remark))
         rows.append((row["name"], cells))
     left_out = [group for group in groups if not group.comparable and _fits_anywhere(group, table)]
     number = sum(len(group.results) for group in left_out)

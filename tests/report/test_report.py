@@ -100,6 +100,18 @@ def test_a_different_setting_is_another_group(tmp_path: Path) -> None:
     assert len(aggregate(read_results(tmp_path))) == 2
 
 
+def test_of_several_settings_the_one_with_most_seeds_is_shown_and_the_rest_named(tmp_path: Path) -> None:
+    path = cifar(tmp_path / "a", 0, 90.0)
+    content = json.loads(path.read_text())
+    content["config"]["lr"] = 0.2
+    path.write_text(json.dumps(content))
+    for seed in (0, 1):
+        cifar(tmp_path / f"b{seed}", seed, 96.0)
+    ours, remark = dict(table("1", tmp_path).rows)["KeepCutout"][0][1:]
+    assert ours == "96.0 ± 0.0 (2 seeds)"
+    assert remark.endswith("; 1 more with other settings")
+
+
 class Page(HTMLParser):
     void = ("meta", "img", "br", "link", "rect")
 
