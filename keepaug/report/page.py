@@ -28,6 +28,8 @@ _CAPTIONS = {
     "pictures": "From top to bottom: the image, what the saliency map sees, what the network is trained on.",
     "regions": "White frame: the object's box; coloured frame: what the augmentation cuts. Same sizes, same random numbers.",
     "predictions": "Left: ground truth; right: predictions.",
+    "ranked": "Left: the query; then the nearest gallery images, right ones framed green, wrong ones red, with camera and distance.",
+    "erasing": "The image, its saliency map, and what random erasing and KeepRandomErasing erase.",
 }
 
 

@@ -327,17 +327,20 @@ def test_best_and_last_are_kept(market: Path, tmp_path: Path, monkeypatch: pytes
     assert result["dataset"]["sizes"] == {"train": 18, "query": 4, "gallery": 8}
 
 
-def test_training_from_a_csv_file(market: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cameras", ["use", "none"])
+def test_training_from_a_csv_file(market: Path, tmp_path: Path, cameras: str) -> None:
     file = tmp_path / "data.csv"
     rows = ["path,identity,camera,split"]
     for path in sorted(market.rglob("*.png")):
         split = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}[
             path.parent.name
         ]
-        identity, camera = path.name[:4], path.name[6]
+        identity, camera = path.name[:4], path.name[6] if cameras == "use" else ""
         rows.append(f"{path},{identity},{camera},{split}")  # images outside the file's folder
     file.write_text("\n".join(rows) + "\n")
-    config = tiny_config(file, "layout=csv", "arch=torchreid:osnet_x0_25", "max_steps=1")
+    config = tiny_config(
+        file, "layout=csv", "arch=torchreid:osnet_x0_25", "max_steps=1", f"cameras={cameras}"
+    )
     world = setup("cpu")
     manager = open_manager(config, world)
     engine = KeepEngine(manager, build(config, manager.num_train_pids), config, world, output=tmp_path)
