@@ -247,11 +247,13 @@ def test_batch_norm_elsewhere_is_left_alone() -> None:
     norm, pixels = nn.BatchNorm2d(3), torch.randn(2, 3, 4, 4)
     with _AffineBatchNorm():
         in_training = norm.train()(pixels)
-        trainable = norm.eval()(pixels)
+        frozen = norm.requires_grad_(False)(pixels.requires_grad_())
+        trainable = norm.requires_grad_(True).eval()(pixels)
         half = norm.requires_grad_(False)(pixels.bfloat16().requires_grad_())
-    for value in (in_training, trainable, half):
+    for value in (in_training, frozen, trainable, half):
         assert "BatchNorm" in type(value.grad_fn).__name__
-    assert norm.num_batches_tracked == 1
+    assert torch.equal(frozen, in_training)
+    assert norm.num_batches_tracked == 2
 
 
 def test_a_resnets_map_and_its_choice_of_regions_are_those_of_plain_autograd() -> None:
