@@ -117,6 +117,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=128)
     add("--side", type=int, default=32, help="pixels")
     add("--rounds", type=int, default=7)
+    add(
+        "--processor-time",
+        action="store_true",
+        help="saliency, pipeline: of this process, where others run too",
+    )
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--workers", type=int, default=0, help="pipeline: also with that many decoding processes")
     add(

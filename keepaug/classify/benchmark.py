@@ -90,7 +90,7 @@ def saliency_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
         variants |= {mode: case.pass_of(mode) for mode in SALIENCY}
         variants |= case.augmentations()
         rounds = 1 if args.shrink else args.rounds if arch == "resnet18" else max(2, args.rounds // 2)
-        seconds = interleaved(variants, rounds, device)
+        seconds = interleaved(variants, rounds, device, processor_time=args.processor_time)
         base = seconds["train step"]
         rows.append([case.name, f"{1000 * base:.1f}", "", "1.000", "1.00" if arch in PAPER_RATIOS else ""])
         for name, value in list(seconds.items())[1:]:
@@ -106,7 +106,7 @@ def saliency_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
             )
         figures[arch] = {n: value / base for n, value in seconds.items()} | {"train step (s)": base}
     head = [
-        f"{device.type}, {torch.get_num_threads()} thread(s)",
+        f"{device.type}, {torch.get_num_threads()} thread(s){', processor time' if args.processor_time else ''}",
         "ms",
         "share of a step",
         "step with it",
@@ -138,7 +138,7 @@ def pipeline_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
                             normalise(view.to(device), CIFAR_MEAN, CIFAR_STD)
 
             variants[f"{name}, {workers} workers"], images[f"{name}, {workers} workers"] = run, num
-    seconds = interleaved(variants, 1 if args.shrink else 3, device)
+    seconds = interleaved(variants, 1 if args.shrink else 3, device, processor_time=args.processor_time)
     speed = {name: images[name] / value for name, value in seconds.items()}
     base = speed["train step"]
     rows = [[name, f"{value:.0f}", f"{value / base:.1f}"] for name, value in speed.items()]

@@ -15,18 +15,30 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def interleaved(
-    variants: dict[str, Callable[[], object]], rounds: int, device: torch.device
+    variants: dict[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    *,
+    processor_time: bool = False,
 ) -> dict[str, float]:
-    """Median seconds of each variant, taking turns, after one round of warming up."""
+    """Median seconds of each variant, taking turns, after one round of warming up.
+
+    Args:
+        variants: what to time, by name.
+        rounds: how often each is timed.
+        device: where they compute; a GPU is waited for.
+        processor_time: count this process's time on the processor, not the clock's: for a busy machine, and one thread.
+    """
+    now = time.process_time if processor_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, call in variants.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = now()
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(now() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
