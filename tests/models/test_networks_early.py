@@ -38,6 +38,7 @@ def test_early_head_changes_nothing_but_adds_logits(after: str, arch: str) -> No
     early = EarlyHeadNetwork(network, after=after)
     images = torch.randn(2, 3, 48, 48)
     torch.testing.assert_close(early.eval()(images), network.eval()(images))
+    torch.testing.assert_close(early._split.both(images)[1], network(images))
     logits, early_logits = early.train()(images)
     assert logits.shape == early_logits.shape == (2, 5)
     torch.testing.assert_close(
@@ -168,7 +169,9 @@ def test_early_head_of_each_torchvision_family(arch: str) -> None:
 def test_early_head_of_timm_networks(arch: str) -> None:
     pytest.importorskip("timm")
     early = check_early_head(build_network(f"timm:{arch}", 5), 64)
-    assert early.head.in_features == 64  # layer1, not the stem's activation
+    ran, _ = ran_layers(early.network)
+    early.eval().forward_early(torch.randn(1, 3, 64, 64))
+    assert {name.partition(".")[0] for name in ran} == {"conv1", "bn1", "act1", "maxpool", "layer1"}
 
 
 @pytest.mark.slow

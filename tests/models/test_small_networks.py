@@ -108,7 +108,7 @@ def test_pyramid_net_widens_by_alpha_in_equal_steps() -> None:
 def test_initialisation() -> None:
     torch.manual_seed(0)
     network = build_network("wrn16_4", 10)
-    weight = network.stages[2][1].conv2.weight
+    weight = network.stages[2][0].conv1.weight  # 128 to 256 channels
     assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
     assert weight.mean().abs() < 1e-3
     assert not network.fc.bias.any()
