@@ -127,9 +127,16 @@ def test_train_detector_command_line_is_detectron2s() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)])
+@pytest.mark.parametrize(
+    ("engine", "processes"),
+    [
+        ("torchvision", 1),
+        pytest.param("detectron2", 1, marks=pytest.mark.detectron2),
+        pytest.param("detectron2", 2, marks=pytest.mark.detectron2),
+    ],
+)
 def test_train_detector_trains_evaluates_and_scores_again(
-    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: str, processes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from keepaug.data.synthetic import write_detection
 
@@ -142,6 +149,8 @@ def test_train_detector_trains_evaluates_and_scores_again(
         engine,
         "--data-root",
         str(root),
+        "--num-gpus",
+        str(processes),
     ]
     opts = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "OUTPUT_DIR", str(tmp_path / "run")]
     assert detect.main([*config, "--draw", "2", *opts]) == 0
