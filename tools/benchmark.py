@@ -6,7 +6,8 @@
 Sections: `saliency` (table 3 of the paper as ratios: a step with each saliency pass, and the augmentation calls alone), `pipeline`
 (images per second of the input beside a step's), `regions` (ways of choosing a region below the quantile), `fidelity` (share of
 regions that an approximation, or a map carried over from an earlier epoch, allows and the exact map forbids); and, only when
-named, `reid_evaluation`, `reid_reranking` (3 minutes, 10 GB where torchreid is installed) and `reid_large_gallery` (6 GB).
+named, `uda` (what Keep adds to a UDA step, a minute), `reid_evaluation`, `reid_reranking` (3 minutes, 10 GB where torchreid is
+installed) and `reid_large_gallery` (6 GB).
 The variants take turns, so that a change of the machine's speed hits all of them; the median of the rounds counts.
 """
 
@@ -84,6 +85,7 @@ SECTIONS: dict[str, Section] = {
     "reid_evaluation": _lazily("reid.benchmark", "evaluation_section"),
     "reid_reranking": _lazily("reid.benchmark", "reranking_section"),
     "reid_large_gallery": _lazily("reid.benchmark", "large_gallery_section"),
+    "uda": _lazily("ssl_uda.benchmark", "uda_section"),
 }
 
 
@@ -112,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--arch",
         action="append",
-        help="saliency, pipeline: a network; may be repeated; default: those of table 3",
+        help="saliency, pipeline, uda: a network; may be repeated; default: those of table 3, and wrn28_2",
     )
     add("--batch", type=int, default=128)
     add("--side", type=int, default=32, help="pixels")
@@ -120,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--processor-time",
         action="store_true",
-        help="saliency, pipeline: of this process, where others run too",
+        help="saliency, pipeline, uda: of this process, where others run too",
     )
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--workers", type=int, default=0, help="pipeline: also with that many decoding processes")

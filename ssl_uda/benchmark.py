@@ -1,0 +1,150 @@
+"""What KeepRandAugment adds to a UDA step, for `tools/benchmark.py uda`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from keepaug.ops import paste
+from keepaug.runs.timing import Table, interleaved
+from ssl_uda.augment import draw_step, finish_strong, make_views, weak_view
+from ssl_uda.config import UdaConfig
+from ssl_uda.loop import build
+from ssl_uda.losses import supervised_losses
+from ssl_uda.policy import OPERATIONS, Draws, apply_policy
+from ssl_uda.step import look, sample_paste, uda_loss
+
+__all__ = ["uda_section"]
+
+
+def uda_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+    """The plain UDA step of the recipe (on a CPU an eighth of its batch) against what is added to it."""
+    named = [arch for arch in args.arch or [] if arch.startswith("wrn")]
+    arch = named[0] if named else ("wrn10_1" if args.shrink else "wrn28_2")
+    batch_size = 2 if args.shrink else (64 if device.type == "cuda" else 8)
+    config = UdaConfig(arch=arch, batch_size=batch_size, method="rand_augment")
+    torch.manual_seed(0)
+    network = build(config, 10).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    num = config.batch_size * config.unlabelled_ratio
+    pool = torch.randint(256, (num, 3, 32, 32), dtype=torch.uint8, device=device)
+    labels = torch.randint(10, (config.batch_size,), device=device)
+    draws = draw_step(config, 0, (32, 32))
+    mean = std = (0.5, 0.5, 0.5)
+    images = torch.randn(config.batch_size, 3, 32, 32, device=device)
+    views = make_views(pool, draws, config, mean, std)
+    clean = views.clean.contiguous(memory_format=torch.channels_last)
+    heat = torch.rand(num, 32, 32, device=device)
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+
+    def prepare() -> None:
+        """Everything that a plain step does before the network."""
+        drawn = draw_step(config, 1, (32, 32))
+        weak_view(pool[: config.batch_size], drawn.labelled_seeds, config)
+        finish_strong(make_views(pool, drawn, config, mean, std), None, drawn, config)
+
+    def train(settings: UdaConfig, target: Tensor | None) -> None:
+        with autocast():
+            parts = uda_loss(network, images, labels, views, target, settings, 0, 10)
+        optimizer.zero_grad()
+        parts.total.backward()
+        optimizer.step()
+
+    def step() -> None:
+        prepare()
+        train(config, None)
+
+    def supervised() -> None:
+        with autocast():
+            loss = supervised_losses(network(images), labels).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def saliency(scale: float) -> None:
+        settings = UdaConfig(saliency_scale=scale)
+        with autocast():
+            look(network, clean, settings)
+
+    def eval_step(scale: float) -> None:
+        """target_mode=eval with Keep: target and saliency before, labelled and strong images in training mode."""
+        settings = UdaConfig(arch=arch, target_mode="eval", saliency_scale=scale)
+        prepare()
+        with autocast():
+            target, _ = look(network, clean, settings)
+        train(settings, target)
+
+    def select() -> None:
+        paste(views.clean, views.strong, sample_paste(heat, views.clean, config, 0))
+
+    variants = {
+        "plain UDA step": step,
+        "supervised step": supervised,
+        "saliency, low resolution": functools.partial(saliency, 0.5),
+        "saliency, full resolution": functools.partial(saliency, 1.0),
+        "region selection and paste": select,
+        "views, policy and Cutout (in the plain step)": prepare,
+        "policy alone, batched": lambda: apply_policy(pool, draws.policy),
+        "policy alone, torchvision image by image": lambda: one_by_one(pool, draws.policy),
+        "Keep step, target_mode=eval, low resolution": functools.partial(eval_step, 0.5),
+        "Keep step, target_mode=eval, full, shared pass": functools.partial(eval_step, 1.0),
+    }
+    rounds = 1 if args.shrink else args.rounds
+    seconds = interleaved(variants, rounds, device, processor_time=args.processor_time)
+    base = seconds["plain UDA step"]
+    rows = [[name, f"{1000 * value:.1f}", f"{value / base:.3f}"] for name, value in seconds.items()]
+    title = f"{arch}, {config.batch_size} + 2 x {num} images, 32 px{', bf16' if args.bf16 else ''}"
+    figures = {name: value / base for name, value in seconds.items()} | {"plain UDA step (s)": base}
+    return ([title, "ms", "share of the plain UDA step"], rows), figures
+
+
+def one_by_one(images: Tensor, draws: Draws) -> Tensor:
+    """The policy as usual, a call for each image and operation; close to `apply_policy`, not equal to the bit."""
+    done = []
+    for number, image in enumerate(images):
+        for turn in range(draws.operation.shape[1]):
+            if not draws.applied[number, turn]:
+                continue
+            level = int(draws.level[number, turn])
+            sign = -1 if draws.negative[number, turn] else 1
+            image = _usual(OPERATIONS[int(draws.operation[number, turn])], image, level, sign)
+        done.append(image)
+    return torch.stack(done)
+
+
+def _usual(name: str, image: Tensor, level: int, sign: int) -> Tensor:
+    strength = level * 0.18 + 0.1
+    match name:
+        case "Invert":
+            return tv.invert(image)
+        case "AutoContrast":
+            return tv.autocontrast(image)
+        case "Equalize":
+            return tv.equalize(image)
+        case "Posterize":
+            return tv.posterize(image, 4 - int(level * 0.4))
+        case "Solarize":
+            return tv.solarize(image, 256 - int(level * 25.6))
+        case "Color":
+            return tv.adjust_saturation(image, strength)
+        case "Contrast":
+            return tv.adjust_contrast(image, strength)
+        case "Brightness":
+            return tv.adjust_brightness(image, strength)
+        case "Sharpness":
+            return tv.adjust_sharpness(image, strength)
+        case "Cutout":
+            return tv.erase(
+                image, 8, 8, level, level, torch.zeros(3, 1, 1, dtype=torch.uint8, device=image.device)
+            )
+    angle = sign * level * 3.0 if name == "Rotate" else 0.0
+    move = [sign * level if name == "TranslateX" else 0, sign * level if name == "TranslateY" else 0]
+    shear = [sign * level * 1.7 if name == "ShearX" else 0.0, sign * level * 1.7 if name == "ShearY" else 0.0]
+    return tv.affine(image, angle, move, 1.0, shear)
