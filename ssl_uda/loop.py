@@ -316,7 +316,7 @@ def _finish(run: _Run, output: Path, folder: RunFolder | None, seconds: float) -
     _save_weights(run, output / "weights.pt")
     artifacts = {"weights": "weights.pt", "labels": LABELS}
     if config.pictures:
-        artifacts["pictures"] = _draw(run, output / "views.png").name
+        artifacts["views"] = _draw(run, output / "views.png").name
     write_result(
         output,
         kind="ssl_uda",

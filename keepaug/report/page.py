@@ -26,6 +26,7 @@ _KINDS = {
 }
 _CAPTIONS = {
     "pictures": "From top to bottom: the image, what the saliency map sees, what the network is trained on.",
+    "views": "From top to bottom: the image, what the saliency map sees, the strong view, the strong view with what is kept.",
     "regions": "White frame: the object's box; coloured frame: what the augmentation cuts. Same sizes, same random numbers.",
     "predictions": "Left: ground truth; right: predictions.",
     "ranked": "Left: the query; then the nearest gallery images, right ones framed green, wrong ones red, with camera and distance.",
@@ -73,6 +74,10 @@ def _label(group: Group) -> str:
     if first["kind"] == "detection":
         backbone = (first["extra"].get("backbone") or {}).get("provenance", {}).get("method")
         return f"{first['name']}, backbone: {backbone or 'random weights'}, engine: {first['engine']}"
+    if first["kind"] == "reid":
+        return f"{config['recipe']} ({config['arch']}, {first['name']})"
+    if first["kind"] == "ssl_uda":
+        return f"{config['method']} ({config['arch']}, {config['num_labels']} labels)"
     return "Regions" if first["kind"] == "fidelity" else str(first["name"])
 
 
