@@ -139,7 +139,8 @@ def _rates(groups: Sequence[Group]) -> list[tuple[str, float, float, str]]:
 def table_markdown(table: FilledTable) -> str:
     """A table of the paper with ours beside it."""
     head = ["", *[f"{column}: paper" + " | " + f"{column}: ours" for column in table.columns]]
-    lines = [f"### Table {table.id}: {table.title}", "", "| " + " | ".join(head) + " |"]
+    note = [table.note, ""] if table.note else []
+    lines = [f"### Table {table.id}: {table.title}", "", *note, "| " + " | ".join(head) + " |"]
     lines.append("|" + "---|" * (1 + 2 * len(table.columns)))
     for name, cells in table.rows:
         parts = [f"{printed} | {ours}{f' ({remark})' if remark else ''}" for printed, ours, remark in cells]

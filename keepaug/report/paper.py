@@ -30,6 +30,7 @@ class FilledTable:
         rows: name, and for each column (the paper's number, ours or "not run", a remark on ours).
         num_run: cells that have been run.
         num_left_out: runs that would fit a cell but for drawn data, fewer steps or another engine.
+        note: what a reader must know about the printed numbers.
     """
 
     id: str
@@ -38,6 +39,7 @@ class FilledTable:
     rows: list[tuple[str, list[tuple[str, str, str]]]]
     num_run: int
     num_left_out: int = 0
+    note: str = ""
 
 
 def load_paper() -> list[dict[str, Any]]:
@@ -91,7 +93,8 @@ def fill_table(table: Mapping[str, Any], groups: Sequence[Group]) -> FilledTable
         rows.append((row["name"], cells))
     left_out = [group for group in groups if not group.comparable and _fits_anywhere(group, table)]
     number = sum(len(group.results) for group in left_out)
-    return FilledTable(str(table["id"]), table["title"], list(table["columns"]), rows, num_run, number)
+    note = table.get("note", "")
+    return FilledTable(str(table["id"]), table["title"], list(table["columns"]), rows, num_run, number, note)
 
 
 def _fits_anywhere(group: Group, table: Mapping[str, Any]) -> bool:

@@ -174,7 +174,7 @@ def test_every_method_runs_and_records_itself(method: str, drawn: Path, tmp_path
     assert any(
         not torch.equal(weights["state_dict"][key], value) for key, value in averaged.state_dict().items()
     )
-    assert (tmp_path / result["artifacts"]["pictures"]).stat().st_size > 1000
+    assert (tmp_path / result["artifacts"]["views"]).stat().st_size > 1000
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert ("train/mask_rate" in lines[0]) == (method != "supervised")
 
