@@ -2,6 +2,7 @@
 
     python tools/train_classifier.py --config configs/classify/cifar10.yaml root=DATA method=keep_cutout seed=1
     torchrun --nproc-per-node 8 tools/train_classifier.py --config configs/classify/imagenet.yaml root=IMAGENET
+    python tools/train_classifier.py --config ... --seeds 0 1 2     one run after the other, then mean and spread
 
 Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an interruption and
 ends with the same weights.
@@ -10,14 +11,15 @@ ends with the same weights.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from keepaug.classify import ClassifyConfig, train
+from keepaug.runs.command import config_parser, is_main, shown, split_settings, summary
 from keepaug.runs.config import load_config
 from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.result import FILE_NAME, read_result
 
 SHRINK = [
     "epochs=1",
@@ -30,47 +32,40 @@ SHRINK = [
 ]
 
 
-def settings_help() -> str:
-    lines = ["settings (key=value):"]
-    for field in dataclasses.fields(ClassifyConfig):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-        choices = field.metadata.get("choices")
-        notes = [field.metadata.get("help") or "", " | ".join(map(str, choices)) if choices else ""]
-        lines.append(f"  {field.name}={default}  {'; '.join(note for note in notes if note)}".rstrip())
-    return "\n".join(lines)
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=settings_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    return config_parser(
+        __doc__, ClassifyConfig, configs="configs/classify", output="runs/NAME-METHOD-seedSEED"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configs/classify")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="run folder; default runs/NAME-METHOD-seedSEED"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
-    parser.add_argument("--shrink", action="store_true", help="a few steps on a few images: does it run?")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    return parser
+
+
+def run_one(args: argparse.Namespace, settings: list[str], seed: int | None) -> dict[str, float]:
+    config = load_config(ClassifyConfig, args.config, settings + ([] if seed is None else [f"seed={seed}"]))
+    stem = config.name or (args.config.stem if args.config else config.dataset)
+    base = args.output or Path("runs") / f"{stem}-{config.method}"
+    named = seed is None and args.output is not None
+    output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
+    if args.resume and seed is not None and (output / FILE_NAME).is_file():
+        metrics: dict[str, float] = read_result(output / FILE_NAME)["metrics"]
+    else:
+        metrics = train(config, output, resume=args.resume)
+    if is_main():
+        print(f"{output}: {shown(metrics)}", flush=True)
+    return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     try:
-        config = load_config(ClassifyConfig, args.config, (SHRINK if args.shrink else []) + args.overrides)
-        stem = config.name or (args.config.stem if args.config else config.dataset)
-        output = args.output or Path("runs") / f"{stem}-{config.method}-seed{config.seed}"
-        metrics = train(config, output, resume=args.resume)
+        seeds, settings = split_settings(args.seeds, (SHRINK if args.shrink else []) + args.overrides)
+        results = [run_one(args, settings, seed) for seed in seeds or [None]]
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, ImportError, NonFiniteLossError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{output}: " + ", ".join(f"{key} {value:.2f}" for key, value in metrics.items()))
+    if seeds and is_main():
+        print(summary(results))
     return 0
 
 

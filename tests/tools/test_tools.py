@@ -95,7 +95,35 @@ def test_train_classifier_says_what_is_wrong(tmp_path: Path, capsys: pytest.Capt
     assert "no folder /nowhere" in capsys.readouterr().err
     assert train.main(["--config", config, "methd=cutout"]) == 2
     assert "did you mean method?" in capsys.readouterr().err
-    assert "keep_cutmix" in train.settings_help()
+    assert "keep_cutmix" in train.build_parser().format_help()
+
+
+def test_train_classifier_runs_seeds_and_does_not_repeat_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from keepaug.data.synthetic import write_classification
+
+    train = tool("train_classifier")
+    root = write_classification(tmp_path / "d", num_train=16, num_val=8, num_classes=4, size=(32, 32))
+    config = str(ROOT / "configs" / "classify" / "laptop.yaml")
+    call = [
+        "--config",
+        config,
+        "--output",
+        str(tmp_path / "run"),
+        "--shrink",
+        "--seeds",
+        "0",
+        "1",
+        f"root={root}",
+    ]
+    assert train.main([*call, "pictures=false", "tensorboard=false"]) == 0
+    results = [tmp_path / f"run-seed{seed}" / "result.json" for seed in (0, 1)]
+    assert [json.loads(path.read_text())["seed"] for path in results] == [0, 1]
+    assert "(2 seeds)" in capsys.readouterr().out
+    before = [path.stat().st_mtime_ns for path in results]
+    assert train.main([*call, "pictures=false", "tensorboard=false", "--resume"]) == 0
+    assert [path.stat().st_mtime_ns for path in results] == before
 
 
 def test_train_detector_command_line_is_detectron2s() -> None:

@@ -1,0 +1,95 @@
+"""What the training tools' command lines share: `--config FILE --output DIR --resume --shrink key=value ...`, and seeds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from keepaug.runs.config import ConfigError
+
+__all__ = ["config_parser", "is_main", "settings_help", "shown", "split_settings", "summary"]
+
+
+def settings_help(settings: type) -> str:
+    """A line for each field of a settings class: default, meaning, allowed values."""
+    lines = ["settings (key=value):"]
+    for field in dataclasses.fields(settings):
+        default = field.default
+        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        choices = field.metadata.get("choices")
+        notes = [field.metadata.get("help") or "", " | ".join(map(str, choices)) if choices else ""]
+        lines.append(f"  {field.name}={default}  {'; '.join(note for note in notes if note)}".rstrip())
+    return "\n".join(lines)
+
+
+def config_parser(
+    description: str | None, settings: type, *, configs: str, output: str
+) -> argparse.ArgumentParser:
+    """A parser for `parse_intermixed_args`, so that options may follow settings.
+
+    Args:
+        description: of the tool.
+        settings: dataclass whose fields are listed by --help.
+        configs: the folder of its config files.
+        output: what `--output` is by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=settings_help(settings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help=f"YAML file, see {configs}")
+    add("--output", type=Path, metavar="DIR", help=f"run folder; default {output}")
+    add("--resume", action="store_true", help="go on with the run in the folder")
+    add(
+        "--seeds",
+        nargs="+",
+        default=[],
+        metavar="SEED",
+        help="one run each, in OUTPUT-seedN; then mean and spread",
+    )
+    add("--shrink", action="store_true", help="a few steps on a few images: does it run?")
+    add("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def split_settings(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Seeds and settings; `--seeds 0 1 lr=0.1` takes the setting for a seed, which is put right here.
+
+    Raises:
+        ConfigError: a seed that is no whole number, or a setting without "=".
+    """
+    settings = [*overrides, *(item for item in seeds if "=" in item)]
+    if wrong := [item for item in settings if "=" not in item]:
+        raise ConfigError(f"a setting must be key=value, got {', '.join(wrong)}")
+    numbers = [item for item in seeds if "=" not in item]
+    if wrong := [item for item in numbers if not item.isdecimal()]:
+        raise ConfigError(f"--seeds must be whole numbers from 0, got {', '.join(wrong)}")
+    return [int(item) for item in numbers], settings
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints: torchrun's first, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def shown(metrics: dict[str, float]) -> str:
+    """`accuracy 95.20, top5 99.80`."""
+    return ", ".join(f"{key} {value:.2f}" for key, value in metrics.items())
+
+
+def summary(results: Sequence[dict[str, float]]) -> str:
+    """Mean and sample standard deviation of each metric, a line each."""
+    lines = []
+    for key in results[0]:
+        values = [result[key] for result in results]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        lines.append(f"{key}: {statistics.mean(values):.2f} ± {spread:.2f} ({len(values)} seeds)")
+    return "\n".join(lines)
