@@ -86,10 +86,10 @@ def shown(metrics: dict[str, float]) -> str:
 
 
 def summary(results: Sequence[dict[str, float]]) -> str:
-    """Mean and sample standard deviation of each metric, a line each."""
+    """Mean and sample standard deviation of each metric, a line each; one seed has no deviation."""
     lines = []
     for key in results[0]:
         values = [result[key] for result in results]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        lines.append(f"{key}: {statistics.mean(values):.2f} ± {spread:.2f} ({len(values)} seeds)")
+        spread = f" ± {statistics.stdev(values):.2f} ({len(values)} seeds)" if len(values) > 1 else " (1 seed)"
+        lines.append(f"{key}: {statistics.mean(values):.2f}{spread}")
     return "\n".join(lines)

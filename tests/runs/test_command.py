@@ -43,4 +43,4 @@ def test_mistakes_are_named(seeds: list[str], overrides: list[str], named: str) 
 def test_mean_and_sample_deviation() -> None:
     assert shown({"accuracy": 50.0, "top5": 99.126}) == "accuracy 50.00, top5 99.13"
     assert summary([{"accuracy": 1.0}, {"accuracy": 3.0}]) == "accuracy: 2.00 ± 1.41 (2 seeds)"
-    assert summary([{"accuracy": 1.0}]) == "accuracy: 1.00 ± 0.00 (1 seeds)"
+    assert summary([{"accuracy": 1.0}]) == "accuracy: 1.00 (1 seed)"
