@@ -54,6 +54,7 @@ def test_divergence_by_hand() -> None:
 def test_target_has_no_gradient_and_both_losses_have_the_same() -> None:
     clean = torch.randn(6, 4, requires_grad=True)
     strong = torch.randn(6, 4, requires_grad=True)
+    assert not sharpened(clean, 0.4).requires_grad
     gradients = {}
     for kind in ("kl", "cross_entropy"):
         consistency_losses(sharpened(clean, 0.4), strong, kind).sum().backward()
