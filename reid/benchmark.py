@@ -1,0 +1,247 @@
+"""Evaluation and re-ranking against torchreid's, for `tools/benchmark.py`.
+
+Every variant starts from the features, so that the time of the distances is in all of them. Fast variants take turns in one
+process; memory, and the time of the slow ones, is measured in a process of its own: the largest resident size sampled every
+few milliseconds, less that with the features alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from keepaug.runs.seeds import make_generator
+from keepaug.runs.timing import Table, interleaved
+from reid.evaluate import evaluate
+from reid.rerank import rerank
+from reid.torchreid_api import torchreid_module
+
+__all__ = ["evaluation_section", "large_gallery_section", "measure", "reranking_section"]
+
+_MARKET = (3368, 15913, 2048)
+_LARGE = (3368, 515913, 2048)
+_SHRUNK = (40, 300, 32)
+
+
+class _Set(NamedTuple):
+    """Features and labels like those of a test set: 750 identities, 6 cameras, distractors of identity 0."""
+
+    query: Tensor
+    gallery: Tensor
+    labels: dict[str, Any]
+
+
+def _draw(size: tuple[int, int, int]) -> _Set:
+    queries, gallery, dimensions = size
+    generator = make_generator(0, "benchmark", "features")
+    centres = torch.randn(751, dimensions, generator=generator)
+    query_ids = torch.randint(1, 751, (queries,), generator=generator)
+    gallery_ids = torch.randint(0, 751, (gallery,), generator=generator)
+    # Of half a million images most are distractors: 20 matches a query as in Market-1501.
+    gallery_ids[15913:] = 0
+    labels = {
+        "query_ids": query_ids,
+        "gallery_ids": gallery_ids,
+        "query_cameras": torch.randint(1, 7, (queries,), generator=generator),
+        "gallery_cameras": torch.randint(1, 7, (gallery,), generator=generator),
+    }
+
+    def features(ids: Tensor) -> Tensor:
+        drawn = torch.empty(len(ids), dimensions)
+        for part, some in zip(drawn.split(2048), ids.split(2048), strict=True):
+            # About 0.25 of the mean average precision at 2048 dimensions.
+            part.normal_(generator=generator).mul_(2.5 * max(1, (dimensions / 32) ** 0.25)).add_(
+                centres[some]
+            )
+        return drawn
+
+    return _Set(features(query_ids), features(gallery_ids), labels)
+
+
+def _ours(data: _Set) -> object:
+    return evaluate(data.query, data.gallery, **data.labels)
+
+
+def _matmul(data: _Set) -> object:
+    """The distances alone, in the chunks that keep memory low."""
+    for part in data.query.split(512):
+        part @ data.gallery.T
+    return None
+
+
+def _whole_matmul(data: _Set) -> object:
+    return data.query @ data.gallery.T
+
+
+def _torchreid(name: str) -> Any:
+    """A module of torchreid, or None where there is none."""
+    try:
+        return torchreid_module(name)
+    except ImportError:
+        return None
+
+
+def _cython() -> Any:
+    """The compiled evaluation of torchreid evaluation: in its package, or `rank_cy` built elsewhere and on the path."""
+    found = _torchreid("metrics.rank_cylib.rank_cy")
+    if found is None:
+        try:
+            found = importlib.import_module("rank_cy")
+        except ModuleNotFoundError:
+            return None
+    return found.evaluate_cy
+
+
+def _labels(data: _Set) -> list[Any]:
+    names = ("query_ids", "gallery_ids", "query_cameras", "gallery_cameras")
+    return [data.labels[name].numpy() for name in names]
+
+
+def _cosine_distances(first: Tensor, second: Tensor) -> Any:
+    return (1 - F.normalize(first) @ F.normalize(second).T).numpy()
+
+
+def _torchreid_python(data: _Set) -> object:
+    score = _torchreid("metrics.rank").eval_market1501
+    return score(_cosine_distances(data.query, data.gallery), *_labels(data), max_rank=50)
+
+
+def _torchreid_cython(data: _Set) -> object:
+    return _cython()(_cosine_distances(data.query, data.gallery), *_labels(data), 50)
+
+
+def _reranked(data: _Set) -> object:
+    return rerank(data.query, data.gallery)
+
+
+def _torchreid_reranked(data: _Set) -> object:
+    re_ranking = _torchreid("utils.rerank").re_ranking
+    pairs = ((data.query, data.gallery), (data.query, data.query), (data.gallery, data.gallery))
+    # True distances, with which its formula is the paper's.
+    distances = [
+        (2 * torch.from_numpy(_cosine_distances(*pair))).clamp_(min=0).sqrt_().numpy() for pair in pairs
+    ]
+    return re_ranking(*distances)
+
+
+VARIANTS: dict[str, Callable[[_Set], object]] = {
+    "matrix product, in chunks": _matmul,
+    "matrix product, whole": _whole_matmul,
+    "ours": _ours,
+    "torchreid, Cython": _torchreid_cython,
+    "torchreid, Python": _torchreid_python,
+    "re-ranking, ours": _reranked,
+    "re-ranking, torchreid": _torchreid_reranked,
+}
+
+
+def measure(variant: str, size: tuple[int, int, int], threads: int) -> None:
+    """Run one variant and print {"seconds", "megabytes"} as JSON: what the process of its own does.
+
+    Raises:
+        ModuleNotFoundError: without psutil.
+    """
+    try:
+        process = importlib.import_module("psutil").Process()
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("measuring memory needs psutil: pip install psutil") from error
+    torch.set_num_threads(threads)
+    call = VARIANTS[variant]
+    call(_draw(_SHRUNK))  # imports and thread pools are no part of it
+    data = _draw(size)
+    done, peak = threading.Event(), [0]
+
+    def sample() -> None:
+        while not done.wait(0.003):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    before = process.memory_info().rss
+    watcher = threading.Thread(target=sample, daemon=True)
+    watcher.start()
+    start = time.perf_counter()
+    kept = call(data)
+    seconds = time.perf_counter() - start
+    peak[0] = max(peak[0], process.memory_info().rss)
+    del kept
+    done.set()
+    watcher.join()
+    print(json.dumps({"seconds": seconds, "megabytes": max(0, peak[0] - before) / 1e6}))
+
+
+def _alone(variant: str, size: tuple[int, int, int]) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    script = f"from reid.benchmark import measure; measure({variant!r}, {size!r}, {torch.get_num_threads()})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring {variant!r} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _title(size: tuple[int, int, int]) -> str:
+    queries, gallery, dimensions = size
+    return f"{queries} x {gallery}, D {dimensions}, {torch.get_num_threads()} threads"
+
+
+def evaluation_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+    """Scores at Market-1501's size against the matrix product alone and torchreid's."""
+    size = _SHRUNK if args.shrink else _MARKET
+    data = _draw(size)
+    fast = ["matrix product, whole", "matrix product, in chunks", "ours"]
+    fast += ["torchreid, Cython"] if _cython() is not None else []
+    slow = ["torchreid, Python"] if _torchreid("metrics.rank") is not None else []
+    calls: dict[str, Callable[[], object]] = {name: partial(VARIANTS[name], data) for name in fast}
+    seconds = interleaved(calls, 1 if args.shrink else args.rounds, device)
+    del data, calls
+    alone = {name: _alone(name, size) for name in [*fast, *slow]}
+    seconds |= {name: alone[name]["seconds"] for name in slow}
+    base = seconds["matrix product, whole"]
+    rows = [
+        [name, f"{value:.3f}", f"{value / base:.2f}", f"{alone[name]['megabytes']:.0f}"]
+        for name, value in seconds.items()
+    ]
+    figures = {
+        name: {"seconds": value, "of the product": value / base, "megabytes": alone[name]["megabytes"]}
+        for name, value in seconds.items()
+    }
+    return ([_title(size), "s", "of the product", "MB beyond the features"], rows), figures
+
+
+def reranking_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+    """Re-ranking at Market-1501's size against torchreid's."""
+    size = _SHRUNK if args.shrink else _MARKET
+    names = ["re-ranking, ours"]
+    names += ["re-ranking, torchreid"] if _torchreid("utils.rerank") is not None else []
+    figures: dict[str, Any] = {name: _alone(name, size) for name in names}
+    base = figures["re-ranking, ours"]
+    rows = [
+        [
+            name,
+            f"{found['seconds']:.2f}",
+            f"{found['seconds'] / base['seconds']:.1f}",
+            f"{found['megabytes']:.0f}",
+            f"{found['megabytes'] / max(base['megabytes'], 1e-9):.1f}",
+        ]
+        for name, found in figures.items()
+    ]
+    return ([_title(size), "s", "of ours", "MB beyond the features", "of ours"], rows), figures
+
+
+def large_gallery_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+    """Scores with half a million distractors in the gallery (Market-1501 + 500k)."""
+    size = (_SHRUNK[0], 10 * _SHRUNK[1], _SHRUNK[2]) if args.shrink else _LARGE
+    names = ["matrix product, in chunks", "ours"]
+    figures: dict[str, Any] = {name: _alone(name, size) for name in names}
+    rows = [[name, f"{f['seconds']:.2f}", f"{f['megabytes']:.0f}"] for name, f in figures.items()]
+    return ([_title(size), "s", "MB beyond the features"], rows), figures
