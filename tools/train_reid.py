@@ -2,26 +2,25 @@
 
     python tools/train_reid.py --config configs/reid/r101_bag_of_tricks_keep.yaml root=Market-1501-v15.09.15 weights=r101.pth
     torchrun --nproc-per-node 4 tools/train_reid.py --config ... the same; ends in the same weights up to rounding
-    python tools/train_reid.py --config ... --seeds 0 1 2           one run after the other, then mean and spread
-    python tools/train_reid.py --config ... --eval-only --checkpoint runs/x/weights.pt rerank=true
+    python tools/train_reid.py --config ... --seeds 0 1 2     one run after the other, then mean and spread
+    python tools/train_reid.py --config ... --eval-only --checkpoint runs/x/weights.pt rerank=true features=true onnx=true
 
 Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an interruption and ends with
-the same weights.
+the same weights; with `--seeds` it passes over the seeds that are complete.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from keepaug.runs.config import load_config
+from keepaug.runs.command import config_parser, is_main, shown, split_settings, summary
+from keepaug.runs.config import ConfigError, load_config
 from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.result import FILE_NAME, read_result
 from reid.config import ReidConfig
 
 SHRINK = [
@@ -37,31 +36,8 @@ SHRINK = [
 ]
 
 
-def settings_help() -> str:
-    lines = ["settings (key=value):"]
-    for field in dataclasses.fields(ReidConfig):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-        choices = field.metadata.get("choices")
-        notes = [field.metadata.get("help") or "", " | ".join(map(str, choices)) if choices else ""]
-        lines.append(f"  {field.name}={default}  {'; '.join(note for note in notes if note)}".rstrip())
-    return "\n".join(lines)
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=settings_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configs/reid")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="run folder; default runs/NAME-RECIPE-seedSEED"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
-    parser.add_argument(
-        "--seeds", nargs="+", default=[], metavar="SEED", help="one run per seed, in OUTPUT-seedN"
-    )
+    parser = config_parser(__doc__, ReidConfig, configs="configs/reid", output="runs/NAME-RECIPE-seedSEED")
     parser.add_argument(
         "--eval-only", action="store_true", help="no training: score weights, write evaluation.json"
     )
@@ -71,81 +47,67 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="for --eval-only; default weights.pt of the run folder",
     )
-    parser.add_argument("--shrink", action="store_true", help="two steps on a few identities: does it run?")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser
 
 
-def shown(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{key} {value:.2f}" for key, value in metrics.items())
+def load(args: argparse.Namespace, settings: list[str], seed: int | None) -> tuple[ReidConfig, Path]:
+    """The settings and the run folder."""
+    config = load_config(ReidConfig, args.config, settings + ([] if seed is None else [f"seed={seed}"]))
+    stem = config.name or (args.config.stem if args.config else config.layout)
+    base = args.output or Path("runs") / f"{stem}-{config.recipe}"
+    named = seed is None and args.output is not None
+    return config, base if named else base.with_name(f"{base.name}-seed{config.seed}")
 
 
-def run_one(
-    config: ReidConfig, output: Path, args: argparse.Namespace, world: Distributed | None = None
+def run_seed(
+    config: ReidConfig, output: Path, args: argparse.Namespace, world: Distributed, *, skip: bool
 ) -> dict[str, float]:
-    from reid.loop import WEIGHTS, evaluate_weights, train
+    from reid.loop import train
 
-    if args.eval_only:
-        results = evaluate_weights(config, args.checkpoint or output / WEIGHTS, output)
-        for name, metrics in results.items():
-            print(f"{name}: {shown(metrics)}")
-        return {}
-    metrics = train(config, output, resume=args.resume, world=world)
-    if metrics:
-        print(f"{output}: {shown(metrics)}", flush=True)
+    finished = output / FILE_NAME
+    # Read by all processes before one of them could write it.
+    done = read_result(finished)["metrics"] if skip and finished.is_file() else None
+    world.barrier()
+    metrics: dict[str, float] = (
+        train(config, output, resume=args.resume, world=world) if done is None else done
+    )
+    if is_main():
+        print(f"{output}: {shown(metrics)}{' (done before)' if done else ''}", flush=True)
     return metrics
 
 
-def run_seeds(args: argparse.Namespace, overrides: list[str]) -> None:
-    """One run after the other; those that are complete are not run again with --resume."""
-    configs = [load_config(ReidConfig, args.config, [*overrides, f"seed={seed}"]) for seed in args.seeds]
-    world = setup(configs[0].device)
+def evaluate(config: ReidConfig, output: Path, args: argparse.Namespace) -> None:
+    from reid.loop import WEIGHTS, evaluate_weights
+
+    for name, metrics in evaluate_weights(config, args.checkpoint or output / WEIGHTS, output).items():
+        print(f"{name}: {shown(metrics)}")
+
+
+def run(args: argparse.Namespace) -> None:
+    seeds, settings = split_settings(args.seeds, (SHRINK if args.shrink else []) + args.overrides)
+    if args.checkpoint and not args.eval_only:
+        raise ConfigError("--checkpoint is for --eval-only; weights=FILE starts from ImageNet weights")
+    if args.eval_only:
+        if seeds:
+            raise ConfigError("--seeds trains; give one --checkpoint to --eval-only")
+        evaluate(*load(args, settings, None), args)
+        return
+    runs = [load(args, settings, seed) for seed in seeds or [None]]
+    world = setup(runs[0][0].device)  # one process group for all seeds
     try:
-        all_metrics = [run_seed(config, args, world) for config in configs]
+        results = [
+            run_seed(config, output, args, world, skip=bool(seeds) and args.resume) for config, output in runs
+        ]
     finally:
         world.close()
-    if not world.is_main:
-        return
-    for key in all_metrics[0]:
-        values = [metrics[key] for metrics in all_metrics]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"{key}: {statistics.mean(values):.2f} +- {spread:.2f} ({len(values)} seeds)")
-
-
-def run_seed(config: ReidConfig, args: argparse.Namespace, world: Distributed) -> dict[str, float]:
-    base = args.output or Path("runs") / f"{stem_of(config, args)}-{config.recipe}"
-    output = base.with_name(f"{base.name}-seed{config.seed}")
-    finished = output / "result.json"
-    # Read by all before one of them could write it.
-    done = json.loads(finished.read_text())["metrics"] if args.resume and finished.is_file() else None
-    world.barrier()
-    if done is None:
-        return run_one(config, output, args, world)
-    if world.is_main:
-        print(f"{output}: {shown(done)} (done before)", flush=True)
-    return dict(done)
-
-
-def stem_of(config: ReidConfig, args: argparse.Namespace) -> str:
-    return config.name or (args.config.stem if args.config else config.layout)
+    if seeds and is_main():
+        print(summary(results))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
-    args.overrides += [item for item in args.seeds if "=" in item]  # `--seeds 0 1 recipe=standard`
-    args.seeds = [item for item in args.seeds if "=" not in item]
-    overrides = (SHRINK if args.shrink else []) + args.overrides
     try:
-        if args.seeds and args.eval_only:
-            raise ValueError("--seeds trains; give one --checkpoint to --eval-only")
-        if args.checkpoint and not args.eval_only:
-            raise ValueError("--checkpoint is for --eval-only; weights=FILE starts from ImageNet weights")
-        if args.seeds:
-            run_seeds(args, overrides)
-            return 0
-        config = load_config(ReidConfig, args.config, overrides)
-        output = args.output or Path("runs") / f"{stem_of(config, args)}-{config.recipe}-seed{config.seed}"
-        run_one(config, output, args)
+        run(args)
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -80,7 +80,7 @@ def test_wrong_commands_say_what_is_wrong(
         ([f"root={tmp_path}"], "is not in the market1501 layout"),
         (["identities=50"], "a batch needs 50 identities, and there are 6"),
         (["weights=none.pth", "identities=4"], "no weights file none.pth"),
-        (["--seeds", "one"], "seed must be of type int"),
+        (["--seeds", "one"], "--seeds must be whole numbers from 0, got one"),
         (["arch=resnet20"], "arch is 'resnet20'"),
     ):
         assert tool.main(command(people, "--output", str(tmp_path / "w"), *arguments)) == 2
