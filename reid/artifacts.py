@@ -91,10 +91,8 @@ def ranked_lists(
         Positions in the gallery and their distances, both (Q, top); infinite distances are junk.
     """
     query, gallery = scored.query, scored.gallery
-    if metric == "cosine":
-        distances = 1 - F.normalize(query) @ F.normalize(gallery).T
-    else:
-        distances = torch.cdist(query, gallery)
+    cosine = metric == "cosine"
+    distances = 1 - F.normalize(query) @ F.normalize(gallery).T if cosine else torch.cdist(query, gallery)
     cameras = [tested.camera_numbers(split) for split in ("query", "gallery")]
     if cameras[0] is not None and cameras[1] is not None:
         same = tested.identities("query")[:, None] == tested.identities("gallery")[None]
