@@ -1,0 +1,244 @@
+"""Ranked lists, and what erasing takes away."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from keepaug.baselines import RandomErasing
+from keepaug.data.images import decode
+from keepaug.keep import KeepRandomErasing
+from keepaug.regions import Regions
+from keepaug.runs.files import write_bytes_atomic
+from keepaug.runs.seeds import make_generator
+from reid.erasing import is_important
+from reid.evaluate import check_features, distance_chunks
+
+__all__ = ["draw_erasing", "draw_ranked_lists"]
+
+_GREEN, _RED, _GREY = (30, 160, 60), (215, 40, 40), (120, 120, 120)
+_FRAME, _GAP, _TEXT = 4, 6, 13
+
+
+def draw_ranked_lists(
+    path: str | Path,
+    query_features: Tensor,
+    gallery_features: Tensor,
+    *,
+    query_ids: Tensor,
+    gallery_ids: Tensor,
+    query_paths: Sequence[Path],
+    gallery_paths: Sequence[Path],
+    query_cameras: Tensor | None = None,
+    gallery_cameras: Tensor | None = None,
+    metric: str = "cosine",
+    num_queries: int = 8,
+    queries: Sequence[int] | None = None,
+    top: int = 10,
+    size: tuple[int, int] = (128, 64),
+) -> Path:
+    """A row for each query: the query, then the nearest gallery images, right ones framed green and wrong ones red.
+
+    Camera and distance stand below each. What is junk for the query (its own camera, negative identities) is left out, as in
+    the evaluation.
+
+    Args:
+        path: PNG file.
+        query_features: (Q, D).
+        gallery_features: (G, D).
+        query_ids: (Q,) integer.
+        gallery_ids: (G,) integer.
+        query_paths: Q image files.
+        gallery_paths: G image files.
+        query_cameras: (Q,) integer; None for both ignores cameras.
+        gallery_cameras: (G,) integer.
+        metric: "cosine" (distance 1 - cosine) or "euclidean".
+        num_queries: so many, evenly spaced over those with a match.
+        queries: these instead.
+        top: gallery images per query.
+        size: (height, width) in pixels of an image in the picture.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: numbers that do not fit, or no query with a match.
+    """
+    check_features(query_features, gallery_features)
+    if (query_cameras is None) != (gallery_cameras is None):
+        raise ValueError("cameras must be given for queries and gallery, or for neither")
+    for name, number, expected in (
+        ("query_ids", len(query_ids), len(query_features)),
+        ("query_paths", len(query_paths), len(query_features)),
+        ("gallery_ids", len(gallery_ids), len(gallery_features)),
+        ("gallery_paths", len(gallery_paths), len(gallery_features)),
+    ):
+        if number != expected:
+            raise ValueError(f"{name} has {number} entries for {expected} features")
+
+    def junk_of(query: int) -> Tensor:
+        junk = gallery_ids < 0
+        if query_cameras is not None and gallery_cameras is not None:
+            junk |= (gallery_ids == query_ids[query]) & (gallery_cameras == query_cameras[query])
+        return junk
+
+    if queries is None:
+        matched = [q for q in range(len(query_ids)) if ((gallery_ids == query_ids[q]) & ~junk_of(q)).any()]
+        if not matched:
+            raise ValueError("no query has a match in the gallery: there is nothing to draw")
+        count = min(num_queries, len(matched))
+        queries = [matched[number * len(matched) // count] for number in range(count)]
+    features = query_features[list(queries)]
+    rows = torch.cat(list(distance_chunks(features, gallery_features, metric=metric)))
+    if metric == "cosine":
+        rows = 1 + rows
+    else:
+        rows = (rows + features.float().square().sum(dim=1, keepdim=True) / 2).mul(2).clamp(min=0).sqrt()
+    lines = []
+    for query, distances in zip(queries, rows, strict=True):
+        kept = distances.masked_fill(junk_of(query).to(distances.device), torch.inf)
+        order = kept.argsort(stable=True)[: min(top, int(torch.isfinite(kept).sum()))].tolist()
+        line = [(query_paths[query], _GREY, f"query{_camera(query_cameras, query)}")]
+        for place in order:
+            right = bool(gallery_ids[place] == query_ids[query])
+            text = f"{_camera(gallery_cameras, place)} {float(distances[place]):.3f}".strip()
+            line.append((gallery_paths[place], _GREEN if right else _RED, text))
+        lines.append(line)
+    return _save(_sheet(lines, size, 1 + top), path)
+
+
+def _camera(cameras: Tensor | None, index: int) -> str:
+    return "" if cameras is None else f" c{int(cameras[index])}"
+
+
+def _sheet(
+    lines: Sequence[Sequence[tuple[Path, tuple[int, int, int], str]]], size: tuple[int, int], columns: int
+) -> Image.Image:
+    height, width = size
+    cell_height, cell_width = height + 2 * _FRAME + _TEXT + 4, max(width + 2 * _FRAME, 62)
+    # The query stands apart by a wider gap.
+    sheet = Image.new(
+        "RGB", (columns * (cell_width + _GAP) + 2 * _GAP, len(lines) * (cell_height + _GAP) + _GAP), "white"
+    )
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_TEXT - 2)
+    for row, line in enumerate(lines):
+        y = _GAP + row * (cell_height + _GAP)
+        for column, (path, colour, text) in enumerate(line):
+            x = _GAP + column * (cell_width + _GAP) + (_GAP if column else 0)
+            frame = (x, y, x + width + 2 * _FRAME - 1, y + height + 2 * _FRAME - 1)
+            pen.rectangle(frame, fill=colour)
+            image = ImageOps.pad(
+                decode(path), (width, height), Image.Resampling.BICUBIC, color=(255, 255, 255)
+            )
+            sheet.paste(image, (x + _FRAME, y + _FRAME))
+            pen.text((x, y + height + 2 * _FRAME + 1), text, fill="black", font=font)
+    return sheet
+
+
+def draw_erasing(
+    path: str | Path,
+    images: Tensor,
+    heat: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    fill: str = "bot",
+    tau: float = 0.6,
+    seed: int = 0,
+) -> Path:
+    """Four rows: the images, their saliency over them, what RandomErasing and what KeepRandomErasing erases.
+
+    Both erase regions of the same sizes. A red frame: the region is above the tau-quantile of importance; green: it is not.
+
+    Args:
+        path: PNG file.
+        images: (N, 3, H, W) normalised.
+        heat: (N, H, W) saliency, >= 0.
+        mean: of the normalisation.
+        std: of the normalisation.
+        area: smallest and largest share of the image.
+        aspect: smallest and largest height / width.
+        fill: of the erased regions, as in `RandomErasing`.
+        tau: quantile.
+        seed: of the regions.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no images, or shapes that do not fit.
+    """
+    if images.ndim != 4 or not len(images) or heat.shape != (len(images), *images.shape[2:]):
+        raise ValueError(
+            f"expected (N, 3, H, W) images and (N, H, W) saliency, got {tuple(images.shape)} and {tuple(heat.shape)}"
+        )
+    images, heat = images.detach().float().cpu(), heat.detach().float().cpu()
+    shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+
+    def pixels(batch: Tensor) -> Tensor:
+        return (batch * scale + shift).clamp(0, 1)
+
+    factor = max(1, round(1100 / (len(images) * (images.shape[3] + 4))))
+    rows = [[_enlarged(image, factor) for image in pixels(images)]]
+    rows.append([_enlarged(image, factor) for image in _warmed(pixels(images), heat)])
+    for eraser in (
+        RandomErasing(1.0, area, aspect, fill),
+        KeepRandomErasing(1.0, area, aspect, fill, tau=tau),
+    ):
+        generator = make_generator(seed, "erasing")  # the same sizes
+        regions = eraser.sample(images, heat, generator=generator)
+        erased = pixels(eraser(images, heat, regions=regions, generator=generator))
+        important = is_important(regions, heat, tau=tau).tolist()
+        drawn = [_enlarged(image, factor) for image in erased]
+        for index, (picture, bad) in enumerate(zip(drawn, important, strict=True)):
+            _frame(picture, regions, index, factor, _RED if bad else _GREEN)
+        rows.append(drawn)
+    names = ("image", "saliency", "RandomErasing", "KeepRandomErasing")
+    width, height = rows[0][0].size
+    sheet = Image.new(
+        "RGB", (len(images) * (width + 4) + 4, len(rows) * (height + _TEXT + _GAP) + 4), "white"
+    )
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_TEXT - 1)
+    for line, (name, row) in enumerate(zip(names, rows, strict=True)):
+        y = line * (height + _TEXT + _GAP)
+        pen.text((4, y + 1), name, fill="black", font=font)
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (4 + column * (width + 4), y + _TEXT + 4))
+    return _save(sheet, path)
+
+
+def _warmed(pixels: Tensor, heat: Tensor) -> Tensor:
+    """Grey images with the saliency in red and yellow over them."""
+    peak = heat.flatten(1).quantile(0.995, dim=1).clamp(min=1e-12)[:, None, None]
+    strength = (heat / peak).clamp(0, 1).sqrt()[:, None]
+    grey = pixels.mean(dim=1, keepdim=True).expand_as(pixels) * 0.7
+    warm = torch.cat([torch.ones_like(strength), strength**2, torch.zeros_like(strength)], dim=1)
+    return torch.lerp(grey, warm, 0.75 * strength)
+
+
+def _enlarged(image: Tensor, factor: int) -> Image.Image:
+    picture = to_pil_image((image * 255).round().to(torch.uint8))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _frame(
+    picture: Image.Image, regions: Regions, index: int, factor: int, colour: tuple[int, int, int]
+) -> None:
+    top, left, height, width = (int(value[index]) * factor for value in regions)
+    if height:
+        box = (left, top, left + width - 1, top + height - 1)
+        ImageDraw.Draw(picture).rectangle(box, outline=colour, width=2)
+
+
+def _save(picture: Image.Image, path: str | Path) -> Path:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return write_bytes_atomic(path, buffer.getvalue())
