@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -147,8 +147,10 @@ VARIANTS: dict[str, Callable[[_Set], object]] = {
 }
 
 
-def measure(variant: str, size: tuple[int, int, int], threads: int) -> None:
-    """Run one variant and print {"seconds", "megabytes"} as JSON: what the process of its own does.
+def measure(variants: Sequence[str], size: tuple[int, int, int], threads: int) -> None:
+    """Run variants and print {"seconds", "megabytes"} of each as JSON: what the process of its own does.
+
+    Memory that an earlier variant left to this process's allocator is not seen again: one variant for figures that count.
 
     Raises:
         ModuleNotFoundError: without psutil.
@@ -158,35 +160,41 @@ def measure(variant: str, size: tuple[int, int, int], threads: int) -> None:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("measuring memory needs psutil: pip install psutil") from error
     torch.set_num_threads(threads)
-    call = VARIANTS[variant]
-    call(_draw(_SHRUNK))  # imports and thread pools are no part of it
+    for variant in variants:
+        VARIANTS[variant](_draw(_SHRUNK))  # imports and thread pools are no part of it
     data = _draw(size)
-    done, peak = threading.Event(), [0]
+    found = {}
+    for variant in variants:
+        done, peak = threading.Event(), [0]
 
-    def sample() -> None:
-        while not done.wait(0.003):
-            peak[0] = max(peak[0], process.memory_info().rss)
+        def sample(done: threading.Event = done, peak: list[int] = peak) -> None:
+            while not done.wait(0.003):
+                peak[0] = max(peak[0], process.memory_info().rss)
 
-    before = process.memory_info().rss
-    watcher = threading.Thread(target=sample, daemon=True)
-    watcher.start()
-    start = time.perf_counter()
-    kept = call(data)
-    seconds = time.perf_counter() - start
-    peak[0] = max(peak[0], process.memory_info().rss)
-    del kept
-    done.set()
-    watcher.join()
-    print(json.dumps({"seconds": seconds, "megabytes": max(0, peak[0] - before) / 1e6}))
+        before = process.memory_info().rss
+        watcher = threading.Thread(target=sample, daemon=True)
+        watcher.start()
+        start = time.perf_counter()
+        kept = VARIANTS[variant](data)
+        seconds = time.perf_counter() - start
+        peak[0] = max(peak[0], process.memory_info().rss)
+        del kept
+        done.set()
+        watcher.join()
+        found[variant] = {"seconds": seconds, "megabytes": max(0, peak[0] - before) / 1e6}
+    print(json.dumps(found))
 
 
-def _alone(variant: str, size: tuple[int, int, int]) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    script = f"from reid.benchmark import measure; measure({variant!r}, {size!r}, {torch.get_num_threads()})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"measuring {variant!r} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def _alone(variants: Sequence[str], size: tuple[int, int, int], shrink: bool) -> dict[str, dict[str, float]]:
+    """`measure`, each variant in a process of its own; a shrunk run, which measures nothing, in one."""
+    found: dict[str, dict[str, float]] = {}
+    for some in [list(variants)] if shrink else [[name] for name in variants]:
+        script = f"from reid.benchmark import measure; measure({some!r}, {size!r}, {torch.get_num_threads()})"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"measuring {', '.join(some)} failed:\n{done.stderr[-2000:]}")
+        found |= json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _title(size: tuple[int, int, int]) -> str:
@@ -204,7 +212,7 @@ def evaluation_section(args: argparse.Namespace, device: torch.device) -> tuple[
     calls: dict[str, Callable[[], object]] = {name: partial(VARIANTS[name], data) for name in fast}
     seconds = interleaved(calls, 1 if args.shrink else args.rounds, device)
     del data, calls
-    alone = {name: _alone(name, size) for name in [*fast, *slow]}
+    alone = _alone([*fast, *slow], size, args.shrink)
     seconds |= {name: alone[name]["seconds"] for name in slow}
     base = seconds["matrix product, whole"]
     rows = [
@@ -223,7 +231,7 @@ def reranking_section(args: argparse.Namespace, device: torch.device) -> tuple[T
     size = _SHRUNK if args.shrink else _MARKET
     names = ["re-ranking, ours"]
     names += ["re-ranking, torchreid"] if _torchreid("utils.rerank") is not None else []
-    figures: dict[str, Any] = {name: _alone(name, size) for name in names}
+    figures: dict[str, Any] = _alone(names, size, args.shrink)
     base = figures["re-ranking, ours"]
     rows = [
         [
@@ -242,6 +250,6 @@ def large_gallery_section(args: argparse.Namespace, device: torch.device) -> tup
     """Scores with half a million distractors in the gallery (Market-1501 + 500k)."""
     size = (_SHRUNK[0], 10 * _SHRUNK[1], _SHRUNK[2]) if args.shrink else _LARGE
     names = ["matrix product, in chunks", "ours"]
-    figures: dict[str, Any] = {name: _alone(name, size) for name in names}
+    figures: dict[str, Any] = _alone(names, size, args.shrink)
     rows = [[name, f"{f['seconds']:.2f}", f"{f['megabytes']:.0f}"] for name, f in figures.items()]
     return ([_title(size), "s", "MB beyond the features"], rows), figures

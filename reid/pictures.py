@@ -107,7 +107,7 @@ def draw_ranked_lists(
         line = [(query_paths[query], _GREY, f"query{_camera(query_cameras, query)}")]
         for place in order:
             right = bool(gallery_ids[place] == query_ids[query])
-            text = f"{_camera(gallery_cameras, place)} {float(distances[place]):.3f}".strip()
+            text = f"{_camera(gallery_cameras, place)}   {float(distances[place]):.3f}".strip()
             line.append((gallery_paths[place], _GREEN if right else _RED, text))
         lines.append(line)
     return _save(_sheet(lines, size, 1 + top), path)

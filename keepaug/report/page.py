@@ -30,7 +30,7 @@ _CAPTIONS = {
     "regions": "White frame: the object's box; coloured frame: what the augmentation cuts. Same sizes, same random numbers.",
     "predictions": "Left: ground truth; right: predictions.",
     "ranked": "Left: the query; then the nearest gallery images, right ones framed green, wrong ones red, with camera and distance.",
-    "erasing": "From top to bottom: the image, its saliency map, random erasing, KeepRandomErasing (same sizes and random numbers).",
+    "erasing": "The image, its saliency, random erasing, KeepRandomErasing (same sizes). Red frames: what matters is erased.",
 }
 
 
