@@ -13,7 +13,7 @@ from keepaug.runs.files import write_json_atomic
 from keepaug.runs.folder import RunFolder
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import seed_everything
-from reid.artifacts import write_artifacts
+from reid.artifacts import erased_importance, write_artifacts
 from reid.config import ReidConfig, check, is_shortened, resolve
 from reid.datamanager import DataManager, open_manager, open_test_sets
 from reid.engine import BEST, KeepEngine
@@ -200,6 +200,7 @@ def _finish(engine: KeepEngine, output: Path, seconds: float) -> dict[str, float
         metrics |= {f"{name}/{key}": value for key, value in engine.results[name].metrics.items()}
     if config.rerank:
         metrics |= rerank_scores(scored, tested, config)
+    metrics |= erased_importance(config, engine.network, manager.train_loader, engine.world.device)
     save_trained(engine.network, output / WEIGHTS, config, manager.labels)
     artifacts = {"weights": WEIGHTS}
     if (output / BEST).is_file():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from keepaug.data.batch_transforms import normalise
 from keepaug.runs.distributed import setup
-from reid.artifacts import write_artifacts
+from reid.artifacts import erased_importance, write_artifacts
 from reid.config import ReidConfig
 from reid.datamanager import DataManager, TestSet, open_manager
 from reid.loop import build
@@ -85,3 +85,18 @@ def test_what_the_config_asks_for_is_named(
         assert archive["gallery_identities"].tolist() == tested.identities("gallery").tolist()
         assert archive["gallery_cameras"].tolist() == [2, 3] * 4
         assert archive["query_paths"][0] == "query/0007_c1s1_000000_00.png"
+
+
+def test_keep_never_erases_what_is_important(made: tuple[ReidConfig, DataManager]) -> None:
+    config, manager = made
+    torch.manual_seed(0)
+    network = build(config, manager.num_train_pids)
+    assert erased_importance(config, network, manager.train_loader, torch.device("cpu")) == {}
+    config.pictures = True
+    try:
+        found = erased_importance(config, network, manager.train_loader, torch.device("cpu"))
+    finally:
+        config.pictures = False
+    assert found["important_erased_keep"] == 0
+    assert found["important_erased_random"] == pytest.approx(40, abs=12)
+    assert network.training
