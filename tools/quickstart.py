@@ -1,4 +1,4 @@
-"""The whole job on data drawn by the program: backbones, conversion, detectors, what the augmentations destroy, report.
+"""The whole job on data drawn by the program: backbones, conversion, detectors, re-identification, few labels, report.
 
     python tools/quickstart.py --output quickstart
 
@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keepaug.data.synthetic import write_classification, write_detection
+from keepaug.data.synthetic_reid import write_reid
 from keepaug.report import write_report
 from keepaug.report.fidelity import measure
 from keepaug.runs.result import FILE_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("none", "cutmix", "keep_cutmix")
+RECIPES = ("bag_of_tricks", "bag_of_tricks_keep")
+UDA_METHODS = ("supervised", "rand_augment", "keep_rand_augment")
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,29 @@ class Scale:
     num_val: int
     num_detection: int
     num_detection_val: int
+    num_people: int
     backbone: tuple[str, ...] = ()
     detector: tuple[str, ...] = ()
+    reid: tuple[str, ...] = ()
+    uda: tuple[str, ...] = ()
 
 
-FULL = Scale(1200, 300, 160, 60)
-SHRUNK = Scale(64, 32, 8, 4, ("epochs=1", "max_steps=2"), ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"))
+FULL = Scale(1200, 300, 160, 60, num_people=60)
+SHRUNK = Scale(
+    *(64, 32, 8, 4, 8),
+    backbone=("epochs=1", "max_steps=2"),
+    detector=("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"),
+    reid=(
+        "epochs=1",
+        "max_steps=2",
+        "milestones=[1]",
+        "warmup_epochs=1",
+        "identities=4",
+        "images=2",
+        "ranked=2",
+    ),
+    uda=("steps=2", "batch_size=4"),
+)
 
 
 class StageError(RuntimeError):
@@ -65,11 +85,19 @@ class Quickstart:
         """Where the detection images are."""
         return self.output / "data" / "objects"
 
+    @property
+    def people(self) -> Path:
+        """Where the re-identification images are."""
+        return self.output / "data" / "people"
+
     def stages(self) -> list[tuple[str, Callable[[], None]]]:
         """Title and action of each stage."""
         return [
             ("draw the datasets", self.draw),
-            (f"train {len(METHODS)} backbones ({', '.join(METHODS)})", self.train_backbones),
+            (
+                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and {len(UDA_METHODS)} few-label networks",
+                self.train_networks,
+            ),
             ("convert them to Detectron2's format and verify the features", self.convert),
             ("measure what the augmentations destroy", self.measure),
             ("train a detector from each backbone (torchvision engine)", self.train_detectors),
@@ -77,7 +105,7 @@ class Quickstart:
         ]
 
     def draw(self) -> None:
-        """Classification as an image folder, detection as COCO."""
+        """Classification as image folders, detection as COCO, re-identification as Market-1501."""
         look = {"num_classes": 4, "colour_cue": 0.8, "noise": 0.03}
         write_classification(
             self.classes,
@@ -95,9 +123,21 @@ class Quickstart:
             **look,  # type: ignore[arg-type]
         )
 
-    def train_backbones(self) -> None:
-        """One run folder for each method."""
-        self._run_all({f"backbones/{method}": self._backbone(method) for method in METHODS})
+        write_reid(
+            self.people,
+            num_train_identities=self.scale.num_people,
+            num_test_identities=self.scale.num_people // 2,
+        )
+
+    def train_networks(self) -> None:
+        """One run folder for each; the longest first, so that no core waits at the end."""
+        self._run_all(
+            {
+                **{f"backbones/{method}": self._backbone(method) for method in reversed(METHODS)},
+                **{f"reid/{recipe}": self._reid(recipe) for recipe in reversed(RECIPES)},
+                **{f"uda/{method}": self._uda(method) for method in reversed(UDA_METHODS)},
+            }
+        )
 
     def _backbone(self, method: str) -> list[str]:
         return [
@@ -105,6 +145,22 @@ class Quickstart:
             *("--config", str(ROOT / "configs" / "quickstart" / "backbone.yaml")),
             *("--output", str(self.output / "backbones" / method), "--resume"),
             *(f"root={self.classes}", f"method={method}", "name=quickstart-backbone", *self.scale.backbone),
+        ]
+
+    def _reid(self, recipe: str) -> list[str]:
+        return [
+            str(ROOT / "tools" / "train_reid.py"),
+            *("--config", str(ROOT / "configs" / "quickstart" / "reid.yaml")),
+            *("--output", str(self.output / "reid" / recipe), "--resume"),
+            *(f"root={self.people}", f"recipe={recipe}", *self.scale.reid),
+        ]
+
+    def _uda(self, method: str) -> list[str]:
+        return [
+            str(ROOT / "tools" / "train_uda.py"),
+            *("--config", str(ROOT / "configs" / "quickstart" / "uda.yaml")),
+            *("--output", str(self.output / "uda" / method), "--resume"),
+            *(f"root={self.classes}", f"method={method}", *self.scale.uda),
         ]
 
     def convert(self) -> None:
