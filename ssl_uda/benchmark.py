@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def uda_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, 
     def select() -> None:
         paste(views.clean, views.strong, sample_paste(heat, views.clean, config, 0))
 
-    variants = {
+    variants: dict[str, Callable[[], object]] = {
         "plain UDA step": step,
         "supervised step": supervised,
         "saliency, low resolution": functools.partial(saliency, 0.5),

@@ -1,0 +1,132 @@
+"""The command, its configs, the benchmark section, and where the results stand in the report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from keepaug.data.synthetic import write_classification
+from keepaug.report.aggregate import aggregate
+from keepaug.report.page import table_markdown, write_report
+from keepaug.report.paper import fill_table, load_paper
+from keepaug.runs.config import load_config
+from keepaug.runs.result import read_results, write_result
+from ssl_uda import UdaConfig
+from ssl_uda.benchmark import uda_section
+from ssl_uda.config import check, is_shortened
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs" / "ssl_uda").glob("*.yaml"))
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("tool_train_uda", ROOT / "tools" / "train_uda.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:
+    settings = load_config(UdaConfig, path, ["root=x"])
+    check(settings)
+    defaults = load_config(UdaConfig, None, ["root=x"])
+    assert (settings == defaults) == (path.stem == "cifar10_4000")  # the defaults are the recipe
+    header = path.read_text().split("\n_base_")[0]
+    for word in (f"tools/train_uda.py --config configs/ssl_uda/{path.name}", "Time:", "Expected"):
+        assert word in header
+    whole = path.stem in ("cifar10_4000", "cifar10_2500", "cifar10_250")
+    assert whole == (not is_shortened(settings))
+    if whole:
+        assert settings.num_labels == int(path.stem.partition("_")[2])
+        assert (settings.arch, settings.steps, settings.ema, settings.batch_size) == (
+            "wrn28_2",
+            500_000,
+            0.9999,
+            64,
+        )
+
+
+def test_seeds_mean_and_spread_resume_and_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool()
+    root = write_classification(tmp_path / "d", num_train=60, num_val=20, num_classes=4, size=(32, 32))
+    config = ["--config", str(ROOT / "configs" / "ssl_uda" / "quickstart.yaml"), "--shrink", f"root={root}"]
+    output = ["--output", str(tmp_path / "runs"), "--seeds", "3", "4"]
+    assert tool.main([*config, *output]) == 0
+    printed = capsys.readouterr().out
+    assert "2 seed(s): accuracy" in printed
+    assert "±" in printed
+    values = [json.loads((tmp_path / "runs" / f"seed{seed}" / "result.json").read_text()) for seed in (3, 4)]
+    assert [value["seed"] for value in values] == [3, 4]
+    assert len(aggregate(values)) == 1  # one row of the report
+    stamp = (tmp_path / "runs" / "seed3" / "result.json").stat().st_mtime_ns
+    (tmp_path / "runs" / "seed4" / "result.json").unlink()
+    assert tool.main([*config, *output, "--resume"]) == 0
+    assert (tmp_path / "runs" / "seed3" / "result.json").stat().st_mtime_ns == stamp
+    assert (tmp_path / "runs" / "seed4" / "result.json").is_file()
+    assert capsys.readouterr().out.splitlines()[-1] == printed.splitlines()[-1]
+    assert tool.main([*config, "--output", str(tmp_path / "runs" / "seed3")]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    for wrong, message in (
+        (["methd=supervised"], "did you mean method?"),
+        (["root=/nowhere"], "no folder /nowhere"),
+        (["method=uda"], "method is 'uda'; allowed"),
+        (["num_labels=999"], "num_labels is 999, there are"),
+        (["cutout"], "must be key=value, got cutout"),
+    ):
+        assert tool.main([*config, "--output", str(tmp_path / "wrong"), *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert "temperature=0.4" in tool.settings_help()
+
+
+def test_summary_is_mean_and_sample_deviation() -> None:
+    results = [{"accuracy": value} for value in (90.0, 92.0, 94.0)]
+    assert load_tool().summary(results) == "3 seed(s): accuracy 92.00 ± 2.00"
+
+
+def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: Path) -> None:
+    base = load_config(UdaConfig, ROOT / "configs" / "ssl_uda" / "cifar10_4000.yaml", ["root=x"])
+    runs = [(4000, "keep_rand_augment", 95.5, False), (2500, "rand_augment", 94.0, False)]
+    runs += [(4000, "rand_augment", 50.0, True), (250, "rand_augment", 91.0, False)]
+    for number, (labels, method, accuracy, shortened) in enumerate(runs):
+        write_result(
+            tmp_path / str(number),
+            kind="ssl_uda",
+            name=f"run{labels}",
+            metrics={"accuracy": accuracy, "best": accuracy, "median_last_20": accuracy},
+            seed=0,
+            config={**vars(base), "num_labels": labels, "method": method},
+            dataset={"name": "cifar10", "sizes": {"train": 50_000}, "checksum": "0"},
+            synthetic=False,
+            shortened=shortened,
+            wall_time_s=1.0,
+        )
+    table = next(table for table in load_paper() if table["id"] == 7)
+    filled = fill_table(table, aggregate(read_results(tmp_path)))
+    ours = {name: [cell[1] for cell in cells] for name, cells in filled.rows}
+    assert ours == {
+        "UDA + RandAug": ["not run", "94.0 (1 seed)"],
+        "UDA + KeepRandAug": ["95.5 (1 seed)", "not run"],
+    }
+    assert "most likely 250" in table_markdown(filled)
+    markdown, page = write_report(tmp_path, tmp_path / "report")
+    assert "rand_augment (wrn28_2, 250 labels)" in markdown.read_text()
+    assert "most likely 250" in page.read_text()
+
+
+def test_benchmark_section_gives_ratios() -> None:
+    args = argparse.Namespace(arch=None, shrink=True, rounds=1, bf16=False, processor_time=True)
+    (head, rows), figures = uda_section(args, torch.device("cpu"))
+    assert head[2] == "share of the plain UDA step"
+    assert figures["plain UDA step"] == 1
+    assert {"saliency, low resolution", "saliency, full resolution"} <= {row[0] for row in rows}
+    assert all(value > 0 for value in figures.values())
