@@ -46,7 +46,10 @@ class _Set(NamedTuple):
 def _draw(size: tuple[int, int, int]) -> _Set:
     queries, gallery, dimensions = size
     generator = make_generator(0, "benchmark", "features")
-    centres = torch.randn(751, dimensions, generator=generator)
+    # Of few intrinsic dimensions, as trained features are; at Market-1501's size mAP 0.86, as Bag of Tricks reaches.
+    inner = min(64, dimensions)
+    centres = torch.randn(751, inner, generator=generator)
+    basis = torch.randn(inner, dimensions, generator=generator)
     query_ids = torch.randint(1, 751, (queries,), generator=generator)
     gallery_ids = torch.randint(0, 751, (gallery,), generator=generator)
     # Of half a million images most are distractors: 20 matches a query as in Market-1501.
@@ -61,10 +64,7 @@ def _draw(size: tuple[int, int, int]) -> _Set:
     def features(ids: Tensor) -> Tensor:
         drawn = torch.empty(len(ids), dimensions)
         for part, some in zip(drawn.split(2048), ids.split(2048), strict=True):
-            # About 0.25 of the mean average precision at 2048 dimensions.
-            part.normal_(generator=generator).mul_(2.5 * max(1, (dimensions / 32) ** 0.25)).add_(
-                centres[some]
-            )
+            torch.mm(centres[some] + torch.randn(len(some), inner, generator=generator), basis, out=part)
         return drawn
 
     return _Set(features(query_ids), features(gallery_ids), labels)
