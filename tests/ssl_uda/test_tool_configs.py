@@ -63,18 +63,18 @@ def test_seeds_mean_and_spread_resume_and_mistakes(
     output = ["--output", str(tmp_path / "runs"), "--seeds", "3", "4"]
     assert tool.main([*config, *output]) == 0
     printed = capsys.readouterr().out
-    assert "2 seed(s): accuracy" in printed
+    assert "(2 seeds)" in printed
     assert "±" in printed
-    values = [json.loads((tmp_path / "runs" / f"seed{seed}" / "result.json").read_text()) for seed in (3, 4)]
+    values = [json.loads((tmp_path / f"runs-seed{seed}" / "result.json").read_text()) for seed in (3, 4)]
     assert [value["seed"] for value in values] == [3, 4]
     assert len(aggregate(values)) == 1  # one row of the report
-    stamp = (tmp_path / "runs" / "seed3" / "result.json").stat().st_mtime_ns
-    (tmp_path / "runs" / "seed4" / "result.json").unlink()
+    stamp = (tmp_path / "runs-seed3" / "result.json").stat().st_mtime_ns
+    (tmp_path / "runs-seed4" / "result.json").unlink()
     assert tool.main([*config, *output, "--resume"]) == 0
-    assert (tmp_path / "runs" / "seed3" / "result.json").stat().st_mtime_ns == stamp
-    assert (tmp_path / "runs" / "seed4" / "result.json").is_file()
+    assert (tmp_path / "runs-seed3" / "result.json").stat().st_mtime_ns == stamp
+    assert (tmp_path / "runs-seed4" / "result.json").is_file()
     assert capsys.readouterr().out.splitlines()[-1] == printed.splitlines()[-1]
-    assert tool.main([*config, "--output", str(tmp_path / "runs" / "seed3")]) == 2
+    assert tool.main([*config, "--output", str(tmp_path / "runs-seed3")]) == 2
     assert "holds a run already" in capsys.readouterr().err
     for wrong, message in (
         (["methd=supervised"], "did you mean method?"),
@@ -85,12 +85,7 @@ def test_seeds_mean_and_spread_resume_and_mistakes(
     ):
         assert tool.main([*config, "--output", str(tmp_path / "wrong"), *wrong]) == 2
         assert message in capsys.readouterr().err
-    assert "temperature=0.4" in tool.settings_help()
-
-
-def test_summary_is_mean_and_sample_deviation() -> None:
-    results = [{"accuracy": value} for value in (90.0, 92.0, 94.0)]
-    assert load_tool().summary(results) == "3 seed(s): accuracy 92.00 ± 2.00"
+    assert "temperature=0.4" in tool.build_parser().format_help()
 
 
 def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: Path) -> None:
