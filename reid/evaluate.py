@@ -27,8 +27,12 @@ __all__ = [
 
 METRICS = ("cosine", "euclidean")
 TIES = ("pessimistic", "optimistic")
-_BLOCK = 2048  # gallery rows of half precision converted, or checked, at a time
-_CHUNK_NUMBERS = 2**23  # numbers in a chunk of distances: 32 MB in float32
+_BLOCK = (
+    2048  # gallery rows multiplied (15 % faster than all of them at once), converted or squared at a time
+)
+_CHUNK_NUMBERS = 2**23  # numbers in a chunk of distances, 32 MB in float32 ...
+_MOST_NUMBERS = 2**27  # ... or up to 512 MB, where that takes fewer than _FEW_QUERIES
+_FEW_QUERIES = 128  # with fewer the product is slower: the whole gallery is read for each chunk
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def evaluate(
         ties: a match at the same distance as a wrong image is ranked behind it ("pessimistic") or before it
             ("optimistic"): the result does not depend on the order of the gallery.
         max_rank: length of the CMC curve.
-        chunk: queries at a time; None chooses 32 MB of distances (16 queries at least). Features are not copied.
+        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries if that takes no more than 512 MB.
+            Features are not copied.
 
     Returns:
         The scores.
@@ -164,7 +169,7 @@ def distance_chunks(
         query_features: (Q, D) floating.
         gallery_features: (G, D).
         metric: "cosine" or "euclidean".
-        chunk: queries at a time; None chooses 32 MB of distances (16 queries at least).
+        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries if that takes no more than 512 MB.
 
     Raises:
         ValueError: shapes that do not fit, features that are not finite, unknown metric. At once, not at the first chunk.
@@ -197,22 +202,26 @@ def _distance_chunks(
         part = query[start : start + chunk].to(dtype).neg()
         if metric == "cosine":
             part *= query_squares[start : start + chunk, None].clamp(min=1e-24).rsqrt()
+        distances = part.new_empty(len(part), len(gallery))
+        block = _BLOCK if part.device.type == "cpu" else 32 * _BLOCK
         with torch.autocast(query.device.type, enabled=False):
-            if gallery.dtype == dtype:
-                distances = part @ gallery.T
-            else:
-                distances = torch.cat([part @ block.to(dtype).T for block in gallery.split(_BLOCK)], dim=1)
+            for some, target in zip(gallery.split(block), distances.split(block, dim=1), strict=True):
+                torch.mm(part, some.to(dtype).T, out=target)
         yield distances.mul_(per_image) if metric == "cosine" else distances.add_(per_image)
 
 
 def _chunk_size(num_gallery: int) -> int:
-    return min(1024, max(16, _CHUNK_NUMBERS // num_gallery))
+    few = min(_FEW_QUERIES, _MOST_NUMBERS // num_gallery)
+    return min(1024, max(16, few, _CHUNK_NUMBERS // num_gallery))
 
 
 def _squares(name: str, features: Tensor) -> Tensor:
     """(N,) squared lengths, in float32 at least; told from them in passing whether all features are finite."""
     dtype = torch.promote_types(features.dtype, torch.float32)
-    squares = torch.cat([part.detach().to(dtype).square().sum(dim=1) for part in features.split(_BLOCK)])
+    squares = torch.empty(len(features), dtype=dtype, device=features.device)
+    # Into a vector that is there: small results between large temporary ones would fragment the heap by gigabytes.
+    for part, target in zip(features.detach().split(_BLOCK), squares.split(_BLOCK), strict=True):
+        torch.sum(part.to(dtype).square(), dim=1, out=target)
     if not bool(torch.isfinite(squares).all()):
         raise ValueError(f"{name} features hold NaN or infinite values: did training diverge?")
     return squares

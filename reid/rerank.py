@@ -126,7 +126,10 @@ class _FeatureDistances:
         self.features = torch.cat([query.detach().to(dtype), gallery.detach().to(dtype)])
         if metric == "cosine":
             self.features /= torch.linalg.vector_norm(self.features, dim=1, keepdim=True).clamp_(min=1e-12)
-        self.half_squares = torch.cat([part.square().sum(dim=1) / 2 for part in self.features.split(_ROWS)])
+        self.half_squares = torch.empty(len(self.features), dtype=dtype, device=self.features.device)
+        for part, target in zip(self.features.split(_ROWS), self.half_squares.split(_ROWS), strict=True):
+            torch.sum(part.square(), dim=1, out=target)
+        self.half_squares /= 2
         if not bool(torch.isfinite(self.half_squares).all()):
             raise ValueError("features hold NaN or infinite values: did training diverge?")
         self.num = len(self.features)
