@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from reid.evaluate import distance_chunks, evaluate, evaluate_distances
+from reid.evaluate import _chunk_size, distance_chunks, evaluate, evaluate_distances
 
 
 def slow(query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, metric, ties):
@@ -289,3 +289,12 @@ def test_errors_say_what_to_do(change: dict, error: type[Exception], message: st
 def test_faulty_distances_are_refused(distances, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         evaluate_distances(distances, query_ids=IDS, gallery_ids=IDS)
+
+
+@pytest.mark.parametrize("num_gallery", [1, 15_913, 515_913, 5_000_000, 10**8])
+def test_chunks_are_small_enough_and_not_too_small(num_gallery: int) -> None:
+    rows = _chunk_size(num_gallery)
+    numbers = rows * num_gallery
+    assert 16 <= rows <= 1024
+    assert numbers <= 2**27 or rows == 16
+    assert rows >= 128 or 129 * num_gallery > 2**27
