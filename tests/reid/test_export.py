@@ -88,8 +88,8 @@ def test_a_network_that_differs_is_not_written(
         def __init__(self, *_, **__) -> None:
             pass
 
-        def run(self, *_):
-            return [np.zeros((1, 4), dtype=np.float32)]
+        def run(self, _, inputs):
+            return [np.zeros((len(inputs["images"]), 4), dtype=np.float32)]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
     with pytest.raises(RuntimeError, match="was not written"):
