@@ -39,15 +39,16 @@ class Scale:
     num_detection: int
     num_detection_val: int
     num_people: int
+    num_few_labels: int
     backbone: tuple[str, ...] = ()
     detector: tuple[str, ...] = ()
     reid: tuple[str, ...] = ()
     uda: tuple[str, ...] = ()
 
 
-FULL = Scale(1200, 300, 160, 60, num_people=60)
+FULL = Scale(1200, 300, 160, 60, num_people=60, num_few_labels=1200)
 SHRUNK = Scale(
-    *(64, 32, 8, 4, 8),
+    *(64, 32, 8, 4, 8, 60),
     backbone=("epochs=1", "max_steps=2"),
     detector=("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"),
     reid=(
@@ -90,6 +91,11 @@ class Quickstart:
         """Where the re-identification images are."""
         return self.output / "data" / "people"
 
+    @property
+    def few_labels(self) -> Path:
+        """Where the images are of which few are labelled."""
+        return self.output / "data" / "few-labels"
+
     def stages(self) -> list[tuple[str, Callable[[], None]]]:
         """Title and action of each stage."""
         return [
@@ -123,6 +129,16 @@ class Quickstart:
             **look,  # type: ignore[arg-type]
         )
 
+        write_classification(
+            self.few_labels,
+            num_train=self.scale.num_few_labels,
+            num_val=self.scale.num_val,
+            size=(32, 32),
+            num_classes=3,  # the hues of four are exchanged by inverting the colours, which is one of the augmentations
+            object_share=(0.4, 0.5),
+            colour_cue=0.8,
+            noise=0.03,
+        )
         write_reid(
             self.people,
             num_train_identities=self.scale.num_people,
@@ -160,7 +176,7 @@ class Quickstart:
             str(ROOT / "tools" / "train_uda.py"),
             *("--config", str(ROOT / "configs" / "quickstart" / "uda.yaml")),
             *("--output", str(self.output / "uda" / method), "--resume"),
-            *(f"root={self.classes}", f"method={method}", *self.scale.uda),
+            *(f"root={self.few_labels}", f"method={method}", *self.scale.uda),
         ]
 
     def convert(self) -> None:

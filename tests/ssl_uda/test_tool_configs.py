@@ -22,7 +22,8 @@ from ssl_uda.benchmark import uda_section
 from ssl_uda.config import check, is_shortened
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs" / "ssl_uda").glob("*.yaml"))
+QUICKSTART = ROOT / "configs" / "quickstart" / "uda.yaml"
+CONFIGS = [*sorted((ROOT / "configs" / "ssl_uda").glob("*.yaml")), QUICKSTART]
 
 
 def load_tool():
@@ -40,7 +41,7 @@ def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:
     defaults = load_config(UdaConfig, None, ["root=x"])
     assert (settings == defaults) == (path.stem == "cifar10_4000")  # the defaults are the recipe
     header = path.read_text().split("\n_base_")[0]
-    for word in (f"tools/train_uda.py --config configs/ssl_uda/{path.name}", "Time:", "Expected"):
+    for word in (f"tools/train_uda.py --config {path.relative_to(ROOT)}", "Time:", "Expected"):
         assert word in header
     whole = path.stem in ("cifar10_4000", "cifar10_2500", "cifar10_250")
     assert whole == (not is_shortened(settings))
@@ -59,7 +60,7 @@ def test_seeds_mean_and_spread_resume_and_mistakes(
 ) -> None:
     tool = load_tool()
     root = write_classification(tmp_path / "d", num_train=60, num_val=20, num_classes=4, size=(32, 32))
-    config = ["--config", str(ROOT / "configs" / "ssl_uda" / "quickstart.yaml"), "--shrink", f"root={root}"]
+    config = ["--config", str(QUICKSTART), "--shrink", f"root={root}"]
     output = ["--output", str(tmp_path / "runs"), "--seeds", "3", "4"]
     assert tool.main([*config, *output]) == 0
     printed = capsys.readouterr().out
