@@ -126,14 +126,15 @@ def _reranked(data: _Set) -> object:
     return rerank(data.query, data.gallery)
 
 
+def _torchreid_distances(data: _Set) -> list[Any]:
+    """The true distances, with which torchreid's formula is the paper's."""
+    pairs = ((data.query, data.gallery), (data.query, data.query), (data.gallery, data.gallery))
+    return [(2 * torch.from_numpy(_cosine_distances(*pair))).clamp_(min=0).sqrt_().numpy() for pair in pairs]
+
+
 def _torchreid_reranked(data: _Set) -> object:
     re_ranking = _torchreid("utils.rerank").re_ranking
-    pairs = ((data.query, data.gallery), (data.query, data.query), (data.gallery, data.gallery))
-    # True distances, with which its formula is the paper's.
-    distances = [
-        (2 * torch.from_numpy(_cosine_distances(*pair))).clamp_(min=0).sqrt_().numpy() for pair in pairs
-    ]
-    return re_ranking(*distances)
+    return re_ranking(*_torchreid_distances(data))
 
 
 VARIANTS: dict[str, Callable[[_Set], object]] = {
@@ -144,10 +145,13 @@ VARIANTS: dict[str, Callable[[_Set], object]] = {
     "torchreid, Python": _torchreid_python,
     "re-ranking, ours": _reranked,
     "re-ranking, torchreid": _torchreid_reranked,
+    "its distances alone": _torchreid_distances,
 }
 
 
-def measure(variants: Sequence[str], size: tuple[int, int, int], threads: int) -> None:
+def measure(
+    variants: Sequence[str], size: tuple[int, int, int], threads: int, processor_time: bool = False
+) -> None:
     """Run variants and print {"seconds", "megabytes"} of each as JSON: what the process of its own does.
 
     Memory that an earlier variant left to this process's allocator is not seen again: one variant for figures that count.
@@ -160,6 +164,7 @@ def measure(variants: Sequence[str], size: tuple[int, int, int], threads: int) -
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("measuring memory needs psutil: pip install psutil") from error
     torch.set_num_threads(threads)
+    now = time.process_time if processor_time else time.perf_counter
     for variant in variants:
         VARIANTS[variant](_draw(_SHRUNK))  # imports and thread pools are no part of it
     data = _draw(size)
@@ -174,9 +179,9 @@ def measure(variants: Sequence[str], size: tuple[int, int, int], threads: int) -
         before = process.memory_info().rss
         watcher = threading.Thread(target=sample, daemon=True)
         watcher.start()
-        start = time.perf_counter()
+        start = now()
         kept = VARIANTS[variant](data)
-        seconds = time.perf_counter() - start
+        seconds = now() - start
         peak[0] = max(peak[0], process.memory_info().rss)
         del kept
         done.set()
@@ -185,11 +190,14 @@ def measure(variants: Sequence[str], size: tuple[int, int, int], threads: int) -
     print(json.dumps(found))
 
 
-def _alone(variants: Sequence[str], size: tuple[int, int, int], shrink: bool) -> dict[str, dict[str, float]]:
+def _alone(
+    variants: Sequence[str], size: tuple[int, int, int], args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
     """`measure`, each variant in a process of its own; a shrunk run, which measures nothing, in one."""
     found: dict[str, dict[str, float]] = {}
-    for some in [list(variants)] if shrink else [[name] for name in variants]:
-        script = f"from reid.benchmark import measure; measure({some!r}, {size!r}, {torch.get_num_threads()})"
+    for some in [list(variants)] if args.shrink else [[name] for name in variants]:
+        given = f"{some!r}, {size!r}, {torch.get_num_threads()}, {args.processor_time}"
+        script = f"from reid.benchmark import measure; measure({given})"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"measuring {', '.join(some)} failed:\n{done.stderr[-2000:]}")
@@ -210,9 +218,11 @@ def evaluation_section(args: argparse.Namespace, device: torch.device) -> tuple[
     fast += ["torchreid, Cython"] if _cython() is not None else []
     slow = ["torchreid, Python"] if _torchreid("metrics.rank") is not None else []
     calls: dict[str, Callable[[], object]] = {name: partial(VARIANTS[name], data) for name in fast}
-    seconds = interleaved(calls, 1 if args.shrink else args.rounds, device)
+    seconds = interleaved(
+        calls, 1 if args.shrink else args.rounds, device, processor_time=args.processor_time
+    )
     del data, calls
-    alone = _alone([*fast, *slow], size, args.shrink)
+    alone = _alone([*fast, *slow], size, args)
     seconds |= {name: alone[name]["seconds"] for name in slow}
     base = seconds["matrix product, whole"]
     rows = [
@@ -230,8 +240,10 @@ def reranking_section(args: argparse.Namespace, device: torch.device) -> tuple[T
     """Re-ranking at Market-1501's size against torchreid's."""
     size = _SHRUNK if args.shrink else _MARKET
     names = ["re-ranking, ours"]
-    names += ["re-ranking, torchreid"] if _torchreid("utils.rerank") is not None else []
-    figures: dict[str, Any] = _alone(names, size, args.shrink)
+    names += (
+        ["re-ranking, torchreid", "its distances alone"] if _torchreid("utils.rerank") is not None else []
+    )
+    figures: dict[str, Any] = _alone(names, size, args)
     base = figures["re-ranking, ours"]
     rows = [
         [
@@ -250,6 +262,6 @@ def large_gallery_section(args: argparse.Namespace, device: torch.device) -> tup
     """Scores with half a million distractors in the gallery (Market-1501 + 500k)."""
     size = (_SHRUNK[0], 10 * _SHRUNK[1], _SHRUNK[2]) if args.shrink else _LARGE
     names = ["matrix product, in chunks", "ours"]
-    figures: dict[str, Any] = _alone(names, size, args.shrink)
+    figures: dict[str, Any] = _alone(names, size, args)
     rows = [[name, f"{f['seconds']:.2f}", f"{f['megabytes']:.0f}"] for name, f in figures.items()]
     return ([_title(size), "s", "MB beyond the features"], rows), figures

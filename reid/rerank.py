@@ -227,16 +227,12 @@ def _offer(part: Tensor, offset: int, rows: slice, values: Tensor, indices: Tens
     """
     best, known = values[rows], indices[rows]
     count = best.shape[1]
-    limit = best[:, -1:].to(part.device)
-    if offset == 0 and part.shape[1] >= count:  # nothing known yet
-        mask = part <= part.topk(count, dim=1, largest=False).values.amax(dim=1, keepdim=True)
-    else:
-        mask = part < limit
-    row, column = torch.nonzero(mask, as_tuple=True)
+    unknown = offset == 0 and part.shape[1] >= count
+    mask = part <= _smallest(part, count) if unknown else part < best[:, -1:].to(part.device)
+    row, column = _places(mask)
     if not len(row):
         return
-    found = part[row, column].cpu()
-    row, column = row.cpu(), column.cpu()
+    found = part[row.to(part.device), column.to(part.device)].cpu()
     counts = torch.bincount(row, minlength=len(best))
     active = torch.nonzero(counts)[:, 0]
     place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
@@ -248,6 +244,26 @@ def _offer(part: Tensor, offset: int, rows: slice, values: Tensor, indices: Tens
     owners[line, count + place] = column + offset
     ordered, order = merged.sort(dim=1, stable=True)
     best[active], known[active] = ordered[:, :count], owners.gather(1, order[:, :count])
+
+
+def _smallest(part: Tensor, count: int) -> Tensor:
+    """(n, 1) the `count`-th smallest number of each row; on a CPU by numpy, which is vectorised."""
+    if part.device.type != "cpu":
+        return part.topk(count, dim=1, largest=False).values.amax(dim=1, keepdim=True)
+    return torch.from_numpy(np.partition(part.numpy(), count - 1, axis=1)[:, count - 1 : count])
+
+
+def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the True entries, row by row; on a CPU by numpy, which is ten times as fast."""
+    if mask.device.type != "cpu":
+        row, column = torch.nonzero(mask, as_tuple=True)
+        return row.cpu(), column.cpu()
+    if mask.is_contiguous():
+        flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
+        return flat // mask.shape[1], flat % mask.shape[1]
+    column, row = _places(mask.T.contiguous())
+    row, order = row.sort(stable=True)
+    return row, column[order]
 
 
 def _incidence(lists: np.ndarray, sparse: Any) -> Any:
