@@ -198,8 +198,7 @@ def _serialise(tensors: Mapping[str, Tensor], kind: str, file: BinaryIO) -> None
 
 def _fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, str]]:
     return {
-        key: (value.shape, hashlib.sha256(value.numpy().data).hexdigest())
-        for key, value in tensors.items()
+        key: (value.shape, hashlib.sha256(value.numpy().data).hexdigest()) for key, value in tensors.items()
     }
 
 

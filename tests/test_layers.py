@@ -111,3 +111,9 @@ def test_core_imports_torch_and_torchvision_alone() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     allowed = {"keepaug", "torch", "torchvision", "PIL", "numpy"}  # the last two come with torchvision
     assert set(ast.literal_eval(result.stdout.strip())) <= allowed
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Without packages, pytest takes the second for the first and collects neither."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -90,6 +90,8 @@ def summary(results: Sequence[dict[str, float]]) -> str:
     lines = []
     for key in results[0]:
         values = [result[key] for result in results]
-        spread = f" ± {statistics.stdev(values):.2f} ({len(values)} seeds)" if len(values) > 1 else " (1 seed)"
+        spread = (
+            f" ± {statistics.stdev(values):.2f} ({len(values)} seeds)" if len(values) > 1 else " (1 seed)"
+        )
         lines.append(f"{key}: {statistics.mean(values):.2f}{spread}")
     return "\n".join(lines)

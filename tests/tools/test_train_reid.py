@@ -43,13 +43,20 @@ def test_shrunk_run_seeds_and_evaluation(
     tool, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["--output", str(tmp_path / "r"), "--shrink", "--seeds", "0", "1"]
-    assert tool.main(command(people, *run, "recipe=bag_of_tricks_keep")) == 0
+    left = ["ranked=2", "pictures=true", "features=true"]
+    assert tool.main(command(people, *run, "recipe=bag_of_tricks_keep", *left)) == 0
     out = capsys.readouterr().out
     assert "mAP: " in out
+    assert "important_erased_keep 0.00" in out
     assert "(2 seeds)" in out
     results = [json.loads((tmp_path / f"r-seed{seed}" / "result.json").read_text()) for seed in (0, 1)]
     assert [result["seed"] for result in results] == [0, 1]
     assert all(result["synthetic"] and result["shortened"] for result in results)
+    for seed, result in enumerate(results):
+        assert 15 < result["metrics"]["important_erased_random"] < 65
+        files = {role: result["artifacts"][role] for role in ("ranked", "erasing", "features")}
+        assert files == {"ranked": "ranked.png", "erasing": "erasing.png", "features": "features.npz"}
+        assert all((tmp_path / f"r-seed{seed}" / name).is_file() for name in files.values())
     assert "of the images; every image is used within" in out
     assert tool.main(command(people, *run, "--resume")) == 0
     assert capsys.readouterr().out.count("(done before)") == 2
