@@ -12,12 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from keepaug.runs.command import config_parser, is_main, shown, split_settings, summary
-from keepaug.runs.config import load_config
-from keepaug.runs.guard import NonFiniteLossError
-from keepaug.runs.result import FILE_NAME, read_result
+from keepaug.runs.command import config_parser, run_seeds
 from ssl_uda import UdaConfig, train
 
 SHRINK = [
@@ -38,35 +34,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
 
-def run_one(args: argparse.Namespace, settings: list[str], seed: int | None) -> dict[str, float]:
-    config = load_config(UdaConfig, args.config, settings + ([] if seed is None else [f"seed={seed}"]))
-    stem = config.name or (args.config.stem if args.config else config.dataset)
-    base = args.output or Path("runs") / f"{stem}-{config.method}-{config.num_labels}labels"
-    named = seed is None and args.output is not None
-    output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
-    if args.resume and (output / FILE_NAME).is_file():
-        metrics: dict[str, float] = read_result(output / FILE_NAME)["metrics"]
-    else:
-        metrics = train(config, output, resume=args.resume)
-    if is_main():
-        print(f"{output}: {shown(metrics)}", flush=True)
-    return metrics
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
-    try:
-        seeds, settings = split_settings(args.seeds, (SHRINK if args.shrink else []) + args.overrides)
-        results = [run_one(args, settings, seed) for seed in seeds or [None]]
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except (ValueError, FileNotFoundError, ImportError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if seeds and is_main():
-        print(summary(results))
-    return 0
+
+    def name(config: UdaConfig) -> str:
+        stem = config.name or (args.config.stem if args.config else config.dataset)
+        return f"{stem}-{config.method}-{config.num_labels}labels"
+
+    return run_seeds(args, UdaConfig, shrink=SHRINK, name=name, train=train)
 
 
 if __name__ == "__main__":

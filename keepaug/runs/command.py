@@ -6,12 +6,16 @@ import argparse
 import dataclasses
 import os
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from keepaug.runs.config import ConfigError
+from keepaug.runs.config import ConfigError, load_config
+from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.result import FILE_NAME, read_result
 
-__all__ = ["config_parser", "is_main", "settings_help", "shown", "split_settings", "summary"]
+__all__ = ["config_parser", "is_main", "run_seeds", "settings_help", "shown", "split_settings", "summary"]
 
 
 def settings_help(settings: type) -> str:
@@ -95,3 +99,54 @@ def summary(results: Sequence[dict[str, float]]) -> str:
         )
         lines.append(f"{key}: {statistics.mean(values):.2f}{spread}")
     return "\n".join(lines)
+
+
+def run_seeds(
+    args: argparse.Namespace,
+    settings: type,
+    *,
+    shrink: Sequence[str],
+    name: Callable[[Any], str],
+    train: Callable[..., dict[str, float]],
+) -> int:
+    """One run, or one for each of `--seeds`; finished seeds are not run again with `--resume`.
+
+    Args:
+        args: of a `config_parser`.
+        settings: the dataclass.
+        shrink: settings that `--shrink` adds, before those of the command line.
+        name: folder below runs, without the seed, where `--output` is not given.
+        train: `train(config, output, resume=...)`, which returns the metrics.
+
+    Returns:
+        The exit code; mistakes and interruptions are said on standard error.
+    """
+
+    def run(overrides: list[str], seed: int | None) -> dict[str, float]:
+        config: Any = load_config(
+            settings, args.config, overrides + ([] if seed is None else [f"seed={seed}"])
+        )
+        base = args.output or Path("runs") / name(config)
+        named = seed is None and args.output is not None
+        output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
+        if args.resume and seed is not None and (output / FILE_NAME).is_file():
+            metrics: dict[str, float] = read_result(output / FILE_NAME)["metrics"]
+        else:
+            metrics = train(config, output, resume=args.resume)
+        if is_main():
+            print(f"{output}: {shown(metrics)}", flush=True)
+        return metrics
+
+    try:
+        seeds, overrides = split_settings(args.seeds, [*(shrink if args.shrink else ()), *args.overrides])
+        each: list[int | None] = [*seeds] or [None]
+        results = [run(overrides, seed) for seed in each]
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, ImportError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if seeds and is_main():
+        print(summary(results))
+    return 0
