@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,31 @@ def data_root() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20)
+
+
+_STATUS = Path("/proc/self/status")
+_PEAK = f"""
+import re
+from pathlib import Path
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("{_STATUS}").read_text())[1]) / 1000
+"""
+
+
+@pytest.fixture
+def run_measuring_memory() -> Callable[..., float]:
+    """Runs a script in a process of its own; `peak()` in it is its largest memory so far in MB. Returns what it prints.
+
+    Not by getrusage, whose peak a child inherits from pytest: such a test cannot fail.
+    """
+    if not _STATUS.is_file():
+        pytest.skip(f"peak memory is read from {_STATUS}")
+
+    def run(script: str, *arguments: str) -> float:
+        command = [sys.executable, "-c", _PEAK + script, *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+        )
+        return float(done.stdout)
+
+    return run

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -225,22 +223,21 @@ def test_zero_features_have_a_rank() -> None:
     assert 0 < evaluate(query, gallery, **named(labels)).mAP < 1
 
 
-def test_memory_stays_within_chunks() -> None:
+def test_memory_stays_within_chunks(run_measuring_memory) -> None:
     """30,000 gallery images: the matrix of distances would take 480 MB, a copy of the features 62 MB."""
     script = """
-import resource, torch
+import torch
 from reid.evaluate import evaluate
 torch.set_num_threads(1)
 query, gallery = torch.randn(4000, 512), torch.randn(30000, 512)
 ids = torch.arange(4000) % 1000, torch.arange(30000) % 1000
 call = lambda q: evaluate(q, gallery, query_ids=ids[0][:len(q)], gallery_ids=ids[1])
 call(query[:2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 call(query)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(peak() - before)
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(result.stdout) < 130, f"{result.stdout} MB"
+    assert run_measuring_memory(script) < 130
 
 
 FEATURES, IDS = torch.randn(4, 3), torch.arange(4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 import warnings
 
@@ -129,20 +128,19 @@ def test_features_are_left_as_they_are() -> None:
     assert torch.equal(gallery, copies[1])
 
 
-def test_memory_is_that_of_the_result_and_the_blocks() -> None:
+def test_memory_is_that_of_the_result_and_the_blocks(run_measuring_memory) -> None:
     """12,000 images: the (N, N) distances would take 576 MB, the features and the result 30."""
     script = """
-import resource, torch
+import torch
 from reid.rerank import rerank
 torch.set_num_threads(1)
 query, gallery = torch.randn(300, 64), torch.randn(11700, 64)
 rerank(query[:20], gallery[:300], block=200)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 rerank(query, gallery, block=1000)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(peak() - before)
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(result.stdout) < 250, f"{result.stdout} MB"
+    assert run_measuring_memory(script) < 250
 
 
 FEATURES = torch.randn(4, 3)
