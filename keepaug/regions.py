@@ -20,8 +20,17 @@ __all__ = [
 
 Size = int | tuple[int, int] | Tensor
 PLACEMENTS = ("inside", "clipped")
-_MISS = 1e-9  # chance that a GPU batch element is still undecided after the fixed number of rounds
+_MISS = 1e-9  # chance that an image is still undecided after the fixed number of proposals
 _MAX_ROUNDS = 64
+_COMPARISONS = 2**27  # at once on a GPU: a byte each
+
+
+def move(values: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """`values.to(device, dtype)`; from the host to a GPU without waiting for it.
+
+    The way back does wait: without it, torch copies into pinned memory that is read before it is filled.
+    """
+    return values.to(device, dtype, non_blocking=values.device.type == "cpu")
 
 
 class Regions(NamedTuple):
@@ -41,7 +50,7 @@ class Regions(NamedTuple):
 
     def to(self, device: torch.device | str) -> Regions:
         """The same boxes on another device."""
-        return Regions(*(part.to(device, non_blocking=True) for part in self))
+        return Regions(*(move(part, device) for part in self))
 
     @property
     def area(self) -> Tensor:
@@ -50,7 +59,7 @@ class Regions(NamedTuple):
 
     def where(self, keep: Tensor) -> Regions:
         """The boxes where `keep` ((N,) bool) holds, and no box (height 0) elsewhere."""
-        return self._replace(height=self.height * keep.to(self.height.device))
+        return self._replace(height=self.height * move(keep, self.height.device))
 
 
 def _require(condition: Tensor, message: str) -> None:
@@ -98,7 +107,7 @@ def _sizes(size: Size, num: int, image_size: tuple[int, int], device: torch.devi
                 f"every region must be at least 1 x 1 and at most as large as the image ({height} x {width}); "
                 "clamp the sizes first",
             )
-        moved = size.to(device, non_blocking=True)
+        moved = move(size, device)
         return moved[:, 0], moved[:, 1]
     rows, columns = _pair(size)
     if not (1 <= rows <= height and 1 <= columns <= width):
@@ -233,9 +242,7 @@ def _draw(
 ) -> Tensor:
     """Uniform float64 in [0, 1) from the generator, on its own device, moved to `device`."""
     source = generator.device if generator is not None else device
-    return torch.rand(low_level_shape, generator=generator, device=source, dtype=torch.float64).to(
-        device, non_blocking=True
-    )
+    return move(torch.rand(low_level_shape, generator=generator, device=source, dtype=torch.float64), device)
 
 
 def _index(uniform: Tensor, count: Tensor) -> Tensor:
@@ -297,9 +304,9 @@ def sample_regions(
     Algorithm 1 with the quantile threshold of the Remark. Ties at the threshold are all allowed, so a
     constant map allows everything, and the set is never empty (tau 0 and "low": the lowest).
 
-    Propose one candidate per image, accept by counting ranks, redraw the rest: exact, without a sort. On a GPU the
-    number of rounds is fixed and nothing is read back; an image undecided after them (chance below 1e-9) gets its extreme
-    region, which is always allowed.
+    Propose one candidate per image, accept by counting ranks, redraw the rest: exact, without a sort. On a GPU a fixed
+    number is proposed at once and nothing is read back; an image with none that is allowed (chance below 1e-9) gets its
+    extreme region, which always is.
 
     Args:
         saliency: (N, H, W) floating, finite, >= 0.
@@ -333,7 +340,12 @@ def sample_regions(
     candidates = num_rows * num_columns
     below = (tau * candidates.to(torch.float64) + 1e-9).floor().to(torch.int64)
     allowed = (below if prefer == "low" else candidates - below).clamp(min=1)
-    chosen = _choose(scores.flatten(1), (num_rows, num_columns), columns, allowed, tau, prefer, generator)
+    if isinstance(size, Tensor) and placement == "inside":
+        share = tau / 2 if prefer == "low" else 1 - tau  # a lower bound: floor(x) >= x / 2 from 1 on
+    else:
+        below_one = math.floor(tau * rows * columns + 1e-9)
+        share = max(1, below_one if prefer == "low" else rows * columns - below_one) / (rows * columns)
+    chosen = _choose(scores.flatten(1), (num_rows, num_columns), columns, allowed, share, generator)
     return _to_regions(chosen // columns, chosen % columns, (box[0], box[1]), image_size, placement)
 
 
@@ -342,45 +354,60 @@ def _choose(
     grid: tuple[Tensor, Tensor],
     columns: int,
     allowed: Tensor,
-    tau: float,
-    prefer: str,
+    share: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """(N,) flat positions, uniform among the candidates whose rank is below `allowed`."""
-    share = tau / 2 if prefer == "low" else 1 - tau  # a lower bound: floor(x) >= x / 2 from 1 on
+    """(N,) flat positions, uniform among the candidates whose rank is below `allowed`, at least `share` of an image's."""
     rounds = math.ceil(math.log(_MISS) / math.log1p(-share)) if 0 < share < 1 else (1 if share == 1 else 0)
     if not 0 < rounds <= _MAX_ROUNDS:
         return _choose_sorted(scores, allowed, generator)
-    num, device = scores.shape[0], scores.device
+    if scores.device.type == "cpu":
+        return _choose_in_turns(scores, grid, columns, allowed, rounds, generator)
+    return _choose_at_once(scores, grid, columns, allowed, rounds, generator)
 
-    def propose(some: tuple[Tensor, Tensor], count: int) -> Tensor:
-        uniform = _draw((2, count), generator, device)
-        return _index(uniform[0], some[0]) * columns + _index(uniform[1], some[1])
 
-    def accepted(some: Tensor, position: Tensor, limit: Tensor) -> Tensor:
-        return (some < some.gather(1, position[:, None])).sum(dim=1) < limit
-
-    if device.type == "cuda":
-        chosen = scores.argmin(dim=1)
-        undecided = torch.ones_like(chosen, dtype=torch.bool)
-        for _ in range(rounds):
-            position = propose(grid, num)
-            take = undecided & accepted(scores, position, allowed)
-            chosen = torch.where(take, position, chosen)
-            undecided = undecided & ~take
-        return chosen
-    chosen = propose(grid, num)
-    todo = torch.nonzero(~accepted(scores, chosen, allowed))[:, 0]
+def _choose_in_turns(
+    scores: Tensor,
+    grid: tuple[Tensor, Tensor],
+    columns: int,
+    allowed: Tensor,
+    rounds: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Propose for all images, then again for those whose proposal ranks too high."""
+    todo = torch.arange(len(scores), device=scores.device)
+    chosen = torch.zeros_like(todo)
     for _ in range(rounds):
-        if not len(todo):
-            return chosen
-        position = propose((grid[0][todo], grid[1][todo]), len(todo))
-        take = accepted(scores[todo], position, allowed[todo])
+        uniform = _draw((2, len(todo)), generator, scores.device)
+        position = _index(uniform[0], grid[0][todo]) * columns + _index(uniform[1], grid[1][todo])
+        some = scores[todo] if len(todo) < len(scores) else scores
+        take = (some < some.gather(1, position[:, None])).sum(dim=1) < allowed[todo]
         chosen[todo[take]] = position[take]
         todo = todo[~take]
-    if len(todo):
-        chosen[todo] = _choose_sorted(scores[todo], allowed[todo], generator)
+        if not len(todo):
+            return chosen
+    chosen[todo] = _choose_sorted(scores[todo], allowed[todo], generator)
     return chosen
+
+
+def _choose_at_once(
+    scores: Tensor,
+    grid: tuple[Tensor, Tensor],
+    columns: int,
+    allowed: Tensor,
+    rounds: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """All proposals together, of which each image takes its first that is allowed: few launches, nothing read back."""
+    uniform = _draw((2, len(scores), rounds), generator, scores.device)
+    position = _index(uniform[0], grid[0][:, None]) * columns + _index(uniform[1], grid[1][:, None])
+    proposed = scores.gather(1, position)
+    together = max(1, _COMPARISONS // max(1, scores.numel()))
+    ranks = [(scores[:, None] < part[:, :, None]).sum(dim=2) for part in proposed.split(together, dim=1)]
+    accepted = torch.cat(ranks, dim=1) < allowed[:, None]
+    first = accepted.to(torch.uint8).argmax(dim=1, keepdim=True)
+    chosen = position.gather(1, first)[:, 0]
+    return torch.where(accepted.any(dim=1), chosen, scores.argmin(dim=1))
 
 
 def _choose_sorted(scores: Tensor, allowed: Tensor, generator: torch.Generator | None) -> Tensor:

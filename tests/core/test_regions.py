@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +16,17 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import oracles
 
-from keepaug import random_regions, region_mask, region_scores, sample_regions
+from keepaug import random_regions, region_mask, region_scores, regions, sample_regions
+
+WAYS = ("in turns", "at once")
+
+
+@contextmanager
+def chosen(way: str, comparisons: int = 2**27) -> Iterator[None]:
+    """The choice as on a CPU, in turns, or as on a GPU, at once."""
+    function = {"in turns": regions._choose_in_turns, "at once": regions._choose_at_once}[way]
+    with mock.patch.multiple(regions, _choose_in_turns=function, _COMPARISONS=comparisons):
+        yield
 
 
 def boxes_of(regions) -> list[tuple[int, int, int, int]]:
@@ -60,8 +73,12 @@ def test_scores_with_a_size_per_image(placement: str) -> None:
     levels=st.sampled_from([1, 2, 5, 1000]),
     per_image=st.booleans(),
     seed=st.integers(0, 1000),
+    way=st.sampled_from(WAYS),
+    comparisons=st.sampled_from([1, 700, 2**27]),
 )
-def test_every_region_is_allowed(height, width, tau, prefer, placement, levels, per_image, seed) -> None:
+def test_every_region_is_allowed(
+    height, width, tau, prefer, placement, levels, per_image, seed, way, comparisons
+) -> None:
     """Against nested loops, with ties (few levels), constant maps (one level), boxes up to the whole image."""
     generator = torch.Generator().manual_seed(seed)
     num = 6
@@ -72,9 +89,10 @@ def test_every_region_is_allowed(height, width, tau, prefer, placement, levels, 
     if not per_image:
         sizes = sizes[:1].expand(num, 2)
     size = sizes if per_image else (int(sizes[0, 0]), int(sizes[0, 1]))
-    drawn = boxes_of(
-        sample_regions(heat, size, tau=tau, prefer=prefer, placement=placement, generator=generator)
-    )
+    with chosen(way, comparisons):
+        drawn = boxes_of(
+            sample_regions(heat, size, tau=tau, prefer=prefer, placement=placement, generator=generator)
+        )
     for index, box in enumerate(drawn):
         own = (int(sizes[index, 0]), int(sizes[index, 1]))
         every = oracles.candidates((height, width), own, placement)
@@ -93,6 +111,7 @@ def chi_square(counts: torch.Tensor) -> float:
     )
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("prefer", "tau", "placement", "per_image"),
     [
@@ -104,12 +123,12 @@ def chi_square(counts: torch.Tensor) -> float:
         ("high", 0.94, "inside", True),
     ],
 )
-def test_uniform_over_the_allowed(prefer: str, tau: float, placement: str, per_image: bool) -> None:
+def test_uniform_over_the_allowed(prefer: str, tau: float, placement: str, per_image: bool, way: str) -> None:
     heat = heat_maps(1, 9, 8, seed=3).expand(20_000, -1, -1)
     size = torch.tensor([[3, 2]]).expand(20_000, 2) if per_image else (3, 2)
-    drawn = sample_regions(
-        heat, size, tau=tau, prefer=prefer, placement=placement, generator=torch.Generator().manual_seed(5)
-    )
+    generator = torch.Generator().manual_seed(5)
+    with chosen(way):
+        drawn = sample_regions(heat, size, tau=tau, prefer=prefer, placement=placement, generator=generator)
     every = oracles.candidates((9, 8), (3, 2), placement)
     good = sorted(oracles.allowed(heat[0], (3, 2), tau, prefer, placement))
     place: dict[tuple[int, int, int, int], list[int]] = {}
@@ -225,3 +244,15 @@ def test_on_a_gpu_without_synchronisation() -> None:
     for index, box in enumerate(boxes_of(drawn)):
         every = oracles.candidates((20, 20), (5, 5), "inside")
         assert box in {every[i] for i in oracles.allowed(heat[index].cpu(), (5, 5), 0.6, "low", "inside")}
+
+
+def test_without_an_allowed_proposal_the_extreme_region_is_taken() -> None:
+    """Once in 10^9 images; here the only generator that proposes nothing but the most important region."""
+    heat = torch.zeros(3, 5, 5)
+    heat[:, 4, 4] = 1
+    last = mock.patch.object(
+        regions, "_draw", lambda shape, generator, device: torch.full(shape, 0.999).double()
+    )
+    with last, chosen("at once"):
+        drawn = sample_regions(heat + 0.01 * torch.arange(25).view(5, 5), 1)
+    assert boxes_of(drawn) == [(0, 0, 1, 1)] * 3
