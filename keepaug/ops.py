@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from keepaug.regions import Regions, region_mask
+from keepaug.regions import Regions, move, region_mask
 
 __all__ = ["cut", "paste"]
 
@@ -51,7 +51,7 @@ def cut(images: Tensor, regions: Regions, fill: float | Sequence[float] | Tensor
     if isinstance(fill, int | float):
         return _like(images.masked_fill(mask, fill), images)
     if not isinstance(fill, Tensor):
-        fill = torch.tensor(fill, dtype=images.dtype, device=images.device)
+        fill = move(torch.tensor(fill, dtype=images.dtype), images.device)
     if fill.ndim == 1:
         if len(fill) != images.shape[1]:
             raise ValueError(f"fill has {len(fill)} numbers, but the images have {images.shape[1]} channels")
@@ -62,7 +62,7 @@ def cut(images: Tensor, regions: Regions, fill: float | Sequence[float] | Tensor
         raise ValueError(
             f"fill of the shape {tuple(fill.shape)} does not broadcast to the images, {tuple(images.shape)}"
         ) from error
-    return _like(torch.where(mask, fill.to(images.device, images.dtype), images), images)
+    return _like(torch.where(mask, move(fill, images.device, images.dtype), images), images)
 
 
 def paste(source: Tensor, target: Tensor, regions: Regions) -> Tensor:

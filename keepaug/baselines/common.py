@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keepaug.regions import PLACEMENTS, Regions, random_regions, sample_regions
+from keepaug.regions import PLACEMENTS, Regions, move, random_regions, sample_regions
 
 __all__ = [
     "applied_to",
@@ -79,7 +79,7 @@ def regions_for(
             "this augmentation needs the saliency (N, H, W): saliency_map(model, images, labels), or a map of your own"
         )
     return sample_regions(
-        saliency.to(images.device), size, tau=tau, prefer=prefer, placement=placement, generator=generator
+        move(saliency, images.device), size, tau=tau, prefer=prefer, placement=placement, generator=generator
     )
 
 

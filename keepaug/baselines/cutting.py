@@ -18,7 +18,7 @@ from keepaug.baselines.common import (
     uniform,
 )
 from keepaug.ops import cut
-from keepaug.regions import Regions
+from keepaug.regions import Regions, move
 
 __all__ = ["FILLS", "Cutout", "RandomErasing"]
 
@@ -177,7 +177,7 @@ class RandomErasing(_Cutting):
         if self.fill == "random":
             device = generator.device if generator is not None else images.device
             noise = torch.randn(images.shape, generator=generator, device=device, dtype=torch.float32)
-            return noise.to(images.device, images.dtype)
+            return move(noise, images.device, images.dtype)
         if isinstance(self.fill, str):
             values = FILLS[self.fill]
             return values[0] if len(values) == 1 else values

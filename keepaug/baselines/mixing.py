@@ -22,7 +22,7 @@ from keepaug.baselines.common import (
     uniform,
 )
 from keepaug.ops import _like, paste
-from keepaug.regions import Regions
+from keepaug.regions import Regions, move
 
 __all__ = [
     "AttentiveCutMix",
@@ -81,7 +81,7 @@ def partners(images: Tensor, permutation: Tensor | None, generator: torch.Genera
     """(N,) int64 on the images' device: the given partners, or a random permutation."""
     if permutation is None:
         permutation = permutation_of(len(images), generator)
-    return permutation.to(images.device, non_blocking=True)
+    return move(permutation, images.device)
 
 
 def blend(features: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def blend(features: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
             f"mixing needs floating point values, got {features.dtype}: normalise the images first"
         )
     wide = torch.promote_types(features.dtype, torch.float32)
-    share = lam.to(features.device, wide).view(-1, *[1] * (features.ndim - 1))
+    share = move(lam, features.device, wide).view(-1, *[1] * (features.ndim - 1))
     values = features.to(wide)
     return _like((share * values + (1 - share) * values[permutation]).to(features.dtype), features)
 
@@ -197,8 +197,8 @@ class CutMix:
         permutation = partners(images, permutation, generator)
         mixed = paste(images[permutation], images, regions)
         pixels = images.shape[2] * images.shape[3]
-        lam = 1 - regions.area.to(labels.device).to(torch.float32) / pixels
-        return mixed, MixedLabels(labels, labels[permutation.to(labels.device)], lam)
+        lam = 1 - move(regions.area, labels.device, torch.float32) / pixels
+        return mixed, MixedLabels(labels, labels[move(permutation, labels.device)], lam)
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class Mixup:
             lam = self.sample(len(images), generator=generator)
         permutation = partners(images, permutation, generator)
         mixed = blend(images, permutation, lam)
-        return mixed, MixedLabels(labels, labels[permutation.to(labels.device)], lam.to(labels.device))
+        return mixed, MixedLabels(labels, labels[move(permutation, labels.device)], move(lam, labels.device))
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ class AttentiveCutMix:
                     f"and {attention.shape[1]} x {attention.shape[2]}"
                 )
         device = images.device
-        scores = _cell_means(attention.to(device).float(), rows, columns)
+        scores = _cell_means(move(attention, device).float(), rows, columns)
         best = scores.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : self.num_patches]
         chosen = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=device)
         chosen = chosen.scatter(1, best, True).view(-1, rows, columns)
@@ -354,11 +354,11 @@ class AttentiveCutMix:
         mask = mask[permutation]
         applied = applied_to(len(images), self.p, generator)
         if applied is not None:
-            mask = mask & applied.to(mask.device)[:, None, None]
+            mask = mask & move(applied, mask.device)[:, None, None]
         mixed = _like(torch.where(mask[:, None], images[permutation], images), images)
         pixels = images.shape[2] * images.shape[3]
-        lam = 1 - mask.flatten(1).sum(dim=1).to(labels.device, torch.float32) / pixels
-        return mixed, MixedLabels(labels, labels[permutation.to(labels.device)], lam)
+        lam = 1 - move(mask.flatten(1).sum(dim=1), labels.device, torch.float32) / pixels
+        return mixed, MixedLabels(labels, labels[move(permutation, labels.device)], lam)
 
 
 def _cell_of(side: int, cells: int, device: torch.device) -> Tensor:

@@ -34,7 +34,7 @@ from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.files import write_atomic
 from keepaug.runs.folder import RunFolder
-from keepaug.runs.guard import check_finite
+from keepaug.runs.guard import check_finite, start_reading
 from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
@@ -233,8 +233,7 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
             schedule_drops(run.network, progress)
         inputs, targets = step(images, strong, labels, heat, generator)
         loss = _forward(run, inputs, targets)
-    value = float(loss.detach())
-    check_finite(value, run.step, output / CHECKPOINT if (output / CHECKPOINT).is_file() else None)
+    read_loss = start_reading(loss)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if config.clip_norm:
@@ -244,6 +243,8 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     run.optimizer.step()
     if run.ema is not None:
         run.ema.update(run.network)
+    value = read_loss()  # here, so that a GPU has the rest of the step to do while the host waits
+    check_finite(value, run.step, output / CHECKPOINT if (output / CHECKPOINT).is_file() else None)
     return value
 
 
@@ -281,9 +282,8 @@ def _forward(run: _Run, inputs: Tensor, targets: Labels) -> Tensor:
     output = run.forward(inputs)
     if isinstance(targets, Tensor):
         logits = output[0] if isinstance(output, tuple) else output
-        run.hits += torch.stack(
-            [(logits.detach().argmax(dim=1) == targets).sum(), logits.new_tensor(len(logits))]
-        )
+        run.hits[0] += (logits.detach().argmax(dim=1) == targets).sum()
+        run.hits[1] += len(logits)
     return loss_of(output, targets, run.config)
 
 

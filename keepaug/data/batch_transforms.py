@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keepaug.regions import move
+
 __all__ = [
     "CropFlip",
     "crop_flip",
@@ -74,7 +76,7 @@ def crop_flip(images: Tensor, place: CropFlip, *, border: str = "zero") -> Tenso
             f"border must be 'zero' or 'reflect', the latter with padding below {min(height, width)}; got {border!r}, "
             f"padding {padding}"
         )
-    top, left, mirrored = (part.to(device)[:, None] for part in place[:3])
+    top, left, mirrored = (move(part, device)[:, None] for part in place[:3])
     rows = top + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(num, -1)
     columns = left + torch.where(mirrored, width - 1 - columns, columns)
@@ -100,7 +102,7 @@ def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
     """
     height, width = images.shape[2:]
     # Without the flip, the way back is the crop of the padded crop at the opposite place.
-    straight = torch.where(place.mirrored.to(images.device)[:, None, None, None], images.flip(-1), images)
+    straight = torch.where(move(place.mirrored, images.device)[:, None, None, None], images.flip(-1), images)
     opposite = 2 * place.padding
     back = CropFlip(
         opposite - place.top, opposite - place.left, torch.zeros_like(place.mirrored), place.padding
@@ -133,9 +135,10 @@ def random_crop_flip(
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Uint8 (N, 3, H, W) to float32: `(images / 255 - mean) / std`, mean and std for [0, 1]."""
     shape = (1, -1, 1, 1)
-    shift = torch.tensor(mean, device=images.device).view(shape) * 255
-    scale = 1 / (torch.tensor(std, device=images.device).view(shape) * 255)
-    return (images.float() - shift) * scale
+    shift = torch.tensor(mean).view(shape) * 255
+    scale = 1 / (torch.tensor(std).view(shape) * 255)
+    device = images.device
+    return (images.float() - move(shift, device)) * move(scale, device)
 
 
 def lighting(
@@ -151,5 +154,5 @@ def lighting(
     """
     alpha = torch.randn(len(images), 3, generator=generator) * strength
     shift = (alpha * torch.tensor(_EIGENVALUES)) @ torch.tensor(_EIGENVECTORS).T
-    shift = (shift / torch.tensor(std)).to(images.device, images.dtype)
+    shift = move(shift / torch.tensor(std), images.device, images.dtype)
     return images + shift[:, :, None, None]

@@ -11,7 +11,7 @@ import torch
 
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.files import sha256_of, write_atomic, write_json_atomic
-from keepaug.runs.guard import NonFiniteLossError, check_finite
+from keepaug.runs.guard import NonFiniteLossError, check_finite, start_reading
 from keepaug.runs.result import read_results, write_result
 from keepaug.runs.seeds import make_generator
 
@@ -106,6 +106,14 @@ def test_ema_follows_the_formula() -> None:
     torch.testing.assert_close(ema.model[1].running_mean, mean + 0.2)
     assert int(ema.model[1].num_batches_tracked) == 5
     assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_reading_returns_the_value_of_the_start(device: str) -> None:
+    value = torch.full((), 2.5, device=device)
+    read = start_reading(value)
+    value.add_(1)
+    assert read() == 2.5
 
 
 def test_guard_names_step_and_checkpoint() -> None:
