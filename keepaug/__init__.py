@@ -20,12 +20,13 @@ from keepaug.baselines import (
 )
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
 from keepaug.ops import cut, paste
-from keepaug.policies import TwoViews, aug_mix, auto_augment, rand_augment
+from keepaug.policies import BatchPolicy, TwoViews, aug_mix, auto_augment, rand_augment
 from keepaug.regions import Regions, random_regions, region_mask, region_scores, sample_regions
 from keepaug.saliency import saliency_map
 
 __all__ = [
     "AttentiveCutMix",
+    "BatchPolicy",
     "CutMix",
     "Cutout",
     "GridMask",

@@ -403,7 +403,8 @@ def _choose_at_once(
     position = _index(uniform[0], grid[0][:, None]) * columns + _index(uniform[1], grid[1][:, None])
     proposed = scores.gather(1, position)
     together = max(1, _COMPARISONS // max(1, scores.numel()))
-    ranks = [(scores[:, None] < part[:, :, None]).sum(dim=2) for part in proposed.split(together, dim=1)]
+    parts = [proposed[:, start : start + together] for start in range(0, rounds, together)]
+    ranks = [(scores[:, None] < part[:, :, None]).sum(dim=2) for part in parts]
     accepted = torch.cat(ranks, dim=1) < allowed[:, None]
     first = accepted.to(torch.uint8).argmax(dim=1, keepdim=True)
     chosen = position.gather(1, first)[:, 0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.batch_transforms import random_crop_flip
+from keepaug.policies import BatchPolicy
 from keepaug.runs.progress import progress
 
 __all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode", "decode_all"]
@@ -76,7 +77,8 @@ class MemoryImages:
         classes: names.
         padding: zero padding of the random crop in pixels; None for no crop.
         flip: horizontal flip with probability 0.5.
-        policy: strong augmentation of a uint8 (3, H, W) tensor, for the second view.
+        policy: strong augmentation of a uint8 (3, H, W) tensor, for the second view; RandAugment and AutoAugment are
+            computed for the whole batch.
         policy_first: the policy sees the whole image, and crop and flip (the same for both views) come after it, as in
             AutoAugment's code for CIFAR-10; otherwise it sees the cropped and flipped image.
     """
@@ -98,7 +100,8 @@ class MemoryImages:
                 f"{len(labels)} labels"
             )
         self.images, self.labels, self.classes = images, labels, list(classes)
-        self.padding, self.flip, self.policy, self.policy_first = padding, flip, policy, policy_first
+        self.padding, self.flip, self.policy_first = padding, flip, policy_first
+        self.policy = BatchPolicy(policy) if BatchPolicy.fits(policy) else policy  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,14 +112,17 @@ class MemoryImages:
         images = self._geometry(whole, seeds)
         strong = None
         if self.policy is not None:
-            drawn = (seeds >> _SEED_SHIFT).tolist()
-            given = whole if self.policy_first else images
-            strong = torch.stack(
-                [_as_tensor(_run(self.policy, image, seed)) for image, seed in zip(given, drawn, strict=True)]
-            )
+            strong = self._augmented(whole if self.policy_first else images, seeds >> _SEED_SHIFT)
             if self.policy_first:
                 strong = self._geometry(strong, seeds)
         return Batch(images, strong, self.labels[indices], indices, seeds)
+
+    def _augmented(self, images: Tensor, seeds: Tensor) -> Tensor:
+        policy = self.policy
+        if isinstance(policy, BatchPolicy):
+            return policy(images, seeds)
+        each = zip(images, seeds.tolist(), strict=True)
+        return torch.stack([_as_tensor(_run(policy, image, seed)) for image, seed in each])  # type: ignore[arg-type]
 
     def _geometry(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Crop and flip of (N, 3, H, W) or, alike in all views, of (N, V, 3, H, W)."""
