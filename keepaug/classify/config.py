@@ -60,7 +60,9 @@ class ClassifyConfig:
     lighting: float = option(0.0, low=0, help="strength of the PCA colour noise")
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
     limit_val: int = option(0, low=0)
-    num_workers: int = option(0, low=0)
+    num_workers: int = option(
+        -1, low=-1, help="decoding processes; -1: none on a CPU, up to 4 (in memory) or 16 (files) for a GPU"
+    )
     # network
     arch: str = option("resnet18", help="resnet18, resnet50, wrn28_10 ...: see keepaug.models.build_network")
     stem: str = option("imagenet", choices=STEMS)

@@ -21,8 +21,8 @@ from keepaug.classify.losses import learning_rate, loss_of
 from keepaug.classify.methods import Labels, Method, build_method, compute_saliency, needs_early_head
 from keepaug.classify.pictures import draw_augmented
 from keepaug.data.batch_transforms import draw_crop_flip, lighting, normalise
-from keepaug.data.images import Batch, MemoryImages
-from keepaug.data.loader import Loader, make_loader
+from keepaug.data.images import Batch, Images, MemoryImages
+from keepaug.data.loader import Loader, default_workers, make_loader
 from keepaug.data.saliency_cache import SaliencyCache, carried_or_fresh
 from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
@@ -116,7 +116,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         seed=config.seed,
         shuffle=True,
         drop_last=True,
-        num_workers=config.num_workers,
+        num_workers=_num_workers(config, world, data.train),
         rank=world.rank,
         world_size=world.world_size,
         pin_memory=world.device.type == "cuda",
@@ -171,6 +171,12 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         torch.zeros(2, dtype=torch.float64, device=world.device),
         history=[],
     )
+
+
+def _num_workers(config: ClassifyConfig, world: Distributed, images: Images) -> int:
+    if config.num_workers >= 0:
+        return config.num_workers
+    return default_workers(world.device, in_memory=isinstance(images, MemoryImages))
 
 
 def _make_cache(config: ClassifyConfig, data: Datasets) -> SaliencyCache | None:
@@ -299,12 +305,14 @@ def _evaluate(run: _Run) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent of the averaged weights if there are any, otherwise of the last ones."""
     network = run.ema.model if run.ema is not None else run.network
     network.eval()
+    in_memory = isinstance(run.data.val, MemoryImages)  # and nothing to compute
     loader = make_loader(
         run.data.val,
         max(run.config.batch_size, 2 * run.world.world_size),
         rank=run.world.rank,
         world_size=run.world.world_size,
-        num_workers=run.config.num_workers,
+        num_workers=0 if in_memory else _num_workers(run.config, run.world, run.data.val),
+        pin_memory=run.world.device.type == "cuda",
     )
     counts = torch.zeros(3, dtype=torch.float64)
     for batch in loader:

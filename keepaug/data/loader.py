@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from keepaug.data.images import Batch, Images
 from keepaug.runs.seeds import make_generator
 
-__all__ = ["Loader", "make_loader"]
+__all__ = ["Loader", "default_workers", "make_loader"]
+
+
+def default_workers(device: torch.device, *, in_memory: bool) -> int:
+    """Decoding processes for one training process: none on a CPU, which has enough to do, and as many as it can feed a GPU with.
+
+    Args:
+        device: where the training runs.
+        in_memory: the images need no decoding: at most 4, otherwise at most 16.
+    """
+    if device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4 if in_memory else 16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class _Batches(Dataset[Batch]):
-    """One epoch's batches by number, so that the library's workers fetch whole batches."""
+    """Whole batches by their images' positions and seeds, for the library's workers."""
 
-    def __init__(self, images: Images, batches: list[tuple[Tensor, Tensor]]) -> None:
-        self.images, self.batches = images, batches
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, wanted: tuple[Any, Any]) -> Batch:
+        return self.images.load(*map(torch.from_numpy, wanted))
+
+
+class _Rest(Sampler[Any]):
+    """What is left of the present epoch; asked anew in every epoch, so that the workers can stay.
+
+    As arrays, because tensors would go to a worker through shared memory, one file each.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for indices, seeds in self.loader._plan()[self.loader.position :]:
+            yield indices.numpy(), seeds.numpy()
 
     def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> Batch:
-        return self.images.load(*self.batches[number])
+        return len(self.loader) - self.loader.position
 
 
 class Loader:
@@ -49,6 +78,7 @@ class Loader:
         self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
         self.epoch = 0
         self.position = 0
+        self._batches: DataLoader[Batch] | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -68,14 +98,18 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the present epoch from the present position on; then the epoch is over."""
-        plan = self._plan()[self.position :]
-        workers: dict[str, Any] = {"num_workers": self.num_workers}
-        if self.num_workers:
-            workers["prefetch_factor"] = 4
-        loader = DataLoader(
-            _Batches(self.images, plan), batch_size=None, pin_memory=self.pin_memory, **workers
-        )
-        for batch in loader:
+        if self._batches is None:
+            workers: dict[str, Any] = {"num_workers": self.num_workers}
+            if self.num_workers:
+                workers |= {"prefetch_factor": 4, "persistent_workers": True}
+            self._batches = DataLoader(
+                _Batches(self.images),
+                None,
+                sampler=_Rest(weakref.proxy(self)),
+                pin_memory=self.pin_memory,
+                **workers,
+            )
+        for batch in self._batches:
             self.position += 1
             yield batch
         self.epoch += 1

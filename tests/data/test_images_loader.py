@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,8 @@ from keepaug.data.cifar import load_cifar10
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors
 from keepaug.data.imagenet import train_geometry
-from keepaug.data.images import FileImages, MemoryImages, decode_all
-from keepaug.data.loader import make_loader
+from keepaug.data.images import Batch, FileImages, MemoryImages, decode_all
+from keepaug.data.loader import default_workers, make_loader
 
 
 @pytest.fixture
@@ -85,6 +87,51 @@ def test_workers_and_processes_change_nothing(folder: Path) -> None:
     for batch, even, odd in zip(alone, *parts, strict=True):
         assert torch.equal(batch.images[0::2], even.images)
         assert torch.equal(batch.images[1::2], odd.images)
+
+
+class Watched(MemoryImages):
+    """Says which process made a batch, in its seeds."""
+
+    def load(self, indices: torch.Tensor, seeds: torch.Tensor) -> Batch:
+        return super().load(indices, seeds)._replace(seeds=torch.tensor([os.getpid()]))
+
+
+def test_workers_stay_from_epoch_to_epoch_and_leave_with_the_loader() -> None:
+    given = memory()
+    images = Watched(given.images, given.labels, given.classes, padding=2, flip=True)
+    loader = make_loader(images, 4, seed=1, shuffle=True, num_workers=2)
+    workers = [{int(batch.seeds) for batch in loader} for _ in range(3)]
+    assert workers[0] == workers[1] == workers[2]
+    assert len(workers[0] - {os.getpid()}) == 2
+    del loader
+    for worker in workers[0]:
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{worker}").exists()
+
+
+def test_workers_that_stay_go_on_after_a_break() -> None:
+    """The epoch is left in the middle, with batches under way, and taken up again."""
+    whole = epochs(make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True), 2)
+    loader = make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, num_workers=2)
+    taken = []
+    for stop in (2, 3, 6, len(whole)):
+        while len(taken) < stop:
+            for batch in loader:
+                taken.append(batch)
+                if len(taken) == stop:
+                    break
+    assert all(same(a, b) for a, b in zip(taken, whole, strict=True))
+
+
+def test_default_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)), raising=False)
+    assert default_workers(torch.device("cpu"), in_memory=False) == 0
+    assert default_workers(torch.device("cuda"), in_memory=True) == 4
+    assert default_workers(torch.device("cuda"), in_memory=False) == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert default_workers(torch.device("cuda"), in_memory=False) == 3
 
 
 def test_other_data_cannot_be_resumed() -> None:
