@@ -125,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="saliency, pipeline, uda: of this process, where others run too",
     )
     add("--bf16", action="store_true", help="autocast to bfloat16")
+    add("--compile", action="store_true", help="saliency, pipeline: with torch.compile")
     add("--workers", type=int, default=0, help="pipeline: also with that many decoding processes")
     add(
         "--weights",

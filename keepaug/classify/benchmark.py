@@ -19,7 +19,7 @@ from keepaug.data.loader import make_loader
 from keepaug.data.saliency_cache import SaliencyCache
 from keepaug.keep import KeepCutout
 from keepaug.models import EarlyHeadNetwork, build_network
-from keepaug.policies import rand_augment
+from keepaug.policies import auto_augment, rand_augment
 from keepaug.runs.timing import Table, interleaved
 
 __all__ = ["PAPER_RATIOS", "pipeline_section", "saliency_section"]
@@ -43,19 +43,26 @@ class _Case:
         network = build_network(arch, 10, stem="cifar" if side <= 64 else "imagenet")
         self.model = EarlyHeadNetwork(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = self.model.network.train()
+        # As the training loop does it: the saliency pass has a compiled graph of its own.
+        wrap: Any = torch.compile if args.compile else lambda module: module
+        self.forward, self.seen, self.early = (
+            wrap(self.plain),
+            wrap(self.model),
+            wrap(self.model.forward_early),
+        )
         self.optimizer = torch.optim.SGD(self.plain.parameters(), lr=0.01, momentum=0.9)
         pixels = torch.randn(batch, 3, side, side, device=device)
         self.images = pixels.contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(10, (batch,), device=device)
         self.device, self.bf16 = device, args.bf16
-        self.name = f"{arch}, batch {batch}, {side} px{', bf16' if args.bf16 else ''}"
+        self.name = f"{arch}, batch {batch}, {side} px{', bf16' if args.bf16 else ''}{', compiled' if args.compile else ''}"
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def step(self) -> None:
         with self.autocast():
-            loss = F.cross_entropy(self.plain(self.images).float(), self.labels)
+            loss = F.cross_entropy(self.forward(self.images).float(), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -63,7 +70,7 @@ class _Case:
     def pass_of(self, mode: str) -> Step:
         def run() -> Tensor:
             with self.autocast():
-                return compute_saliency(self.model, self.images, self.labels, mode)
+                return compute_saliency(self.seen, self.images, self.labels, mode, forward_early=self.early)
 
         return run
 
@@ -123,7 +130,11 @@ def pipeline_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
     pixels = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8)
     variants: dict[str, Step] = {"train step": case.step}
     images = {"train step": batch}
-    views = {"crop, flip, normalise": None, "the same and RandAugment's view": rand_augment(3, 9)}
+    views = {
+        "crop, flip, normalise": None,
+        "the same and RandAugment's view": rand_augment(3, 9),
+        "the same and AutoAugment's view": auto_augment("cifar10"),
+    }
     for name, policy in views.items():
         data = MemoryImages(
             pixels, torch.zeros(num, dtype=torch.int64), ["x"], padding=4, flip=True, policy=policy
