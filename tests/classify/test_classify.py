@@ -174,7 +174,7 @@ def test_killed_and_resumed_is_uninterrupted(method: str, drawn: Path, tmp_path:
 
 @pytest.mark.slow
 def test_two_processes_share_one_batch(drawn: Path, tmp_path: Path) -> None:
-    """torchrun with two processes: both end with the same weights, close to those of one process."""
+    """torchrun with two processes: weights close to those of one process, and all images' saliency maps kept."""
     options = [
         f"root={drawn}",
         *TINY,
@@ -186,6 +186,10 @@ def test_two_processes_share_one_batch(drawn: Path, tmp_path: Path) -> None:
         "lr=0.001",
         "stem=cifar",
         "batch_size=8",
+        "limit_train=16",
+        "epochs=3",
+        "max_steps=0",
+        "reuse_every=2",
     ]
     tool = str(ROOT / "tools" / "train_classifier.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -207,6 +211,14 @@ def test_two_processes_share_one_batch(drawn: Path, tmp_path: Path) -> None:
     assert result["extra"]["world_size"] == 2
     moved = max(float((one[key] - two[key]).abs().max()) for key in one if key.endswith("weight"))
     assert moved < 0.02  # BatchNorm sees half of the batch in each process: close, not equal
+    caches = [
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["saliency_cache"]
+        for name in ("one", "two")
+    ]
+    assert caches[0]["epochs"].tolist() == caches[1]["epochs"].tolist() == [2] * 16
+    # Each image's map is most like its own in the other run, though BatchNorm's averages are one process's.
+    likeness = torch.corrcoef(torch.cat([cache["maps"].flatten(1).float() for cache in caches]))[:16, 16:]
+    assert int((likeness.argmax(dim=1) == torch.arange(16)).sum()) >= 14, likeness.diagonal()
 
 
 def test_resume_refuses_another_run(drawn: Path, tmp_path: Path) -> None:
