@@ -24,7 +24,7 @@ from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import save_checkpoint
 from keepaug.runs.distributed import Distributed
 from keepaug.runs.folder import RunFolder
-from keepaug.runs.guard import check_finite
+from keepaug.runs.guard import check_finite, only_finite, start_reading
 from keepaug.runs.seeds import derive_seed, make_generator
 from reid.augment import build_eraser, erase, heat_of
 from reid.config import ReidConfig
@@ -143,8 +143,9 @@ class KeepEngine(_Engine):
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             heat = heat_of(self.eraser, self.network, images, labels, scale=config.saliency_scale)
-            if heat is not None and not bool(torch.isfinite(heat).all()):
-                check_finite(torch.nan, self.step, known)
+            read_heat = None
+            if heat is not None:
+                heat, read_heat = only_finite(heat)
             inputs, _ = erase(
                 self.eraser,
                 images,
@@ -157,9 +158,13 @@ class KeepEngine(_Engine):
         losses = self.losses(logits, features, labels)
         total = losses["loss"]
         values = torch.stack([value.detach() for value in losses.values()])
-        summary = dict(zip(losses, (world.sum(values) / world.world_size).tolist(), strict=True))
-        check_finite(summary["loss"], self.step, known)
+        read_losses = start_reading(world.sum(values) / world.world_size)
         self._update(total)
+        # Here, so that a GPU has the rest of the step to do while the host waits.
+        if read_heat is not None:
+            check_finite(float(read_heat()), self.step, known, what="saliency")
+        summary = dict(zip(losses, read_losses().tolist(), strict=True))
+        check_finite(summary["loss"], self.step, known)
         self.step += 1
         self._record(summary)
         return summary

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.data.batch_transforms import normalise
 from keepaug.models.networks import build_network
+from keepaug.regions import move
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import load_checkpoint, save_checkpoint
 from keepaug.runs.config import ConfigError, to_dict
@@ -23,7 +24,7 @@ from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.files import write_atomic, write_json_atomic
 from keepaug.runs.folder import RunFolder
-from keepaug.runs.guard import check_finite
+from keepaug.runs.guard import check_finite, only_finite, start_reading
 from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, seed_everything
@@ -191,17 +192,17 @@ def _step(run: _Run, step: int, rate: float, output: Path) -> dict[str, Tensor]:
     torch.manual_seed(derive_seed(config.seed, "network", step, world.rank))
     draws = draw_step(config, step, data.image_size, rank=world.rank, world_size=world.world_size)
     chosen = run.labelled.batch(step)[part_of(config.batch_size, world.rank, world.world_size)]
-    chosen = data.split.labelled[chosen].to(device)
+    chosen = move(data.split.labelled[chosen], device)
     images = _pixels(run, weak_view(data.images[chosen], draws.labelled_seeds, config))
     labels = data.labels[chosen]
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        views, target_logits = None, None
+        views, target_logits, read_heat = None, None, None
         if config.method != "supervised":
-            views, target_logits = _unlabelled(run, step, draws, output)
+            views, target_logits, read_heat = _unlabelled(run, step, draws)
         parts = uda_loss(
             run.forward, images, labels, views, target_logits, config, step, len(data.classes), world
         )
-    check_finite(float(parts.total.detach()), step, _last_checkpoint(output))
+    read_loss = start_reading(parts.total)
     run.optimizer.zero_grad(set_to_none=True)
     parts.total.backward()
     if config.clip_norm:
@@ -211,6 +212,10 @@ def _step(run: _Run, step: int, rate: float, output: Path) -> dict[str, Tensor]:
     run.optimizer.step()
     if run.ema is not None:
         run.ema.update(run.network)
+    # Here, so that a GPU has the rest of the step to do while the host waits.
+    if read_heat is not None:
+        check_finite(float(read_heat()), step, _last_checkpoint(output), what="saliency")
+    check_finite(float(read_loss()), step, _last_checkpoint(output))
     return parts.figures
 
 
@@ -218,22 +223,24 @@ def _last_checkpoint(output: Path) -> Path | None:
     return output / CHECKPOINT if (output / CHECKPOINT).is_file() else None
 
 
-def _unlabelled(run: _Run, step: int, draws: StepDraws, output: Path) -> tuple[Views, Tensor | None]:
-    """Both views, the strong one as it is trained on, and the target's logits with target_mode=eval."""
+def _unlabelled(
+    run: _Run, step: int, draws: StepDraws
+) -> tuple[Views, Tensor | None, Callable[[], Tensor] | None]:
+    """Both views, the strong one as it is trained on; the target's logits with target_mode=eval; a reading of the saliency."""
     config, world, data = run.config, run.world, run.data
     total = config.batch_size * config.unlabelled_ratio
     chosen = run.unlabelled.batch(step)[part_of(total, world.rank, world.world_size)]
-    images = data.images[data.split.unlabelled[chosen].to(world.device)]
+    images = data.images[move(data.split.unlabelled[chosen], world.device)]
     views = make_views(images, draws, config, data.mean, data.std)
     clean = views.clean
     if config.channels_last:
         clean = clean.contiguous(memory_format=torch.channels_last)
     target_logits, heat = look(run.seen, clean, config)
-    pasted = None
+    pasted, read_heat = None, None
     if heat is not None:
-        check_finite(float(heat.sum()), step, _last_checkpoint(output), what="saliency")
+        heat, read_heat = only_finite(heat)
         pasted = sample_paste(heat, clean, config, step, world)
-    return views._replace(strong=finish_strong(views, pasted, draws, config)), target_logits
+    return views._replace(strong=finish_strong(views, pasted, draws, config)), target_logits, read_heat
 
 
 def _mean_over_processes(run: _Run, figures: dict[str, Tensor]) -> dict[str, float]:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keepaug.regions import move
+
 __all__ = ["OPERATIONS", "Draws", "apply_policy", "draw_policy"]
 
 MAX_LEVEL = 10
@@ -107,7 +109,7 @@ def apply_policy(images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
             if not len(rows):
                 continue
             group = _Group(*(values[rows, turn] for values in draws[1:]))
-            place = rows.to(images.device)
+            place = move(rows, images.device)
             images[place], blank[place] = _APPLY[name](images[place], blank[place], group)
     return images, blank
 
@@ -125,7 +127,7 @@ Operation = Callable[[Tensor, Tensor, _Group], tuple[Tensor, Tensor]]
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    return values.to(images.device).view(-1, 1, 1, 1)
+    return move(values, images.device).view(-1, 1, 1, 1)
 
 
 def _scaled(group: _Group, maximum: int) -> Tensor:
@@ -248,7 +250,7 @@ def _geometry(name: str) -> Operation:
             for level, negative in zip(group.level.tolist(), group.negative.tolist(), strict=True)
         ]
         x, x_column, x_row, y, y_column, y_row = (
-            torch.tensor(steps).to(images.device).T.reshape(6, num, 1, 1).unbind()
+            move(torch.tensor(steps), images.device).T.reshape(6, num, 1, 1).unbind()
         )
         rows = torch.arange(height, device=images.device)[:, None]
         columns = torch.arange(width, device=images.device)
@@ -265,12 +267,12 @@ def _geometry(name: str) -> Operation:
 
 def _cutout(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
     height, width = images.shape[2:]
-    centre = (group.centre * torch.tensor([height, width])).long().to(images.device)
-    half = (_scaled(group, 20) // 2).to(images.device)[:, None]
+    centre = move((group.centre * torch.tensor([height, width])).long(), images.device)
+    half = move(_scaled(group, 20) // 2, images.device)[:, None]
     rows = torch.arange(height, device=images.device) - centre[:, :1]
     columns = torch.arange(width, device=images.device) - centre[:, 1:]
     hidden = ((rows >= -half) & (rows < half))[:, :, None] & ((columns >= -half) & (columns < half))[:, None]
-    colour = images.new_tensor(_HIDDEN_COLOUR).view(1, 3, 1, 1)
+    colour = move(torch.tensor(_HIDDEN_COLOUR, dtype=images.dtype), images.device).view(1, 3, 1, 1)
     return torch.where(hidden[:, None], colour, images), blank | hidden
 
 

@@ -34,7 +34,7 @@ from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.files import write_atomic
 from keepaug.runs.folder import RunFolder
-from keepaug.runs.guard import check_finite, start_reading
+from keepaug.runs.guard import check_finite, only_finite, start_reading
 from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
@@ -232,7 +232,9 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     if config.lighting:
         images = lighting(images, run.data.std, strength=config.lighting, generator=generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        heat = _heat(run, images, labels, batch) if run.method.needs_saliency else None
+        heat, read_heat = None, None
+        if run.method.needs_saliency:
+            heat, read_heat = only_finite(_heat(run, images, labels, batch))
         progress = run.step / (config.epochs * len(run.loader))
         step = run.method.step if run.method.at is None else run.method.at(progress)
         if config.drop_path or config.drop_block:
@@ -249,8 +251,12 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     run.optimizer.step()
     if run.ema is not None:
         run.ema.update(run.network)
-    value = read_loss()  # here, so that a GPU has the rest of the step to do while the host waits
-    check_finite(value, run.step, output / CHECKPOINT if (output / CHECKPOINT).is_file() else None)
+    # Here, so that a GPU has the rest of the step to do while the host waits.
+    known = output / CHECKPOINT if (output / CHECKPOINT).is_file() else None
+    if read_heat is not None:
+        check_finite(float(read_heat()), run.step, known, what="saliency")
+    value = float(read_loss())
+    check_finite(value, run.step, known)
     return value
 
 

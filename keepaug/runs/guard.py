@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["NonFiniteLossError", "check_finite", "start_reading"]
+__all__ = ["NonFiniteLossError", "check_finite", "only_finite", "start_reading"]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -32,26 +32,38 @@ def check_finite(loss: float, step: int, last_checkpoint: str | Path | None, *, 
     )
 
 
-def start_reading(value: Tensor) -> Callable[[], float]:
-    """Read a number back from a GPU without waiting for what is launched after this call.
+def start_reading(values: Tensor) -> Callable[[], Tensor]:
+    """Read numbers back from a GPU without waiting for what is launched after this call.
 
     Args:
-        value: one element, on any device.
+        values: on any device.
 
     Returns:
-        A function that waits for the number alone and returns it.
+        A function that waits for the numbers alone and returns them on the CPU.
     """
-    value = value.detach()
-    if value.device.type != "cuda":
-        number = float(value)
-        return lambda: number
-    host = torch.empty((), dtype=value.dtype, pin_memory=True)
-    host.copy_(value.reshape(()), non_blocking=True)
+    values = values.detach()
+    if values.device.type != "cuda":
+        copy = values.clone()
+        return lambda: copy
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record()
 
-    def read() -> float:
+    def read() -> Tensor:
         copied.synchronize()
-        return float(host)
+        return host
 
     return read
+
+
+def only_finite(values: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Let a step go on with what may have diverged, and find out at its end.
+
+    Args:
+        values: saliency maps, for example, which regions cannot be chosen from when they are not numbers.
+
+    Returns:
+        The values with 0 for NaN and infinity, and a reading of their sum (`start_reading`), for `check_finite`.
+    """
+    return values.nan_to_num(0.0, 0.0, 0.0), start_reading(values.sum())

@@ -74,7 +74,7 @@ def test_resumed_is_uninterrupted(
     settings = config(drawn, f"method={method}", *RESUMED[method], "checkpoint_every=1")
     train(settings, tmp_path / "whole")
 
-    def stop(value: float, step: int, checkpoint: Path | None) -> None:
+    def stop(value: float, step: int, checkpoint: Path | None, **options: str) -> None:
         if step == 4:
             raise Interrupted
 

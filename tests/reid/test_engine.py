@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy
 import pytest
 import torch
 from reid_helpers import tiny_config, write_market
-from torch import nn
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from fake_gpu import fake_gpu
 
 import reid.augment
 import reid.engine
 from keepaug.data.batch_transforms import normalise
 from keepaug.regions import Regions, region_scores
 from keepaug.runs.checkpoint import read_weights_only
-from keepaug.runs.distributed import setup
+from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.guard import NonFiniteLossError
 from reid.datamanager import open_manager
 from reid.engine import KeepEngine
@@ -348,3 +353,31 @@ def test_training_from_a_csv_file(market: Path, tmp_path: Path, cameras: str) ->
     assert engine.step == engine.total_steps == 1
     assert manager.targets == ["data"]
     assert manager.identity["sizes"] == {"train": 18, "query": 4, "gallery": 8}
+
+
+@pytest.mark.parametrize("recipe", ["standard", "bag_of_tricks", "bag_of_tricks_keep"])
+def test_a_step_on_a_gpu_waits_for_its_losses_alone(recipe: str, make: Make) -> None:
+    """Checked without a GPU, on shapes; the losses are read when all is launched."""
+    engine = make(f"recipe={recipe}")
+    batch = next(iter(engine.train_loader))
+    engine.world = Distributed(0, 1, 0, torch.device("cuda"))
+    events: list[str] = []
+
+    def start(values: Tensor) -> Callable[[], Tensor]:
+        events.append("start")
+        return lambda: events.append("read") or torch.ones(values.shape)
+
+    with (
+        fake_gpu() as watch,
+        mock.patch.object(reid.engine, "start_reading", start),
+        mock.patch("keepaug.runs.guard.start_reading", start),
+        mock.patch.object(engine.optimizer, "step", side_effect=lambda: events.append("optimizer")),
+    ):
+        engine.network.to("cuda")
+        if engine.centre is not None:
+            engine.centre.to("cuda")
+        watch.waits.clear()  # of moving the network
+        engine.forward_backward(batch)
+    assert watch.waits == []
+    number = 2 if recipe == "bag_of_tricks_keep" else 1
+    assert events == ["start"] * number + ["optimizer"] + ["read"] * number
