@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from keepaug.regions import Regions, move, region_mask
+from keepaug.regions import Regions, region_mask
+from keepaug.transfer import move
 
 __all__ = ["cut", "paste"]
 

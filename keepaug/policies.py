@@ -143,7 +143,9 @@ class BatchPolicy:
     """
 
     def __init__(self, policy: v2.Transform) -> None:
-        if not self.fits(policy):
+        from torchvision.transforms import v2
+
+        if not isinstance(policy, v2.RandAugment | v2.AutoAugment):
             raise TypeError(
                 f"expected what rand_augment or auto_augment returns, got {type(policy).__name__}; other transforms run "
                 "image by image"
@@ -151,13 +153,6 @@ class BatchPolicy:
         self.policy: Any = policy
         self._turns: dict[tuple[int, int], list[_Turn]] = {}
         self._operations: list[tuple[str, float]] = []
-
-    @staticmethod
-    def fits(policy: object) -> bool:
-        """Whether it is RandAugment or AutoAugment."""
-        from torchvision.transforms import v2
-
-        return isinstance(policy, v2.RandAugment | v2.AutoAugment)
 
     def draw(self, seeds: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, list[tuple[str, float]]]:
         """What is done to each image.
@@ -194,22 +189,18 @@ class BatchPolicy:
                 f"expected uint8 (N, 3, H, W) images and N seeds, got {images.dtype} {tuple(images.shape)} and "
                 f"{tuple(seeds.shape)} seeds"
             )
+        policy = self.policy
         chosen, operations = self.draw(seeds, (images.shape[2], images.shape[3]))
         images = images.clone()
         for turn in chosen.unbind(dim=1):
             for position in sorted(set(turn.tolist())):
-                name, magnitude = operations[position] if position >= 0 else ("Identity", 0.0)
-                if name != "Identity":
+                if position >= 0:
                     rows = (turn == position).nonzero()[:, 0]
-                    images[rows] = self._apply(images[rows], name, magnitude)
+                    name, magnitude = operations[position]
+                    images[rows] = policy._apply_image_or_video_transform(
+                        images[rows], name, magnitude, interpolation=policy.interpolation, fill=policy._fill
+                    )
         return images
-
-    def _apply(self, images: Tensor, name: str, magnitude: float) -> Tensor:
-        policy = self.policy
-        applied: Tensor = policy._apply_image_or_video_transform(
-            images, name, magnitude, interpolation=policy.interpolation, fill=policy._fill
-        )
-        return applied
 
     def _turns_of(self, image_size: tuple[int, int]) -> list[_Turn]:
         if image_size not in self._turns:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keepaug.transfer import move
+
 __all__ = [
     "PLACEMENTS",
     "Regions",
@@ -23,14 +25,6 @@ PLACEMENTS = ("inside", "clipped")
 _MISS = 1e-9  # chance that an image is still undecided after the fixed number of proposals
 _MAX_ROUNDS = 64
 _COMPARISONS = 2**27  # at once on a GPU: a byte each
-
-
-def move(values: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """`values.to(device, dtype)`; from the host to a GPU without waiting for it.
-
-    The way back does wait: without it, torch copies into pinned memory that is read before it is filled.
-    """
-    return values.to(device, dtype, non_blocking=values.device.type == "cpu")
 
 
 class Regions(NamedTuple):
@@ -366,6 +360,14 @@ def _choose(
     return _choose_at_once(scores, grid, columns, allowed, rounds, generator)
 
 
+def _propose(
+    num_rows: Tensor, num_columns: Tensor, columns: int, generator: torch.Generator | None
+) -> Tensor:
+    """Flat positions of uniformly drawn candidates, one for each of the given numbers of rows and columns."""
+    uniform = _draw((2, *num_rows.shape), generator, num_rows.device)
+    return _index(uniform[0], num_rows) * columns + _index(uniform[1], num_columns)
+
+
 def _choose_in_turns(
     scores: Tensor,
     grid: tuple[Tensor, Tensor],
@@ -378,8 +380,7 @@ def _choose_in_turns(
     todo = torch.arange(len(scores), device=scores.device)
     chosen = torch.zeros_like(todo)
     for _ in range(rounds):
-        uniform = _draw((2, len(todo)), generator, scores.device)
-        position = _index(uniform[0], grid[0][todo]) * columns + _index(uniform[1], grid[1][todo])
+        position = _propose(grid[0][todo], grid[1][todo], columns, generator)
         some = scores[todo] if len(todo) < len(scores) else scores
         take = (some < some.gather(1, position[:, None])).sum(dim=1) < allowed[todo]
         chosen[todo[take]] = position[take]
@@ -399,8 +400,8 @@ def _choose_at_once(
     generator: torch.Generator | None,
 ) -> Tensor:
     """All proposals together, of which each image takes its first that is allowed: few launches, nothing read back."""
-    uniform = _draw((2, len(scores), rounds), generator, scores.device)
-    position = _index(uniform[0], grid[0][:, None]) * columns + _index(uniform[1], grid[1][:, None])
+    num_rows, num_columns = (count[:, None].expand(-1, rounds) for count in grid)
+    position = _propose(num_rows, num_columns, columns, generator)
     proposed = scores.gather(1, position)
     together = max(1, _COMPARISONS // max(1, scores.numel()))
     parts = [proposed[:, start : start + together] for start in range(0, rounds, together)]

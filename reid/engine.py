@@ -24,8 +24,9 @@ from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import save_checkpoint
 from keepaug.runs.distributed import Distributed
 from keepaug.runs.folder import RunFolder
-from keepaug.runs.guard import check_finite, only_finite, start_reading
+from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.seeds import derive_seed, make_generator
+from keepaug.transfer import move, start_reading
 from reid.augment import build_eraser, erase, heat_of
 from reid.config import ReidConfig
 from reid.datamanager import DataManager
@@ -137,8 +138,8 @@ class KeepEngine(_Engine):
         known = self.output / CHECKPOINT if (self.output / CHECKPOINT).is_file() else None
         # Every step has its own streams, so that a resumed run goes on as the first one would have.
         torch.manual_seed(derive_seed(config.seed, "network", self.step, world.rank))
-        labels = data.labels.to(device, non_blocking=True)
-        images = normalise(data.images.to(device, non_blocking=True), config.mean, config.std)
+        labels = move(data.labels, device)
+        images = normalise(move(data.images, device), config.mean, config.std)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):

@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.data.batch_transforms import normalise
 from keepaug.models.networks import build_network
-from keepaug.regions import move
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import load_checkpoint, save_checkpoint
 from keepaug.runs.config import ConfigError, to_dict
@@ -24,10 +23,11 @@ from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.files import write_atomic, write_json_atomic
 from keepaug.runs.folder import RunFolder
-from keepaug.runs.guard import check_finite, only_finite, start_reading
+from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, seed_everything
+from keepaug.transfer import move, start_reading
 from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, part_of, weak_view
 from ssl_uda.batchnorm import synchronise
 from ssl_uda.config import UdaConfig, check, is_shortened

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keepaug.regions import move
+from keepaug.transfer import move
 
 __all__ = ["OPERATIONS", "Draws", "apply_policy", "draw_policy"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keepaug.regions import PLACEMENTS, Regions, move, random_regions, sample_regions
+from keepaug.regions import PLACEMENTS, Regions, random_regions, sample_regions
+from keepaug.transfer import move
 
 __all__ = [
     "applied_to",

@@ -18,7 +18,8 @@ from keepaug.baselines.common import (
     uniform,
 )
 from keepaug.ops import cut
-from keepaug.regions import Regions, move
+from keepaug.regions import Regions
+from keepaug.transfer import move
 
 __all__ = ["FILLS", "Cutout", "RandomErasing"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from keepaug.baselines.common import check_images, check_probability, uniform
 from keepaug.ops import _like
-from keepaug.regions import move
+from keepaug.transfer import move
 
 __all__ = ["GridMask", "Grids"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from keepaug.baselines.common import check_alpha, check_per, check_probability, permutation_of, uniform
 from keepaug.baselines.mixing import MixedLabels, Mixup, blend, check_labels
-from keepaug.regions import move
+from keepaug.transfer import move
 
 __all__ = ["HiddenMix", "ManifoldMixup", "mixed_inside"]
 

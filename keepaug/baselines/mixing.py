@@ -22,7 +22,8 @@ from keepaug.baselines.common import (
     uniform,
 )
 from keepaug.ops import _like, paste
-from keepaug.regions import Regions, move
+from keepaug.regions import Regions
+from keepaug.transfer import move
 
 __all__ = [
     "AttentiveCutMix",

@@ -19,7 +19,7 @@ from keepaug.data.loader import make_loader
 from keepaug.data.saliency_cache import SaliencyCache
 from keepaug.keep import KeepCutout
 from keepaug.models import EarlyHeadNetwork, build_network
-from keepaug.policies import auto_augment, rand_augment
+from keepaug.policies import BatchPolicy, auto_augment, rand_augment
 from keepaug.runs.timing import Table, interleaved
 
 __all__ = ["PAPER_RATIOS", "pipeline_section", "saliency_section"]
@@ -132,8 +132,8 @@ def pipeline_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
     images = {"train step": batch}
     views = {
         "crop, flip, normalise": None,
-        "the same and RandAugment's view": rand_augment(3, 9),
-        "the same and AutoAugment's view": auto_augment("cifar10"),
+        "the same and RandAugment's view": BatchPolicy(rand_augment(3, 9)),
+        "the same and AutoAugment's view": BatchPolicy(auto_augment("cifar10")),
     }
     for name, policy in views.items():
         data = MemoryImages(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from keepaug.classify.config import ClassifyConfig
-from keepaug.classify.methods import build_policy
+from keepaug.classify.methods import build_batch_policy, build_policy
 from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD, load_cifar10
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors, is_synthetic
@@ -96,7 +96,7 @@ def _memory(
             classes,
             padding=config.padding,
             flip=config.flip,
-            policy=build_policy(config),
+            policy=build_batch_policy(config),
             policy_first=config.policy_order == "before_crop",
         ),
         MemoryImages(*val, classes),

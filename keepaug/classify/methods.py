@@ -23,12 +23,20 @@ from keepaug.baselines import (
     three_views,
 )
 from keepaug.classify.config import IN_THE_NETWORK, ClassifyConfig
+from keepaug.data.images import BatchTransform, one_by_one
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
 from keepaug.models.early import EarlyHeadNetwork
-from keepaug.policies import Repeated, aug_mix, auto_augment, rand_augment
+from keepaug.policies import BatchPolicy, Repeated, aug_mix, auto_augment, rand_augment
 from keepaug.saliency import saliency_map
 
-__all__ = ["Method", "build_method", "build_policy", "compute_saliency", "needs_early_head"]
+__all__ = [
+    "Method",
+    "build_batch_policy",
+    "build_method",
+    "build_policy",
+    "compute_saliency",
+    "needs_early_head",
+]
 
 Labels = Tensor | MixedLabels | ConsistentLabels | HiddenMix
 Step = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, torch.Generator | None], tuple[Tensor, Labels]]
@@ -70,6 +78,14 @@ def build_policy(config: ClassifyConfig) -> v2.Transform | Repeated | None:
         policy = aug_mix(config.severity, all_ops=config.all_ops)
         return Repeated(policy, 2) if config.consistency else policy
     return None
+
+
+def build_batch_policy(config: ClassifyConfig) -> BatchTransform | None:
+    """The same for whole batches of images in memory."""
+    policy = build_policy(config)
+    if policy is None:
+        return None
+    return one_by_one(policy) if config.method == "aug_mix" else BatchPolicy(policy)
 
 
 def build_method(config: ClassifyConfig) -> Method:

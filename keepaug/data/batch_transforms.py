@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keepaug.regions import move
+from keepaug.transfer import move
 
 __all__ = [
     "CropFlip",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.batch_transforms import random_crop_flip
-from keepaug.policies import BatchPolicy
 from keepaug.runs.progress import progress
 
-__all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode", "decode_all"]
+__all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode", "decode_all", "one_by_one"]
 
 
 class Batch(NamedTuple):
@@ -51,6 +51,7 @@ class Images(Protocol):
 
 
 Transform = Callable[[Any], Any]
+BatchTransform = Callable[[Tensor, Tensor], Tensor]
 _SEED_SHIFT = 20  # crop and flip take the lowest bits of a seed, the transforms the rest
 
 
@@ -68,6 +69,19 @@ def _as_tensor(views: Any) -> Tensor:
     return views if isinstance(views, Tensor) else pil_to_tensor(views)
 
 
+def one_by_one(transform: Transform) -> BatchTransform:
+    """A transform of a uint8 (3, H, W) tensor for a whole batch: each image by its own seed; a tuple of V views is stacked.
+
+    The transform draws from torch's global CPU generator, which stays as it was.
+    """
+    return functools.partial(_each, transform)
+
+
+def _each(transform: Transform, images: Tensor, seeds: Tensor) -> Tensor:
+    each = zip(images, seeds.tolist(), strict=True)
+    return torch.stack([_as_tensor(_run(transform, image, seed)) for image, seed in each])
+
+
 class MemoryImages:
     """Images of one size held as one uint8 tensor; crop and flip are batched.
 
@@ -77,8 +91,8 @@ class MemoryImages:
         classes: names.
         padding: zero padding of the random crop in pixels; None for no crop.
         flip: horizontal flip with probability 0.5.
-        policy: strong augmentation of a uint8 (3, H, W) tensor, for the second view; RandAugment and AutoAugment are
-            computed for the whole batch.
+        policy: strong augmentation for the second view, of uint8 (N, 3, H, W) images by (N,) seeds; `one_by_one` makes one of
+            a transform for single images.
         policy_first: the policy sees the whole image, and crop and flip (the same for both views) come after it, as in
             AutoAugment's code for CIFAR-10; otherwise it sees the cropped and flipped image.
     """
@@ -91,7 +105,7 @@ class MemoryImages:
         *,
         padding: int | None = None,
         flip: bool = False,
-        policy: Transform | None = None,
+        policy: BatchTransform | None = None,
         policy_first: bool = False,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
@@ -100,8 +114,7 @@ class MemoryImages:
                 f"{len(labels)} labels"
             )
         self.images, self.labels, self.classes = images, labels, list(classes)
-        self.padding, self.flip, self.policy_first = padding, flip, policy_first
-        self.policy = BatchPolicy(policy) if BatchPolicy.fits(policy) else policy  # type: ignore[arg-type]
+        self.padding, self.flip, self.policy, self.policy_first = padding, flip, policy, policy_first
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,17 +125,10 @@ class MemoryImages:
         images = self._geometry(whole, seeds)
         strong = None
         if self.policy is not None:
-            strong = self._augmented(whole if self.policy_first else images, seeds >> _SEED_SHIFT)
+            strong = self.policy(whole if self.policy_first else images, seeds >> _SEED_SHIFT)
             if self.policy_first:
                 strong = self._geometry(strong, seeds)
         return Batch(images, strong, self.labels[indices], indices, seeds)
-
-    def _augmented(self, images: Tensor, seeds: Tensor) -> Tensor:
-        policy = self.policy
-        if isinstance(policy, BatchPolicy):
-            return policy(images, seeds)
-        each = zip(images, seeds.tolist(), strict=True)
-        return torch.stack([_as_tensor(_run(policy, image, seed)) for image, seed in each])  # type: ignore[arg-type]
 
     def _geometry(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Crop and flip of (N, 3, H, W) or, alike in all views, of (N, V, 3, H, W)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from keepaug.data.batch_transforms import CropFlip, crop_flip, undo_crop_flip
+from keepaug.transfer import move
 
 __all__ = ["DTYPES", "SaliencyCache", "carried_or_fresh"]
 
@@ -185,6 +186,6 @@ def carried_or_fresh(
             return fresh
     heat = cache.lookup(indices, place)
     if fresh is not None:
-        heat = heat.to(fresh.device)
-        heat[rows.to(fresh.device)] = fresh
+        heat = move(heat, fresh.device)
+        heat[move(rows, fresh.device)] = fresh
     return heat

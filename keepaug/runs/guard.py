@@ -1,4 +1,4 @@
-"""Stop at once when a loss is no longer a number."""
+"""Stop when a loss, or what it comes from, is no longer a number."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-__all__ = ["NonFiniteLossError", "check_finite", "only_finite", "start_reading"]
+from keepaug.transfer import start_reading
+
+__all__ = ["NonFiniteLossError", "check_finite", "only_finite"]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -30,31 +31,6 @@ def check_finite(loss: float, step: int, last_checkpoint: str | Path | None, *, 
     raise NonFiniteLossError(
         f"the {what} is {loss} at step {step}; {back}. Lower the learning rate, clip the gradients, or train in float32"
     )
-
-
-def start_reading(values: Tensor) -> Callable[[], Tensor]:
-    """Read numbers back from a GPU without waiting for what is launched after this call.
-
-    Args:
-        values: on any device.
-
-    Returns:
-        A function that waits for the numbers alone and returns them on the CPU.
-    """
-    values = values.detach()
-    if values.device.type != "cuda":
-        copy = values.clone()
-        return lambda: copy
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-
-    def read() -> Tensor:
-        copied.synchronize()
-        return host
-
-    return read
 
 
 def only_finite(values: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:

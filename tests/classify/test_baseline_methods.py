@@ -173,7 +173,7 @@ def test_policy_order_reaches_the_loader(drawn: Path) -> None:
     for order in ("after_crop", "before_crop"):
         settings = config(drawn, "method=rand_augment", "padding=8", "flip=false", f"policy_order={order}")
         images = open_datasets(settings).train
-        images.policy = lambda image: 255 - image
+        images.policy = lambda images, seeds: 255 - images
         batch = images.load(torch.arange(12), torch.randint(2**62, (12,), generator=seeded()))
         padded = (batch.images == 0).all(dim=1)
         assert float(padded.double().mean()) > 0.1

@@ -16,7 +16,7 @@ from fake_gpu import fake_gpu
 
 from keepaug.classify import ClassifyConfig, loop
 from keepaug.classify.datasets import Datasets
-from keepaug.classify.methods import build_policy
+from keepaug.classify.methods import build_batch_policy
 from keepaug.data.images import MemoryImages
 from keepaug.runs.distributed import Distributed
 
@@ -43,7 +43,7 @@ from keepaug.runs.distributed import Distributed
 def test_a_step_waits_for_its_loss_alone(settings: dict[str, Any]) -> None:
     config = ClassifyConfig(arch="resnet18", stem="cifar", batch_size=8, precision="bf16", **settings)
     pixels, labels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10
-    policy = build_policy(config)
+    policy = build_batch_policy(config)
     train = MemoryImages(pixels, labels, list("abcdefghij"), padding=4, flip=True, policy=policy)
     data = Datasets(train, train, (0.5,) * 3, (0.25,) * 3, {}, True)
     events: list[str] = []

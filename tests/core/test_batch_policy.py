@@ -136,7 +136,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_images_in_memory_are_augmented_together(first: bool) -> None:
+def test_images_in_memory_are_augmented_by_their_seeds(first: bool) -> None:
     """The strong view is the policy's of the clean one, crop and flip alike in both."""
     images = pictures(30)
     data = MemoryImages(
@@ -145,10 +145,9 @@ def test_images_in_memory_are_augmented_together(first: bool) -> None:
         ["x"],
         padding=4,
         flip=True,
-        policy=rand_augment(2, 20),
+        policy=BatchPolicy(rand_augment(2, 20)),
         policy_first=first,
     )
-    assert isinstance(data.policy, BatchPolicy)
     chosen = torch.randint(2**62, (30,), generator=torch.Generator().manual_seed(3))
     batch = data.load(torch.arange(30), chosen)
     given = images if first else batch.images

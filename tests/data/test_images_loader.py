@@ -17,7 +17,7 @@ from keepaug.data.cifar import load_cifar10
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors
 from keepaug.data.imagenet import train_geometry
-from keepaug.data.images import Batch, FileImages, MemoryImages, decode_all
+from keepaug.data.images import Batch, FileImages, MemoryImages, decode_all, one_by_one
 from keepaug.data.loader import default_workers, make_loader
 
 
@@ -169,7 +169,7 @@ def test_normalise_and_lighting() -> None:
 
 
 def test_strong_view_shares_crop_and_flip() -> None:
-    data = memory(8, padding=3, flip=True, policy=lambda image: 255 - image)
+    data = memory(8, padding=3, flip=True, policy=one_by_one(lambda image: 255 - image))
     batch = data.load(torch.arange(8), torch.randint(2**62, (8,)))
     assert torch.equal(255 - batch.images, batch.strong)
 

@@ -11,9 +11,10 @@ import torch
 
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.files import sha256_of, write_atomic, write_json_atomic
-from keepaug.runs.guard import NonFiniteLossError, check_finite, start_reading
+from keepaug.runs.guard import NonFiniteLossError, check_finite, only_finite
 from keepaug.runs.result import read_results, write_result
 from keepaug.runs.seeds import make_generator
+from keepaug.transfer import start_reading
 
 RESULT = {
     "kind": "classify",
@@ -114,6 +115,17 @@ def test_reading_returns_the_value_of_the_start(device: str) -> None:
     read = start_reading(value)
     value.add_(1)
     assert float(read()) == 2.5
+
+
+def test_only_finite_lets_a_step_go_on_and_tells() -> None:
+    good, read = only_finite(torch.tensor([1.0, 2.0]))
+    assert good.tolist() == [1, 2]
+    assert float(read()) == 3
+    for bad in (float("nan"), float("inf")):
+        values, read = only_finite(torch.tensor([1.0, bad]))
+        assert values.tolist() == [1, 0]
+        with pytest.raises(NonFiniteLossError, match="the saliency is"):
+            check_finite(float(read()), 0, None, what="saliency")
 
 
 def test_guard_names_step_and_checkpoint() -> None:
