@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Group", "aggregate", "field_of", "formatted"]
+__all__ = ["IGNORED", "Group", "aggregate", "field_of", "formatted"]
 
 # Settings that do not change what is measured.
-_IGNORED = (
+IGNORED = (
     "seed",
     "SEED",
     "device",
@@ -80,7 +80,7 @@ def aggregate(results: Iterable[dict[str, Any]]) -> list[Group]:
     """Group results whose settings, data and engine are the same but for the seed, in the order given."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        config = {key: value for key, value in result["config"].items() if key not in _IGNORED}
+        config = {key: value for key, value in result["config"].items() if key not in IGNORED}
         identity = [
             result["kind"],
             result["name"],

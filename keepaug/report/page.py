@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.report.aggregate import Group, aggregate, formatted
+from keepaug.report.aggregate import IGNORED, Group, aggregate, formatted
 from keepaug.report.paper import FilledTable, fill_table, load_paper
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
@@ -62,7 +62,22 @@ def write_report(
     return markdown, page
 
 
-def _label(group: Group) -> str:
+def _label(group: Group, groups: Sequence[Group]) -> str:
+    """The group's name among `groups`, with the settings that tell it from others of the same name."""
+    name = _name(group)
+    alike = [other.first["config"] for other in groups if _name(other) == name]
+    own = group.first["config"]
+    apart = [
+        f"{key}={value}"
+        for key, value in own.items()
+        if isinstance(value, str | int | float)
+        and key not in IGNORED
+        and any(config.get(key) != value for config in alike)
+    ]
+    return ", ".join([name, *apart])
+
+
+def _name(group: Group) -> str:
     first, config = group.first, group.first["config"]
     if first["kind"] == "classify":
         saliency = (
@@ -109,7 +124,7 @@ def _own_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list
         minutes = sum(result["wall_time_s"] for result in group.results) / len(group.results) / 60
         rows.append(
             [
-                _label(group),
+                _label(group, groups),
                 f"{first['dataset']['name']} ({sizes})",
                 *[group.cell(metric) for metric in metrics],
                 f"{minutes:.1f} min",
@@ -205,7 +220,9 @@ def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:
         for role, name in result["artifacts"].items():
             path = Path(result["folder"]) / name
             if path.suffix == ".png" and path.is_file():
-                found.append((f"{_label(group)}. {_CAPTIONS.get(role.rstrip('_0123456789'), role)}", path))
+                found.append(
+                    (f"{_label(group, groups)}. {_CAPTIONS.get(role.rstrip('_0123456789'), role)}", path)
+                )
     return found
 
 

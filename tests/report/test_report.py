@@ -155,3 +155,24 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     assert "../p.png" in markdown.read_text()
     with pytest.raises(ValueError, match=r"no result\.json below"):
         write_report(tmp_path / "out", tmp_path)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    for number, (size, seed) in enumerate(((16, 0), (16, 1), (24, 0))):
+        config = {
+            "method": "cutout",
+            "arch": "resnet18",
+            "size": size,
+            "epochs": 300,
+            "seed": seed,
+            "num_workers": size,
+        }
+        cifar(tmp_path / str(number), seed, config=config)
+    cifar(tmp_path / "keep")
+    markdown, _ = write_report(tmp_path, tmp_path / "page")
+    runs = [line.split(" | ")[0] for line in markdown.read_text().splitlines() if " | cifar10 (" in line]
+    assert sorted(runs) == [
+        "| cutout (resnet18), size=16",
+        "| cutout (resnet18), size=24",
+        "| keep_cutout (resnet18, full saliency)",
+    ]
