@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keepaug.regions import Regions, region_mask
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = ["cut", "paste"]
 
@@ -52,7 +52,7 @@ def cut(images: Tensor, regions: Regions, fill: float | Sequence[float] | Tensor
     if isinstance(fill, int | float):
         return _like(images.masked_fill(mask, fill), images)
     if not isinstance(fill, Tensor):
-        fill = move(torch.tensor(fill, dtype=images.dtype), images.device)
+        fill = to_device(torch.tensor(fill, dtype=images.dtype), images.device)
     if fill.ndim == 1:
         if len(fill) != images.shape[1]:
             raise ValueError(f"fill has {len(fill)} numbers, but the images have {images.shape[1]} channels")
@@ -63,7 +63,7 @@ def cut(images: Tensor, regions: Regions, fill: float | Sequence[float] | Tensor
         raise ValueError(
             f"fill of the shape {tuple(fill.shape)} does not broadcast to the images, {tuple(images.shape)}"
         ) from error
-    return _like(torch.where(mask, move(fill, images.device, images.dtype), images), images)
+    return _like(torch.where(mask, to_device(fill, images.device, images.dtype), images), images)
 
 
 def paste(source: Tensor, target: Tensor, regions: Regions) -> Tensor:

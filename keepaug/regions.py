@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = [
     "PLACEMENTS",
@@ -44,7 +44,7 @@ class Regions(NamedTuple):
 
     def to(self, device: torch.device | str) -> Regions:
         """The same boxes on another device."""
-        return Regions(*(move(part, device) for part in self))
+        return Regions(*(to_device(part, device) for part in self))
 
     @property
     def area(self) -> Tensor:
@@ -53,7 +53,7 @@ class Regions(NamedTuple):
 
     def where(self, keep: Tensor) -> Regions:
         """The boxes where `keep` ((N,) bool) holds, and no box (height 0) elsewhere."""
-        return self._replace(height=self.height * move(keep, self.height.device))
+        return self._replace(height=self.height * to_device(keep, self.height.device))
 
 
 def _require(condition: Tensor, message: str) -> None:
@@ -101,7 +101,7 @@ def _sizes(size: Size, num: int, image_size: tuple[int, int], device: torch.devi
                 f"every region must be at least 1 x 1 and at most as large as the image ({height} x {width}); "
                 "clamp the sizes first",
             )
-        moved = move(size, device)
+        moved = to_device(size, device)
         return moved[:, 0], moved[:, 1]
     rows, columns = _pair(size)
     if not (1 <= rows <= height and 1 <= columns <= width):
@@ -236,7 +236,9 @@ def _draw(
 ) -> Tensor:
     """Uniform float64 in [0, 1) from the generator, on its own device, moved to `device`."""
     source = generator.device if generator is not None else device
-    return move(torch.rand(low_level_shape, generator=generator, device=source, dtype=torch.float64), device)
+    return to_device(
+        torch.rand(low_level_shape, generator=generator, device=source, dtype=torch.float64), device
+    )
 
 
 def _index(uniform: Tensor, count: Tensor) -> Tensor:

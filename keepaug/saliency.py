@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = ["saliency_map", "unwrap"]
 
@@ -136,7 +136,7 @@ def _pick(logits: Tensor, labels: Tensor | None, num_images: int) -> Tensor:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(f"labels must be in [0, {logits.shape[1] - 1}], got {low} to {high}")
-    return logits.gather(1, move(labels, logits.device, torch.int64)[:, None])[:, 0]
+    return logits.gather(1, to_device(labels, logits.device, torch.int64)[:, None])[:, 0]
 
 
 def saliency_map(

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["move", "start_reading"]
+__all__ = ["start_reading", "to_device"]
 
 
-def move(values: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(values: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
     """`values.to(device, dtype)`; from the host to a GPU without waiting for it.
 
     The way back does wait: without it, torch copies into pinned memory that is read before it is filled.

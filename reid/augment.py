@@ -8,11 +8,10 @@ from torch import Tensor
 from keepaug.baselines import RandomErasing
 from keepaug.keep import KeepRandomErasing
 from keepaug.regions import Regions
-from keepaug.runs.distributed import Distributed
+from keepaug.runs.distributed import Distributed, gather_all
 from keepaug.saliency import saliency_map
 from reid.config import ReidConfig
 from reid.model import ReidNetwork
-from reid.parallel import gather_all
 
 __all__ = ["build_eraser", "erase", "heat_of"]
 

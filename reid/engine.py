@@ -22,17 +22,16 @@ from keepaug.data.batch_transforms import normalise
 from keepaug.data.images import Batch
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import save_checkpoint
-from keepaug.runs.distributed import Distributed
+from keepaug.runs.distributed import Distributed, gather_all, synchronize_batchnorm
 from keepaug.runs.folder import RunFolder
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.seeds import derive_seed, make_generator
-from keepaug.transfer import move, start_reading
+from keepaug.transfer import start_reading, to_device
 from reid.augment import build_eraser, erase, heat_of
 from reid.config import ReidConfig
 from reid.datamanager import DataManager
 from reid.losses import CentreLoss, batch_hard_triplet, learning_rate
 from reid.model import ReidNetwork
-from reid.parallel import gather_all, share_batchnorm
 from reid.scores import Scored, score
 from reid.torchreid_api import torchreid_module
 from reid.weights import describe_network, save_trained
@@ -68,7 +67,7 @@ class KeepEngine(_Engine):
         super().__init__(manager, use_gpu=False)  # placement is ours: torchreid knows DataParallel alone
         self.config, self.world, self.output, self.folder = config, world, Path(output), folder
         if world.active and config.sync_batchnorm:
-            share_batchnorm(network)
+            synchronize_batchnorm(network)
         network.to(world.device)
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -138,8 +137,8 @@ class KeepEngine(_Engine):
         known = self.output / CHECKPOINT if (self.output / CHECKPOINT).is_file() else None
         # Every step has its own streams, so that a resumed run goes on as the first one would have.
         torch.manual_seed(derive_seed(config.seed, "network", self.step, world.rank))
-        labels = move(data.labels, device)
-        images = normalise(move(data.images, device), config.mean, config.std)
+        labels = to_device(data.labels, device)
+        images = normalise(to_device(data.images, device), config.mean, config.std)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):

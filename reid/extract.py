@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from keepaug.data.batch_transforms import normalise
-from keepaug.runs.distributed import Distributed
+from keepaug.runs.distributed import Distributed, gather_rows
 from keepaug.runs.progress import progress
 from reid.images import ResizedImages
 from reid.model import ReidNetwork
-from reid.parallel import gather_rows
 
 __all__ = ["extract_features"]
 

@@ -27,7 +27,7 @@ from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, seed_everything
-from keepaug.transfer import move, start_reading
+from keepaug.transfer import start_reading, to_device
 from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, part_of, weak_view
 from ssl_uda.batchnorm import synchronise
 from ssl_uda.config import UdaConfig, check, is_shortened
@@ -192,7 +192,7 @@ def _step(run: _Run, step: int, rate: float, output: Path) -> dict[str, Tensor]:
     torch.manual_seed(derive_seed(config.seed, "network", step, world.rank))
     draws = draw_step(config, step, data.image_size, rank=world.rank, world_size=world.world_size)
     chosen = run.labelled.batch(step)[part_of(config.batch_size, world.rank, world.world_size)]
-    chosen = move(data.split.labelled[chosen], device)
+    chosen = to_device(data.split.labelled[chosen], device)
     images = _pixels(run, weak_view(data.images[chosen], draws.labelled_seeds, config))
     labels = data.labels[chosen]
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -230,7 +230,7 @@ def _unlabelled(
     config, world, data = run.config, run.world, run.data
     total = config.batch_size * config.unlabelled_ratio
     chosen = run.unlabelled.batch(step)[part_of(total, world.rank, world.world_size)]
-    images = data.images[move(data.split.unlabelled[chosen], world.device)]
+    images = data.images[to_device(data.split.unlabelled[chosen], world.device)]
     views = make_views(images, draws, config, data.mean, data.std)
     clean = views.clean
     if config.channels_last:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = ["OPERATIONS", "Draws", "apply_policy", "draw_policy"]
 
@@ -109,7 +109,7 @@ def apply_policy(images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
             if not len(rows):
                 continue
             group = _Group(*(values[rows, turn] for values in draws[1:]))
-            place = move(rows, images.device)
+            place = to_device(rows, images.device)
             images[place], blank[place] = _APPLY[name](images[place], blank[place], group)
     return images, blank
 
@@ -127,7 +127,7 @@ Operation = Callable[[Tensor, Tensor, _Group], tuple[Tensor, Tensor]]
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    return move(values, images.device).view(-1, 1, 1, 1)
+    return to_device(values, images.device).view(-1, 1, 1, 1)
 
 
 def _scaled(group: _Group, maximum: int) -> Tensor:
@@ -250,7 +250,7 @@ def _geometry(name: str) -> Operation:
             for level, negative in zip(group.level.tolist(), group.negative.tolist(), strict=True)
         ]
         x, x_column, x_row, y, y_column, y_row = (
-            move(torch.tensor(steps), images.device).T.reshape(6, num, 1, 1).unbind()
+            to_device(torch.tensor(steps), images.device).T.reshape(6, num, 1, 1).unbind()
         )
         rows = torch.arange(height, device=images.device)[:, None]
         columns = torch.arange(width, device=images.device)
@@ -267,12 +267,12 @@ def _geometry(name: str) -> Operation:
 
 def _cutout(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
     height, width = images.shape[2:]
-    centre = move((group.centre * torch.tensor([height, width])).long(), images.device)
-    half = move(_scaled(group, 20) // 2, images.device)[:, None]
+    centre = to_device((group.centre * torch.tensor([height, width])).long(), images.device)
+    half = to_device(_scaled(group, 20) // 2, images.device)[:, None]
     rows = torch.arange(height, device=images.device) - centre[:, :1]
     columns = torch.arange(width, device=images.device) - centre[:, 1:]
     hidden = ((rows >= -half) & (rows < half))[:, :, None] & ((columns >= -half) & (columns < half))[:, None]
-    colour = move(torch.tensor(_HIDDEN_COLOUR, dtype=images.dtype), images.device).view(1, 3, 1, 1)
+    colour = to_device(torch.tensor(_HIDDEN_COLOUR, dtype=images.dtype), images.device).view(1, 3, 1, 1)
     return torch.where(hidden[:, None], colour, images), blank | hidden
 
 

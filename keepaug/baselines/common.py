@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from keepaug.regions import PLACEMENTS, Regions, random_regions, sample_regions
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = [
     "applied_to",
@@ -80,7 +80,12 @@ def regions_for(
             "this augmentation needs the saliency (N, H, W): saliency_map(model, images, labels), or a map of your own"
         )
     return sample_regions(
-        move(saliency, images.device), size, tau=tau, prefer=prefer, placement=placement, generator=generator
+        to_device(saliency, images.device),
+        size,
+        tau=tau,
+        prefer=prefer,
+        placement=placement,
+        generator=generator,
     )
 
 

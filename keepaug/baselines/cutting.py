@@ -19,7 +19,7 @@ from keepaug.baselines.common import (
 )
 from keepaug.ops import cut
 from keepaug.regions import Regions
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = ["FILLS", "Cutout", "RandomErasing"]
 
@@ -178,7 +178,7 @@ class RandomErasing(_Cutting):
         if self.fill == "random":
             device = generator.device if generator is not None else images.device
             noise = torch.randn(images.shape, generator=generator, device=device, dtype=torch.float32)
-            return move(noise, images.device, images.dtype)
+            return to_device(noise, images.device, images.dtype)
         if isinstance(self.fill, str):
             values = FILLS[self.fill]
             return values[0] if len(values) == 1 else values

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from keepaug.baselines.common import check_images, check_probability, uniform
 from keepaug.ops import _like
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = ["GridMask", "Grids"]
 
@@ -119,7 +119,7 @@ class GridMask:
         deleted = grid_mask(grids, (images.shape[2], images.shape[3]), device=images.device)[:, None]
         if isinstance(self.fill, int | float):
             return _like(images.masked_fill(deleted, self.fill), images)
-        fill = move(torch.tensor(self.fill, dtype=images.dtype), images.device)
+        fill = to_device(torch.tensor(self.fill, dtype=images.dtype), images.device)
         if len(fill) != images.shape[1]:
             raise ValueError(f"fill has {len(fill)} numbers, but the images have {images.shape[1]} channels")
         return _like(torch.where(deleted, fill[None, :, None, None], images), images)
@@ -136,7 +136,7 @@ def grid_mask(grids: Grids, size: tuple[int, int], *, device: torch.device | Non
         size: (height, width).
         device: of the result; None is that of the grids.
     """
-    grids = Grids(*(move(part, device or part.device) for part in grids))
+    grids = Grids(*(to_device(part, device or part.device) for part in grids))
     height, width = size
     y = torch.arange(height, dtype=torch.float64, device=grids.unit.device)[:, None] - (height - 1) / 2
     x = torch.arange(width, dtype=torch.float64, device=grids.unit.device)[None] - (width - 1) / 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from keepaug.baselines.common import check_alpha, check_per, check_probability, permutation_of, uniform
 from keepaug.baselines.mixing import MixedLabels, Mixup, blend, check_labels
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = ["HiddenMix", "ManifoldMixup", "mixed_inside"]
 
@@ -75,8 +75,8 @@ class ManifoldMixup:
         layer = min(int(uniform((1,), generator) * self.num_layers), self.num_layers - 1)
         lam = Mixup(self.alpha, self.p, self.per).sample(len(labels), generator=generator)
         permutation = permutation_of(len(labels), generator)
-        partner = labels[move(permutation, labels.device)]
-        return HiddenMix(layer, permutation, MixedLabels(labels, partner, move(lam, labels.device)))
+        partner = labels[to_device(permutation, labels.device)]
+        return HiddenMix(layer, permutation, MixedLabels(labels, partner, to_device(lam, labels.device)))
 
     def __call__(
         self,
@@ -108,7 +108,7 @@ class ManifoldMixup:
             mix = self.sample(labels, generator=generator)
         if mix.layer > 0:
             return images, mix
-        return blend(images, move(mix.permutation, images.device), mix.labels.lam), mix
+        return blend(images, to_device(mix.permutation, images.device), mix.labels.lam), mix
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def mixed_inside(modules: Sequence[nn.Module], mix: HiddenMix) -> Iterator[None]
     def mixed(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return blend(output, move(mix.permutation, output.device), mix.labels.lam)
+        return blend(output, to_device(mix.permutation, output.device), mix.labels.lam)
 
     handle = modules[mix.layer - 1].register_forward_hook(mixed)
     try:

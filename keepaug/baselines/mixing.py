@@ -23,7 +23,7 @@ from keepaug.baselines.common import (
 )
 from keepaug.ops import _like, paste
 from keepaug.regions import Regions
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = [
     "AttentiveCutMix",
@@ -82,7 +82,7 @@ def partners(images: Tensor, permutation: Tensor | None, generator: torch.Genera
     """(N,) int64 on the images' device: the given partners, or a random permutation."""
     if permutation is None:
         permutation = permutation_of(len(images), generator)
-    return move(permutation, images.device)
+    return to_device(permutation, images.device)
 
 
 def blend(features: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def blend(features: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
             f"mixing needs floating point values, got {features.dtype}: normalise the images first"
         )
     wide = torch.promote_types(features.dtype, torch.float32)
-    share = move(lam, features.device, wide).view(-1, *[1] * (features.ndim - 1))
+    share = to_device(lam, features.device, wide).view(-1, *[1] * (features.ndim - 1))
     values = features.to(wide)
     return _like((share * values + (1 - share) * values[permutation]).to(features.dtype), features)
 
@@ -198,8 +198,8 @@ class CutMix:
         permutation = partners(images, permutation, generator)
         mixed = paste(images[permutation], images, regions)
         pixels = images.shape[2] * images.shape[3]
-        lam = 1 - move(regions.area, labels.device, torch.float32) / pixels
-        return mixed, MixedLabels(labels, labels[move(permutation, labels.device)], lam)
+        lam = 1 - to_device(regions.area, labels.device, torch.float32) / pixels
+        return mixed, MixedLabels(labels, labels[to_device(permutation, labels.device)], lam)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,9 @@ class Mixup:
             lam = self.sample(len(images), generator=generator)
         permutation = partners(images, permutation, generator)
         mixed = blend(images, permutation, lam)
-        return mixed, MixedLabels(labels, labels[move(permutation, labels.device)], move(lam, labels.device))
+        return mixed, MixedLabels(
+            labels, labels[to_device(permutation, labels.device)], to_device(lam, labels.device)
+        )
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,7 @@ class AttentiveCutMix:
                     f"and {attention.shape[1]} x {attention.shape[2]}"
                 )
         device = images.device
-        scores = _cell_means(move(attention, device).float(), rows, columns)
+        scores = _cell_means(to_device(attention, device).float(), rows, columns)
         best = scores.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : self.num_patches]
         chosen = torch.zeros(len(images), rows * columns, dtype=torch.bool, device=device)
         chosen = chosen.scatter(1, best, True).view(-1, rows, columns)
@@ -355,11 +357,11 @@ class AttentiveCutMix:
         mask = mask[permutation]
         applied = applied_to(len(images), self.p, generator)
         if applied is not None:
-            mask = mask & move(applied, mask.device)[:, None, None]
+            mask = mask & to_device(applied, mask.device)[:, None, None]
         mixed = _like(torch.where(mask[:, None], images[permutation], images), images)
         pixels = images.shape[2] * images.shape[3]
-        lam = 1 - move(mask.flatten(1).sum(dim=1), labels.device, torch.float32) / pixels
-        return mixed, MixedLabels(labels, labels[move(permutation, labels.device)], lam)
+        lam = 1 - to_device(mask.flatten(1).sum(dim=1), labels.device, torch.float32) / pixels
+        return mixed, MixedLabels(labels, labels[to_device(permutation, labels.device)], lam)
 
 
 def _cell_of(side: int, cells: int, device: torch.device) -> Tensor:

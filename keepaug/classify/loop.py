@@ -38,7 +38,7 @@ from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
-from keepaug.transfer import move, start_reading
+from keepaug.transfer import start_reading, to_device
 
 __all__ = ["train"]
 
@@ -227,7 +227,7 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     # Every step has its own streams, so that a resumed run, whatever it drew before, goes on as the first one.
     torch.manual_seed(derive_seed(config.seed, "network", run.step, run.world.rank))
     generator = make_generator(config.seed, "augment", run.step, run.world.rank)
-    labels = move(batch.labels, device)
+    labels = to_device(batch.labels, device)
     images = _pixels(run, batch.images)
     strong = _pixels(run, batch.strong) if batch.strong is not None else None
     if config.lighting:
@@ -271,12 +271,12 @@ def _heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch) -> Tensor:
     def compute(rows: Tensor) -> Tensor:
         if len(rows) == len(images):
             return _fresh_heat(run, images, labels)
-        rows = move(rows, images.device)
+        rows = to_device(rows, images.device)
         return _fresh_heat(run, images[rows], labels[rows])
 
     epoch, every = run.loader.epoch, config.reuse_every
     heat = carried_or_fresh(cache, batch.indices, place, compute, epoch=epoch, every=every)
-    return move(heat, images.device)
+    return to_device(heat, images.device)
 
 
 def _fresh_heat(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
@@ -305,7 +305,7 @@ def _forward(run: _Run, inputs: Tensor, targets: Labels) -> Tensor:
 def _pixels(run: _Run, images: Tensor) -> Tensor:
     if images.ndim == 5:  # several views
         return _pixels(run, images.flatten(0, 1)).unflatten(0, images.shape[:2])
-    pixels = normalise(move(images, run.world.device), run.data.mean, run.data.std)
+    pixels = normalise(to_device(images, run.world.device), run.data.mean, run.data.std)
     return pixels.contiguous(memory_format=torch.channels_last) if run.config.channels_last else pixels
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = [
     "CropFlip",
@@ -76,7 +76,7 @@ def crop_flip(images: Tensor, place: CropFlip, *, border: str = "zero") -> Tenso
             f"border must be 'zero' or 'reflect', the latter with padding below {min(height, width)}; got {border!r}, "
             f"padding {padding}"
         )
-    top, left, mirrored = (move(part, device)[:, None] for part in place[:3])
+    top, left, mirrored = (to_device(part, device)[:, None] for part in place[:3])
     rows = top + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(num, -1)
     columns = left + torch.where(mirrored, width - 1 - columns, columns)
@@ -102,7 +102,9 @@ def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
     """
     height, width = images.shape[2:]
     # Without the flip, the way back is the crop of the padded crop at the opposite place.
-    straight = torch.where(move(place.mirrored, images.device)[:, None, None, None], images.flip(-1), images)
+    straight = torch.where(
+        to_device(place.mirrored, images.device)[:, None, None, None], images.flip(-1), images
+    )
     opposite = 2 * place.padding
     back = CropFlip(
         opposite - place.top, opposite - place.left, torch.zeros_like(place.mirrored), place.padding
@@ -138,7 +140,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     shift = torch.tensor(mean).view(shape) * 255
     scale = 1 / (torch.tensor(std).view(shape) * 255)
     device = images.device
-    return (images.float() - move(shift, device)) * move(scale, device)
+    return (images.float() - to_device(shift, device)) * to_device(scale, device)
 
 
 def lighting(
@@ -154,5 +156,5 @@ def lighting(
     """
     alpha = torch.randn(len(images), 3, generator=generator) * strength
     shift = (alpha * torch.tensor(_EIGENVALUES)) @ torch.tensor(_EIGENVECTORS).T
-    shift = move(shift / torch.tensor(std), images.device, images.dtype)
+    shift = to_device(shift / torch.tensor(std), images.device, images.dtype)
     return images + shift[:, :, None, None]

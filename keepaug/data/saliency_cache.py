@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from keepaug.data.batch_transforms import CropFlip, crop_flip, undo_crop_flip
-from keepaug.transfer import move
+from keepaug.transfer import to_device
 
 __all__ = ["DTYPES", "SaliencyCache", "carried_or_fresh"]
 
@@ -186,6 +186,6 @@ def carried_or_fresh(
             return fresh
     heat = cache.lookup(indices, place)
     if fresh is not None:
-        heat = move(heat, fresh.device)
-        heat[move(rows, fresh.device)] = fresh
+        heat = to_device(heat, fresh.device)
+        heat[to_device(rows, fresh.device)] = fresh
     return heat

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
-__all__ = ["Distributed", "setup"]
+__all__ = [
+    "Distributed",
+    "SynchronizedBatchNorm",
+    "gather_all",
+    "gather_rows",
+    "setup",
+    "synchronize_batchnorm",
+]
 
 
 @dataclass(frozen=True)
@@ -83,3 +91,123 @@ def setup(device: str = "auto") -> Distributed:
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
     return Distributed(rank, world_size, local_rank, chosen)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes; backwards, the sum over the processes of the gradients of this one's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.rows = len(value)
+        parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank() * ctx.rows :][: ctx.rows]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def gather_all(value: Tensor) -> Tensor:
+    """(N, ...) of each process to (W N, ...) in the order of ranks, with gradients; without a process group, the value itself.
+
+    A loss of the result is the same on every process. DistributedDataParallel's mean over the processes then gives this loss's
+    gradient, as the backward pass sums over them. Every process must give as many rows.
+    """
+    if not dist.is_initialized():
+        return value
+    gathered: Tensor = _Gather.apply(value)
+    return gathered
+
+
+def gather_rows(value: Tensor, total: int) -> Tensor:
+    """Undo `rows[rank::world_size]`: all `total` rows in order, on every process; no gradients."""
+    if not dist.is_initialized():
+        return value
+    world_size = dist.get_world_size()
+    most = -(-total // world_size)
+    padded = value.new_zeros((most, *value.shape[1:]))
+    padded[: len(value)] = value
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+
+class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batches of all processes, on any device (torch's SyncBatchNorm is for GPUs alone).
+
+    Mean and variance in two passes, as BatchNorm on a single process, so that the two agree to rounding. The processes'
+    batches may differ in size.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        return
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As BatchNorm1d or BatchNorm2d."""
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
+        x = input if input.dtype == torch.float64 else input.float()
+        dims = [0, *range(2, x.ndim)]
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        count = x.new_tensor(float(x.numel() // x.shape[1]))
+        dist.all_reduce(count)
+        mean = _Sum.apply(x.sum(dim=dims)) / count
+        centered = x - mean.view(shape)
+        variance = _Sum.apply(centered.square().sum(dim=dims)) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                self._update(mean, variance * count / (count - 1).clamp(min=1))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            return (centered * (scale * self.weight).view(shape) + self.bias.view(shape)).to(input.dtype)
+        return (centered * scale.view(shape)).to(input.dtype)
+
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
+        momentum: float | Tensor | None = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:  # the plain average of all batches
+                momentum = 1 / self.num_batches_tracked.to(mean.dtype)
+        for statistic, value in ((self.running_mean, mean), (self.running_var, variance)):
+            if statistic is not None and momentum is not None:
+                statistic.lerp_(value.to(statistic.dtype), momentum)
+
+
+def synchronize_batchnorm(module: nn.Module) -> nn.Module:
+    """Replace BatchNorm1d and 2d inside by one over all processes, with the same parameters and state_dict keys.
+
+    Subclasses stay as they are: what they do besides would be lost.
+
+    Returns:
+        The module, changed.
+    """
+    for name, child in module.named_children():
+        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            shared = SynchronizedBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                setattr(shared, key, getattr(child, key))
+            setattr(module, name, shared.train(child.training))
+        else:
+            synchronize_batchnorm(child)
+    return module

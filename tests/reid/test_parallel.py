@@ -13,11 +13,16 @@ from reid_helpers import tiny_config, write_market
 from torch import multiprocessing as mp
 from torch import nn
 
-from keepaug.runs.distributed import Distributed, setup
+from keepaug.runs.distributed import (
+    Distributed,
+    SynchronizedBatchNorm,
+    gather_rows,
+    setup,
+    synchronize_batchnorm,
+)
 from reid.datamanager import open_manager
 from reid.engine import KeepEngine
 from reid.loop import build, train
-from reid.parallel import SharedBatchNorm, gather_rows, share_batchnorm
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +151,7 @@ def test_shared_batchnorm_alone_is_batchnorm() -> None:
         expected = network(images)
         network[1].reset_running_stats()
         network[4].reset_running_stats()
-    share_batchnorm(network)
-    assert isinstance(network[1], SharedBatchNorm)
+    synchronize_batchnorm(network)
+    assert isinstance(network[1], SynchronizedBatchNorm)
     assert list(network.state_dict()) == keys
     torch.testing.assert_close(network(images), expected)
