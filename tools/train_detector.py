@@ -18,8 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detection.coco import CocoPaths
-from detection.driver import ENGINES, Job, run
+from detection.driver import run
 from detection.evaluation import BACKENDS
+from detection.prepare import ENGINES, Job
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,8 @@ from torchvision.models import resnet18
 
 from detection.config import ConfigError
 from detection.convert import convert
-from detection.driver import Job, choose_engine, prepare, run
+from detection.driver import run
+from detection.prepare import Job, choose_engine, prepare
 from keepaug.data.synthetic import write_detection
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart" / "detector.yaml"

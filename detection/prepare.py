@@ -1,0 +1,375 @@
+"""Everything about a job that can be wrong without a GPU: config, data, weights, engine, folder.
+
+`prepare` looks for it before anything is trained; `detection.driver` runs what it returns.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from yacs.config import CfgNode
+
+from detection.coco import (
+    CocoDataError,
+    CocoDataset,
+    CocoPaths,
+    check_coco,
+    check_same_categories,
+    find_coco,
+    load_coco,
+    write_subset,
+)
+from detection.config import ConfigError, flat, load_config, unfreeze
+from keepaug.runs.files import sha256_of
+
+ENGINES = ("auto", "detectron2", "torchvision")
+FULL_COCO = {"train": 118_287, "val": 5_000}
+
+# What a resumed run may change; everything else would continue another experiment.
+_MAY_CHANGE = (
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.AMP.",
+    "TEST.",
+    "DATALOADER.NUM_WORKERS",
+    "VIS_PERIOD",
+    "CUDNN_BENCHMARK",
+    "FLOAT32_PRECISION",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of the tool; the fields are its options (see `tools/train_detector.py --help`)."""
+
+    config_file: Path | None
+    opts: Sequence[str] = ()
+    engine: str = "auto"
+    resume: bool = False
+    eval_only: bool = False
+    num_gpus: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+    data_root: Path | None = None
+    train: CocoPaths | None = None
+    val: CocoPaths | None = None
+    max_images: int | None = None
+    results_json: Path | None = None
+    backend: str = "auto"
+    draw: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job whose config, data, weights and engine have been checked."""
+
+    cfg: CfgNode
+    engine: str
+    train: CocoDataset | None
+    val: CocoDataset
+    dataset: dict[str, Any]
+    shortened: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(job: Job) -> Prepared:
+    """Check config, engine, data and weights; nothing is trained and only data subsets are written.
+
+    Raises:
+        ConfigError: config, options and files do not fit together.
+        CocoDataError: the annotations cannot be used.
+    """
+    cfg = unfreeze(_config(job))
+    notes: list[str] = []
+    engine, note = choose_engine(job.engine)
+    notes += note
+    notes += _decide_device(cfg)
+    if engine == "torchvision":
+        _refuse_unhonoured(cfg)
+    _check_processes(job, cfg, engine)
+    notes += _check_output(job, cfg)
+    notes += _check_weights(job, cfg)
+
+    train_name, val_name = _only(cfg, "TRAIN"), _only(cfg, "TEST")
+    names = [val_name] if job.eval_only else [train_name, val_name]
+    paths = _find(job, names)
+    key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    for name in dict.fromkeys(names):
+        found = check_coco(
+            paths[name].json_path,
+            paths[name].image_root,
+            num_classes=cfg.MODEL[key].NUM_CLASSES,
+            num_classes_key=f"MODEL.{key}.NUM_CLASSES",
+        )
+        notes += [f"{name}: {line}" for line in found]
+    if len(set(names)) == 2:
+        check_same_categories(paths[train_name].json_path, paths[val_name].json_path)
+    splits = {name: _load(job, cfg, name, paths[name]) for name in names}
+    cfg.freeze()
+    return Prepared(
+        cfg=cfg,
+        engine=engine,
+        train=None if job.eval_only else splits[train_name],
+        val=splits[val_name],
+        dataset=describe(splits, train_name, val_name),
+        shortened=_is_shortened(job, cfg, splits),
+        notes=notes,
+    )
+
+
+def scored_split(job: Job) -> CocoDataset:
+    """The split that `--results-json` is scored on; its images need not be there."""
+    assert job.results_json is not None
+    cfg = _config(job)
+    name = _only(cfg, "TEST")
+    paths = _find(job, [name])[name]
+    json_path = paths.json_path
+    if job.max_images is not None:
+        json_path = write_subset(
+            json_path, job.results_json.with_name(f"{name}_first_{job.max_images}.json"), job.max_images
+        )
+    return load_coco(json_path, paths.image_root)
+
+
+def choose_engine(engine: str) -> tuple[str, list[str]]:
+    """`auto` is Detectron2 where it is installed.
+
+    Raises:
+        ConfigError: unknown engine, or Detectron2 is asked for and not installed.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine is {engine!r}; expected one of {', '.join(ENGINES)}")
+    installed = importlib.util.find_spec("detectron2") is not None
+    if engine == "detectron2" and not installed:
+        raise ConfigError(
+            "--engine detectron2, but Detectron2 is not installed: python tools/install_detectron2_wheel.py, or "
+            "build it from https://github.com/facebookresearch/detectron2; --engine torchvision does without"
+        )
+    if engine != "auto":
+        return engine, []
+    if installed:
+        return "detectron2", ["engine: detectron2 (installed; --engine torchvision is the other one)"]
+    return "torchvision", [
+        "engine: torchvision (Detectron2 is not installed); its training differs in small ways, so its results "
+        "are labelled and never stand beside the paper's"
+    ]
+
+
+def describe(splits: dict[str, CocoDataset], train_name: str, val_name: str) -> dict[str, Any]:
+    """Name, sizes and checksum of the data, as a result file records them."""
+    sizes = {"val": len(splits[val_name].records)}
+    if train_name in splits:
+        sizes["train"] = len(splits[train_name].records)
+    card = _dataset_card(splits[val_name])
+    checksums = [sha256_of(splits[name].json_path) for name in sorted(splits)]
+    return {
+        "name": card.get(
+            "name", "coco" if _has_coco_classes(splits[val_name]) else splits[val_name].json_path.stem
+        ),
+        "sizes": sizes,
+        "checksum": "+".join(checksum[:16] for checksum in checksums),
+        "synthetic": bool(card.get("synthetic", False)),
+    }
+
+
+def _config(job: Job) -> CfgNode:
+    cfg = load_config(job.config_file, list(job.opts))
+    if job.max_images is not None and job.max_images < 1:
+        raise ConfigError(f"--max-images is {job.max_images}; expected 1 or more")
+    return cfg
+
+
+def _only(cfg: CfgNode, split: str) -> str:
+    names = cfg.DATASETS[split]
+    if len(names) != 1:
+        raise ConfigError(f"DATASETS.{split} is {names}; exactly one data set is supported")
+    return str(names[0])
+
+
+def _find(job: Job, names: Sequence[str]) -> dict[str, CocoPaths]:
+    data_root = job.data_root
+    if data_root is None and (job.train is None or job.val is None):
+        # Detectron2's own place
+        data_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
+    found = find_coco(data_root, train=job.train, val=job.val)
+    for name in names:
+        if name not in found:
+            raise ConfigError(
+                f"DATASETS names {name!r}; known are {', '.join(found)}, whose files --data-root or "
+                "--train-json, --train-images, --val-json and --val-images name"
+            )
+        if not found[name].json_path.is_file():
+            raise CocoDataError(
+                f"{name}: no annotation file {found[name].json_path}; give --data-root with "
+                "annotations/instances_*2017.json, or --train-json and --val-json"
+            )
+    return found
+
+
+def _load(job: Job, cfg: CfgNode, name: str, paths: CocoPaths) -> CocoDataset:
+    json_path = paths.json_path
+    if job.max_images is not None:
+        json_path = write_subset(
+            json_path, Path(cfg.OUTPUT_DIR) / "annotations" / f"{name}.json", job.max_images
+        )
+    return load_coco(json_path, paths.image_root)
+
+
+def _decide_device(cfg: CfgNode) -> list[str]:
+    notes = []
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        notes.append("no CUDA device: training on the CPU (MODEL.DEVICE cpu)")
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        cfg.SOLVER.AMP.ENABLED = False
+        notes.append("mixed precision is off: it needs a CUDA device")
+    return notes
+
+
+def _refuse_unhonoured(cfg: CfgNode) -> None:
+    from detection.config import defaults
+    from detection.torchvision_engine.honoured import unhonoured
+
+    if keys := unhonoured(cfg, defaults()):
+        raise ConfigError("the torchvision engine does not honour: " + "; ".join(map(str, keys)))
+
+
+def _check_processes(job: Job, cfg: CfgNode, engine: str) -> None:
+    processes = job.num_gpus * job.num_machines
+    if job.num_gpus < 1 or job.num_machines < 1 or not 0 <= job.machine_rank < job.num_machines:
+        raise ConfigError(
+            f"--num-gpus {job.num_gpus} --num-machines {job.num_machines} --machine-rank {job.machine_rank}: the "
+            "first two must be 1 or more, the rank below the number of machines (on a CPU, --num-gpus counts "
+            "processes)"
+        )
+    available = torch.cuda.device_count()
+    if cfg.MODEL.DEVICE.startswith("cuda") and job.num_gpus > available:
+        raise ConfigError(f"--num-gpus {job.num_gpus}, but this machine has {available}")
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all processes together and cannot "
+            f"be split over {processes}"
+        )
+    if engine == "torchvision" and processes > 1:
+        raise ConfigError(
+            "the torchvision engine trains in one process; --num-gpus 1, or --engine detectron2"
+        )
+
+
+def _check_output(job: Job, cfg: CfgNode) -> list[str]:
+    output = Path(cfg.OUTPUT_DIR)
+    has_checkpoint = (output / "last_checkpoint").is_file()
+    if job.eval_only:
+        if job.resume and not has_checkpoint:
+            raise ConfigError(f"--eval-only --resume, but there is no checkpoint in {output}")
+        return []
+    if has_checkpoint and not job.resume:
+        raise ConfigError(
+            f"{output} holds a run already: --resume goes on with it, another OUTPUT_DIR starts afresh"
+        )
+    if not job.resume:
+        return []
+    if not has_checkpoint:
+        return [f"nothing to resume in {output}: starting from the beginning"]
+    _check_same_run(output / "config.yaml", cfg)
+    return []
+
+
+def _check_same_run(saved: Path, cfg: CfgNode) -> None:
+    """A resumed run goes on under the config it was started with."""
+    if not saved.is_file():
+        return
+
+    def plain(value: Any) -> Any:
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    before = flat(yaml.safe_load(saved.read_text()))
+    changed = [
+        f"{key} (was {before[key]!r}, is {value!r})"
+        for key, value in flat(cfg).items()
+        if key in before and plain(before[key]) != plain(value) and not key.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume would change the run in {saved.parent}: {'; '.join(changed[:5])}; start a new run in "
+            "another OUTPUT_DIR (MODEL.WEIGHTS takes the old one's checkpoint)"
+        )
+
+
+def _check_weights(job: Job, cfg: CfgNode) -> list[str]:
+    from detection.checks import check_weights_against_config
+
+    output = Path(cfg.OUTPUT_DIR)
+    if job.resume and (output / "last_checkpoint").is_file():
+        return []  # WEIGHTS is not used
+    weights = cfg.MODEL.WEIGHTS
+    model = cfg.MODEL
+    if not weights:
+        if job.eval_only:
+            raise ConfigError("--eval-only needs MODEL.WEIGHTS (a trained detector), or --resume")
+        if model.RESNETS.NORM == "FrozenBN" or model.BACKBONE.FREEZE_AT > 0:
+            raise ConfigError(
+                "MODEL.WEIGHTS is empty, but frozen layers cannot learn (MODEL.RESNETS.NORM "
+                f"{model.RESNETS.NORM!r}, MODEL.BACKBONE.FREEZE_AT {model.BACKBONE.FREEZE_AT}): give weights, or "
+                "MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0 to learn from random ones"
+            )
+        return ["MODEL.WEIGHTS is empty: learning from random weights"]
+    if "://" in weights:
+        raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; download the file and give its path")
+    if not Path(weights).is_file():
+        raise ConfigError(
+            f"MODEL.WEIGHTS: there is no file {weights}; python tools/convert_backbone.py --weights CLASSIFIER "
+            f"--output {weights} makes it"
+        )
+    if job.eval_only:
+        return []
+    c4 = model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME == "Res5ROIHeads"
+    if c4 and model.RESNETS.DEPTH in (18, 34):
+        raise ConfigError(
+            f"MODEL.WEIGHTS cannot be used for a C4 detector with MODEL.RESNETS.DEPTH {model.RESNETS.DEPTH}: "
+            "its head is a res5 of bottleneck blocks, which ResNet-18 and 34 do not have; take depth 50 or FPN"
+        )
+    return check_weights_against_config(weights, cfg)
+
+
+def _has_coco_classes(dataset: CocoDataset) -> bool:
+    names = dataset.thing_classes
+    return len(names) == 80 and (names[0], names[-1]) == ("person", "toothbrush")
+
+
+def _dataset_card(dataset: CocoDataset) -> dict[str, Any]:
+    """The `dataset.json` that drawn data sets carry in their root."""
+    for folder in (
+        *list(dataset.image_root.parents)[:1],
+        dataset.image_root,
+        *list(dataset.json_path.parents)[:2],
+    ):
+        if (folder / "dataset.json").is_file():
+            card: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+            return card
+    return {}
+
+
+def _is_shortened(job: Job, cfg: CfgNode, splits: dict[str, CocoDataset]) -> bool:
+    """Less than the config or COCO itself asks for: such a figure must not stand beside a full one."""
+    if job.max_images is not None:
+        return True
+    if cfg.SOLVER.MAX_ITER < load_config(job.config_file, check=False).SOLVER.MAX_ITER:
+        return True
+    for name, dataset in splits.items():
+        split = "train" if name == cfg.DATASETS.TRAIN[0] else "val"
+        if _has_coco_classes(dataset) and len(dataset.records) < FULL_COCO[split]:
+            return True
+    return False
