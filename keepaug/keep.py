@@ -21,8 +21,9 @@ class KeepCutout(Cutout):
 
     Args:
         size: side in pixels, or (height, width); 16 for CIFAR-10, 40 for ImageNet (section 4).
-        placement: "inside" (all candidates are whole regions of `size`), or "clipped", Cutout's released rule:
-            take it to compare with Cutout in nothing but the selection.
+        placement: "inside" (all candidates are whole regions of `size`); "clipped", Cutout's released rule, under which
+            quiet regions are often those that the border clips; or "matched": a plain clipped draw gives the visible
+            size, and the importance the place. Take it to compare with Cutout in nothing but the selection.
         fill: value, or one per channel.
         p: probability per image.
         tau: quantile in [0, 1]; 0.6 in all experiments of the paper.
@@ -74,7 +75,8 @@ class KeepCutMix(CutMix):
     Args:
         alpha: lambda ~ Beta(alpha, alpha).
         p: probability, per image or per batch.
-        placement: "inside", or "clipped", CutMix's released rule: take it to compare in nothing but the selection.
+        placement: "inside", "clipped" or "matched", as in `KeepCutout`: with "matched" nothing differs from CutMix but the
+            selection, lambda included.
         per: "image": own box for each image; "batch": one box for all, chosen on the mean map of the batch.
         tau: quantile in [0, 1].
     """
@@ -101,7 +103,7 @@ class KeepPaste:
     Args:
         size: side in pixels, or (height, width); 16 for CIFAR-10, 40 for ImageNet (section 4).
         tau: regions above this quantile are pasted; 0.6 in the paper.
-        placement: "inside" or "clipped".
+        placement: "inside", "clipped" or "matched".
 
     Example:
         >>> keep = KeepPaste(size=8)

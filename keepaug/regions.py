@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 Size = int | tuple[int, int] | Tensor
-PLACEMENTS = ("inside", "clipped")
+PLACEMENTS = ("inside", "clipped", "matched")
 _MISS = 1e-9  # chance that an image is still undecided after the fixed number of proposals
 _MAX_ROUNDS = 64
 _COMPARISONS = 2**27  # at once on a GPU: a byte each
@@ -144,8 +144,10 @@ def _grid(
 
 def _edges(position: Tensor, length: Tensor, limit: int, placement: str) -> tuple[Tensor, Tensor]:
     """First and one-past-last row (column) of the candidate at a grid position."""
-    start = position if placement == "inside" else position - length // 2
-    return start.clamp(min=0, max=limit), (start + length).clamp(min=0, max=limit)
+    if placement == "inside":
+        return position, (position + length).clamp(max=limit)  # sizes per image: past their own grid
+    half = length // 2
+    return (position - half).clamp(min=0), (position + half).clamp(max=limit)
 
 
 def _integral(saliency: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,18 +215,24 @@ def region_scores(saliency: Tensor, size: Size, *, placement: str = "inside") ->
         saliency: (N, H, W) floating, finite, >= 0.
         size: box size: one number, (height, width), or an integer tensor (N, 2) with a size per image.
         placement: "inside": all boxes within the image, indexed by their top left corner; "clipped": the centre on any
-            pixel, the box `[centre - size // 2, centre - size // 2 + size)` clipped at the border (as in the released
-            code of Cutout and CutMix), indexed by the centre.
+            pixel, the box `[centre - size // 2, centre + size // 2)` clipped at the border, as in the released code of
+            Cutout and CutMix (where an odd size covers one row and column less), indexed by the centre.
 
     Returns:
         scores: float64; (N, H-h+1, W-w+1) for one size and "inside", otherwise (N, H, W).
         valid: bool of that shape; False where the box does not fit (only with sizes per image).
 
     Raises:
-        ValueError: wrong shape, NaN, infinite or negative saliency, a box larger than the image, unknown placement.
+        ValueError: wrong shape, NaN, infinite or negative saliency, a box larger than the image, unknown placement, or
+            "matched", whose candidates depend on a draw.
         TypeError: integer saliency.
     """
     _check_placement(placement)
+    if placement == "matched":
+        raise ValueError(
+            "placement 'matched' has no candidates before a plain draw gives their size; score regions of that size "
+            "with placement='inside'"
+        )
     _check_saliency(saliency)
     scores, unit, (num_rows, num_columns, _, _) = _scores(saliency, size, placement)
     valid = _valid(scores.shape[1], scores.shape[2], num_rows, num_columns)
@@ -269,7 +277,7 @@ def random_regions(
         num: number of images.
         image_size: (H, W).
         size: as in `region_scores`.
-        placement: as in `region_scores`.
+        placement: as in `region_scores`; "matched" is "clipped" here.
         generator: source of randomness, of any device; None is torch's global one.
         device: where the boxes are wanted.
 
@@ -277,6 +285,8 @@ def random_regions(
         ValueError: a box larger than the image, unknown placement.
     """
     _check_placement(placement)
+    if placement == "matched":
+        placement = "clipped"
     device = torch.device(device)
     _, _, num_rows, num_columns, box_height, box_width = _grid(size, num, image_size, placement, device)
     uniform = _draw((2, num), generator, device)
@@ -309,7 +319,9 @@ def sample_regions(
         size: one number, (height, width), or an integer tensor (N, 2), in pixels.
         tau: quantile in [0, 1]; the paper's is 0.6.
         prefer: "low" for regions to cut, "high" for regions to paste.
-        placement: as in `region_scores`.
+        placement: as in `region_scores`, or "matched": `random_regions` of the same generator and "clipped" gives each
+            image the visible height and width of its box, and the region is chosen among all those of that size within
+            the image. Plain and saliency-aware boxes then have equal sizes, draw by draw.
         generator: source of randomness, of any device; None is torch's global one.
 
     Returns:
@@ -327,6 +339,13 @@ def sample_regions(
     if prefer not in ("low", "high"):
         raise ValueError(f"prefer must be 'low' or 'high', got {prefer!r}")
     image_size = (saliency.shape[1], saliency.shape[2])
+    if placement == "matched":
+        plain = random_regions(
+            len(saliency), image_size, size, placement="clipped", generator=generator, device=saliency.device
+        )
+        visible = torch.stack([plain.height, plain.width], dim=1).clamp(min=1)
+        chosen = sample_regions(saliency, visible, tau=tau, prefer=prefer, generator=generator)
+        return chosen._replace(height=plain.height, width=plain.width)
     scores, _, (num_rows, num_columns, *box) = _scores(saliency, size, placement)
     rows, columns = scores.shape[1:]
     if prefer == "high":

@@ -30,13 +30,24 @@ def candidates(
     (height, width), (h, w) = shape, size
     if placement == "inside":
         return [(t, left, h, w) for t in range(height - h + 1) for left in range(width - w + 1)]
-    boxes = []
-    for i in range(height):
-        for j in range(width):
-            top, left = max(i - h // 2, 0), max(j - w // 2, 0)
-            bottom, right = min(i - h // 2 + h, height), min(j - w // 2 + w, width)
-            boxes.append((top, left, bottom - top, right - left))
-    return boxes
+    return [released_box((i, j), size, shape) for i in range(height) for j in range(width)]
+
+
+def released_box(
+    centre: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of what Cutout's and CutMix's released code covers about a centre pixel.
+
+    Half of the size, rounded down, to either side, the pixel itself being the first of the second half; what lies beyond
+    the border is lost.
+    """
+    spans = []
+    for middle, length, limit in zip(centre, size, shape, strict=True):
+        half = length // 2
+        covered = [place for place in range(middle - half, middle + half) if 0 <= place < limit]
+        spans.append((covered[0] if covered else middle, len(covered)))
+    (top, height), (left, width) = spans
+    return top, left, height, width
 
 
 def importance(heat: Tensor, box: tuple[int, int, int, int]) -> float:

@@ -72,7 +72,8 @@ class Cutout(_Cutting):
 
     Args:
         size: side in pixels, or (height, width); 16 for CIFAR-10.
-        placement: "clipped", as in the released code: the centre anywhere, clipped at the border; or "inside".
+        placement: "clipped", as in the released code: the centre anywhere, `2 * (size // 2)` pixels clipped at the border;
+            "inside"; or "matched", the same as "clipped" here (see `KeepCutout`).
         fill: value, or one per channel; 0 is the mean colour of normalised images.
         p: probability per image.
     """

@@ -110,7 +110,8 @@ class CutMix:
     Args:
         alpha: lambda ~ Beta(alpha, alpha); the region's area is 1 - lambda of the image's.
         p: probability that it is applied, per image, or per batch with `per="batch"`.
-        placement: "clipped" as in the released code, or "inside".
+        placement: "clipped" as in the released code, "inside", or "matched", the same as "clipped" here (see
+            `KeepCutMix`).
         per: "image": lambda and the box of each image are its own; "batch": one lambda and one box for all, as in the
             released code. The partner is a random permutation in both.
     """

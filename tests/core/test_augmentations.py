@@ -117,6 +117,9 @@ def test_keep_and_plain_cut_the_same_sizes(images: torch.Tensor, heat: torch.Ten
     pairs = [
         (RandomErasing(p=0.7), KeepRandomErasing(p=0.7)),
         (CutMix(alpha=0.5, p=0.7, placement="inside"), KeepCutMix(alpha=0.5, p=0.7)),
+        (Cutout(7, p=0.7), KeepCutout(7, p=0.7, placement="matched")),
+        (CutMix(alpha=0.5, p=0.7), KeepCutMix(alpha=0.5, p=0.7, placement="matched")),
+        (CutMix(alpha=4, per="batch"), KeepCutMix(alpha=4, per="batch", placement="matched")),
     ]
     for plain, keep in pairs:
         first = plain.sample(images, heat, generator=seeded(3))

@@ -160,11 +160,67 @@ def test_random_regions_are_uniform_and_inside() -> None:
 
 
 def test_clipped_follows_the_released_cutout() -> None:
-    """y1 = clip(y - length // 2, 0, h) and so on, for the even lengths it was written for: mean area 196 of 256."""
+    """Its mean area of a box of 16 is 196 of 256."""
     drawn = random_regions(
         50_000, (32, 32), 16, placement="clipped", generator=torch.Generator().manual_seed(1)
     )
     assert float(drawn.area.double().mean()) == pytest.approx(196, abs=1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 21, 31, 32])
+def test_clipped_is_the_released_box_at_every_centre(size: int) -> None:
+    """Odd sizes too: one of 21 covers 20 pixels. All 1,024 centres of a CIFAR image."""
+    grid = torch.cartesian_prod(torch.arange(32), torch.arange(32)).T
+    with mock.patch.object(regions, "_draw", return_value=(grid.double() + 0.5) / 32):
+        got = random_regions(1024, (32, 32), size, placement="clipped")
+    for centre, box in zip(grid.T.tolist(), boxes_of(got), strict=True):
+        wanted = oracles.released_box(tuple(centre), (size, size), (32, 32))
+        assert box[2] * box[3] == wanted[2] * wanted[3]
+        assert not box[2] * box[3] or box == wanted
+
+
+@pytest.mark.parametrize("prefer", ["low", "high"])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_matched_chooses_the_place_alone(prefer: str, per_image: bool) -> None:
+    """The plain draw of the same generator gives the visible size; among all regions of that size those allowed."""
+    heat = heat_maps(200, 8, 7, seed=2)
+    sizes = torch.randint(1, 8, (200, 2), generator=torch.Generator().manual_seed(3))
+    size = sizes if per_image else (5, 4)
+    plain = random_regions(200, (8, 7), size, placement="clipped", generator=torch.Generator().manual_seed(4))
+    drawn = sample_regions(
+        heat, size, prefer=prefer, placement="matched", generator=torch.Generator().manual_seed(4)
+    )
+    assert torch.equal(drawn.area, plain.area)
+    for index, (box, visible) in enumerate(zip(boxes_of(drawn), boxes_of(plain), strict=True)):
+        if not visible[2] * visible[3]:
+            continue
+        assert box[2:] == visible[2:]
+        every = oracles.candidates((8, 7), visible[2:], "inside")
+        assert box in {every[i] for i in oracles.allowed(heat[index], visible[2:], 0.6, prefer, "inside")}
+
+
+@pytest.mark.parametrize(("placement", "equal"), [("matched", True), ("clipped", False)])
+def test_areas_of_matched_regions_are_distributed_as_the_plain_ones(placement: str, equal: bool) -> None:
+    """Centre-weighted images, other random numbers: with the border's help Keep cuts less, with "matched" as much."""
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    heat = torch.exp(-((rows - 7.5) ** 2 + (columns - 7.5) ** 2) / 32).expand(20_000, -1, -1)
+    plain = random_regions(
+        20_000, (16, 16), 9, placement="clipped", generator=torch.Generator().manual_seed(1)
+    )
+    keep = sample_regions(heat, 9, placement=placement, generator=torch.Generator().manual_seed(2))
+    counts = torch.stack(
+        [torch.bincount(part.height * 9 + part.width, minlength=90).double() for part in (plain, keep)]
+    )
+    counts = counts[:, counts.sum(dim=0) > 0]
+    statistic = float(((counts[0] - counts[1]) ** 2 / counts.sum(dim=0)).sum())
+    half = torch.tensor([(counts.shape[1] - 1) / 2, statistic / 2]).double()
+    assert (float(1 - torch.special.gammainc(*half)) > 1e-3) is equal
+    assert (float(keep.area.double().mean() / plain.area.double().mean()) > 0.99) is equal
+
+
+def test_matched_regions_have_no_scores_before_a_draw() -> None:
+    with pytest.raises(ValueError, match=r"matched.*inside"):
+        region_scores(torch.zeros(2, 6, 6), 3, placement="matched")
 
 
 def test_one_image_is_drawn_independently_of_its_size_in_the_batch() -> None:
