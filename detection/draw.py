@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from detection.coco import CocoDataset
+from keepaug.data.reading import read_image
 
 _MARGIN, _HEADER = 6, 20
 
@@ -116,8 +117,7 @@ def draw_predictions(
 
 
 def _cell(record: dict[str, Any], truth: Any, predicted: Any, side: int, note: str) -> Image.Image:
-    with Image.open(record["file_name"]) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    image = read_image(record["file_name"])
     scale = side / max(image.size)
     pictures = [draw_boxes(image, boxes, scale=scale) for boxes in (truth, predicted)]
     width, height = pictures[0].size

@@ -56,11 +56,11 @@ def default_image(size: int = 224) -> Tensor:
 
 
 def _read_image(path: str | Path) -> Tensor:
-    from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    with Image.open(path) as image:
-        return pil_to_tensor(image.convert("RGB").resize((224, 224)))
+    from keepaug.data.reading import read_image
+
+    return pil_to_tensor(read_image(path).resize((224, 224)))
 
 
 @torch.no_grad()

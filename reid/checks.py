@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from keepaug.data.images import decode
+from keepaug.data.reading import read_size
 from keepaug.runs.progress import progress
 from reid.layouts import SPLITS, Record, ReidData
 
@@ -143,7 +143,7 @@ def check_readable(paths: Sequence[Path], *, threads: int = 4, description: str 
 
     def problem(path: Path) -> str | None:
         try:
-            decode(path)
+            read_size(path)
         except ValueError as error:
             return str(error)
         return None

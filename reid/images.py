@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.batch_transforms import random_crop_flip
-from keepaug.data.images import Batch, decode
+from keepaug.data.images import Batch
+from keepaug.data.reading import read_image
 from keepaug.runs.progress import progress
 from reid.checks import check_readable, raise_unreadable
 
@@ -90,7 +91,7 @@ class ResizedImages:
 
     def _read(self, path: Path) -> Tensor:
         height, width = self.size
-        return pil_to_tensor(decode(path).resize((width, height), Image.Resampling.BILINEAR))
+        return pil_to_tensor(read_image(path).resize((width, height), Image.Resampling.BILINEAR))
 
     def _read_all(self, description: str) -> Tensor:
         images = torch.empty(len(self.paths), 3, *self.size, dtype=torch.uint8)

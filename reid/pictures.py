@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from keepaug.baselines import RandomErasing
-from keepaug.data.images import decode
+from keepaug.data.reading import read_image
 from keepaug.keep import KeepRandomErasing
 from keepaug.regions import Regions
 from keepaug.runs.files import write_bytes_atomic
@@ -134,7 +134,7 @@ def _sheet(
             frame = (x, y, x + width + 2 * _FRAME - 1, y + height + 2 * _FRAME - 1)
             pen.rectangle(frame, fill=colour)
             image = ImageOps.pad(
-                decode(path), (width, height), Image.Resampling.BICUBIC, color=(255, 255, 255)
+                read_image(path), (width, height), Image.Resampling.BICUBIC, color=(255, 255, 255)
             )
             sheet.paste(image, (x + _FRAME, y + _FRAME))
             pen.text((x, y + height + 2 * _FRAME + 1), text, fill="black", font=font)

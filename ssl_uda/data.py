@@ -17,7 +17,7 @@ from keepaug.data.cifar import load_cifar10
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_tensors, is_synthetic
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from keepaug.data.images import decode
+from keepaug.data.reading import read_image
 from keepaug.runs.config import ConfigError
 from keepaug.runs.progress import progress
 from keepaug.runs.seeds import make_generator
@@ -143,7 +143,7 @@ def _read(paths: Sequence[Path], side: int, description: str) -> Tensor:
     """All images as one uint8 tensor; with a side, resized (shorter side, then a central square)."""
 
     def one(path: Path) -> Tensor:
-        image = decode(path)
+        image = read_image(path)
         if side:
             width, height = image.size
             square = min(width, height)

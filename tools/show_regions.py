@@ -31,7 +31,7 @@ from keepaug import (
 )
 from keepaug.data.batch_transforms import normalise
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from keepaug.data.images import decode
+from keepaug.data.reading import read_image
 from keepaug.models.networks import ARCHITECTURES, build_network
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.seeds import make_generator
@@ -104,7 +104,7 @@ def framed(image: torch.Tensor, regions: Regions | None = None, scale: int = 1) 
 def panels(
     path: Path, args: argparse.Namespace, network: torch.nn.Module, mean: object, std: object
 ) -> list[Image.Image]:
-    image = decode(path).resize((args.side, args.side), Image.Resampling.BICUBIC)
+    image = read_image(path).resize((args.side, args.side), Image.Resampling.BICUBIC)
     clean, strong = (
         pil_to_tensor(view)[None].float()
         for view in TwoViews(None, rand_augment(3, args.magnitude))(

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detection.coco import CocoDataset
+from keepaug.data.reading import read_image
 from keepaug.runs.seeds import derive_seed, make_generator
 
 __all__ = [
@@ -49,15 +50,9 @@ def load_image(record: dict[str, Any], color_order: str, shape: tuple[int, int])
     """(3, H, W) uint8, turned upright by its EXIF mark, resized by PIL's bilinear filter.
 
     Raises:
-        ValueError: the file's size is not the annotations'; the boxes would not fit.
+        ValueError: see `read_image`; the file's size is not the annotations', so that the boxes would not fit.
     """
-    with Image.open(record["file_name"]) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    if (image.height, image.width) != (record["height"], record["width"]):
-        raise ValueError(
-            f"{record['file_name']} is {image.height} x {image.width} (height x width), its annotations say "
-            f"{record['height']} x {record['width']}; correct the annotation file"
-        )
+    image = read_image(record["file_name"], size=(record["height"], record["width"]))
     if shape != (image.height, image.width):
         image = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.batch_transforms import random_crop_flip
+from keepaug.data.reading import read_image
 from keepaug.runs.progress import progress
 
-__all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode", "decode_all", "one_by_one"]
+__all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode_all", "one_by_one"]
 
 
 class Batch(NamedTuple):
@@ -169,26 +169,13 @@ class FileImages:
         """A batch, decided by the seeds."""
         images, strong = [], []
         for index, seed in zip(indices.tolist(), (seeds >> _SEED_SHIFT).tolist(), strict=True):
-            image = _run(self.geometry, decode(self.paths[index]), seed)
+            image = _run(self.geometry, read_image(self.paths[index]), seed)
             images.append(pil_to_tensor(image))
             if self.policy is not None:
                 strong.append(_as_tensor(_run(self.policy, image, seed + 1)))
         return Batch(
             torch.stack(images), torch.stack(strong) if strong else None, self.labels[indices], indices
         )
-
-
-def decode(path: Path) -> Image.Image:
-    """An RGB image.
-
-    Raises:
-        ValueError: the file cannot be read as an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
 
 
 def decode_all(paths: Sequence[Path], description: str) -> Tensor:
@@ -199,7 +186,7 @@ def decode_all(paths: Sequence[Path], description: str) -> Tensor:
     """
 
     def one(path: Path) -> Tensor:
-        return pil_to_tensor(decode(path))
+        return pil_to_tensor(read_image(path))
 
     with ThreadPoolExecutor(4) as pool:
         images = list(progress(pool.map(one, paths), description, total=len(paths)))
