@@ -2,9 +2,13 @@
 
 @dataclass
 class Settings:
-epochs: int = option(300, low=1, help="passes over the training images")
+    epochs: int = option(300, low=1, help="passes over the training images")
+    log_every: int = option(50, low=1, help="steps", bookkeeping=True)
 
 settings = load_config(Settings, "configs/classify/cifar10.yaml", ["epochs=10"])
+
+A field knows what it is: bookkeeping, how something is computed, or a part of the recipe, and then whose. Resuming, grouping
+and comparing with the paper all ask the field (`recipe_of`, `changed_settings`); nothing else lists keys.
 """
 
 from __future__ import annotations
@@ -25,7 +29,17 @@ try:
 except ImportError as error:
     raise ImportError("keepaug.runs.config needs omegaconf: pip install 'keepaug[classify]'") from error
 
-__all__ = ["ConfigError", "load_config", "option", "save_yaml", "to_dict"]
+__all__ = [
+    "ConfigError",
+    "changed_settings",
+    "check_used",
+    "load_config",
+    "option",
+    "precision_of",
+    "recipe_of",
+    "save_yaml",
+    "to_dict",
+]
 
 Settings = TypeVar("Settings")
 BASE_KEY = "_base_"
@@ -42,12 +56,104 @@ def option(
     choices: Sequence[Any] | None = None,
     low: float | None = None,
     high: float | None = None,
+    bookkeeping: bool = False,
+    precision: bool = False,
+    used_by: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field with its allowed values (inclusive bounds; for lists, of each element)."""
-    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    """A dataclass field with its allowed values (inclusive bounds; for lists, of each element).
+
+    Args:
+        default: of the field.
+        help: what it means, and its unit.
+        choices: allowed values.
+        low: smallest allowed number.
+        high: largest allowed number.
+        bookkeeping: where or how comfortably a run goes; it may change on resume and is no part of the run's identity.
+        precision: how numbers are computed: it tells runs apart and stands beside their figures, but a recipe of the paper
+            does not name it.
+        used_by: the methods, algorithms or traits that use the setting, as `users()` of the settings names them; nothing
+            means always.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "low": low,
+        "high": high,
+        "bookkeeping": bookkeeping,
+        "precision": precision,
+        "used_by": tuple(used_by),
+    }
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _in_use(settings: Any, field: dataclasses.Field[Any]) -> bool:
+    used_by = field.metadata.get("used_by")
+    return not used_by or not hasattr(settings, "users") or bool(settings.users() & set(used_by))
+
+
+def recipe_of(settings: Any) -> dict[str, Any]:
+    """What decides a run's figures but its seed: no bookkeeping, no precision, nothing that the method does not use."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name != "seed"
+        and not field.metadata.get("bookkeeping")
+        and not field.metadata.get("precision")
+        and _in_use(settings, field)
+    }
+
+
+def precision_of(settings: Any) -> dict[str, Any]:
+    """The settings that say how numbers are computed."""
+    return {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.metadata.get("precision")
+    }
+
+
+def changed_settings(before: Mapping[str, Any], settings: Any) -> list[str]:
+    """What a continuation would change of the run that wrote `before`; bookkeeping may differ.
+
+    Args:
+        before: settings as an earlier run wrote them; keys that it did not know count as the default.
+        settings: of the continuation.
+    """
+    return [
+        f"{field.name} (was {was!r}, is {now!r})"
+        for field in dataclasses.fields(settings)
+        if not field.metadata.get("bookkeeping") and _in_use(settings, field)
+        for was, now in [(before.get(field.name, _default_of(field)), getattr(settings, field.name))]
+        if was != now
+    ]
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def check_used(settings: Any, given: Sequence[str]) -> None:
+    """Refuse settings that somebody gave and nothing uses.
+
+    Args:
+        settings: with `users()`, the names of the methods, algorithms and traits that they choose.
+        given: keys that were given on the command line.
+
+    Raises:
+        ConfigError: names each, and who uses it.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    unused = [key for key in given if key in fields and not _in_use(settings, fields[key])]
+    if unused:
+        chosen = ", ".join(sorted(settings.users())) or "these settings"
+        parts = [
+            f"{key} is for {', '.join(fields[key].metadata['used_by'])}" for key in dict.fromkeys(unused)
+        ]
+        raise ConfigError(f"{'; '.join(parts)}; what is chosen here ({chosen}) does not use it: leave it out")
 
 
 def load_config(
@@ -75,6 +181,7 @@ def load_config(
         tree = _merge(tree, parsed, cls, "command line")
     settings = OmegaConf.to_object(tree)
     _check(settings)
+    check_used(settings, [item.partition("=")[0] for item in overrides])
     return typing.cast(Settings, settings)
 
 

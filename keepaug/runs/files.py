@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["sha256_of", "write_atomic", "write_bytes_atomic", "write_json_atomic", "write_text_atomic"]
+__all__ = [
+    "keep_as",
+    "sha256_of",
+    "write_atomic",
+    "write_bytes_atomic",
+    "write_json_atomic",
+    "write_text_atomic",
+]
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
@@ -31,10 +39,35 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
         os.umask(mask)
         Path(name).chmod(0o666 & ~mask)  # mkstemp's 0600 would surprise colleagues
         Path(name).replace(path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def keep_as(path: Path, other: Path) -> None:
+    """Let `other` be the file that `path` is now, while `path` stays: a hard link, or a copy where there are none."""
+    waiting = other.with_name(f".{other.name}.{os.getpid()}.partial")
+    waiting.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, waiting)
+        except OSError:
+            shutil.copyfile(path, waiting)
+        waiting.replace(other)
+    finally:
+        waiting.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where folders can be opened (not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_bytes_atomic(path: str | Path, content: bytes) -> Path:

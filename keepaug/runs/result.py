@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,20 @@ import torch
 
 from keepaug.runs.files import write_json_atomic
 
-__all__ = ["FILE_NAME", "KINDS", "SCHEMA", "read_result", "read_results", "write_result"]
+__all__ = [
+    "FILE_NAME",
+    "KINDS",
+    "SCHEMA",
+    "describe_run",
+    "read_result",
+    "read_results",
+    "record_result",
+    "revision",
+    "write_result",
+]
 
 FILE_NAME = "result.json"
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("classify", "convert", "detection", "fidelity", "reid", "ssl_uda")
 _PACKAGES = (
     "torch",
@@ -35,35 +46,81 @@ _PACKAGES = (
 _REQUIRED = ("schema", "kind", "name", "metrics", "seed", "config", "dataset", "synthetic", "shortened")
 
 
-def write_result(
-    folder: str | Path,
+def describe_run(
     *,
     kind: str,
     name: str,
-    metrics: Mapping[str, float],
     seed: int,
     config: Mapping[str, Any],
     dataset: Mapping[str, Any],
     synthetic: bool,
     shortened: bool,
+    recipe: Mapping[str, Any] | None = None,
+    precision: Mapping[str, Any] | None = None,
     engine: str | None = None,
-    wall_time_s: float,
-    artifacts: Mapping[str, str] | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write a run's result with revision, versions and hardware.
+    started_from: Mapping[str, Any] | None = None,
+    revisions: Sequence[str | None] = (),
+) -> dict[str, Any]:
+    """All that makes a run's numbers, as its result, its weights and what is built on them say it.
 
     Args:
-        folder: the run folder.
         kind: one of `KINDS`.
         name: of the run, the same for its seeds.
-        metrics: numbers; accuracies, AP and error rates in percent.
         seed: of the run.
         config: resolved settings.
         dataset: "name", "sizes" per split and "checksum".
         synthetic: the data was drawn by the program; such a result never stands beside a number of the paper.
-        shortened: less data or training than the recipe says; neither does this.
+        shortened: less data or fewer steps than the settings' epochs say; neither does this.
+        recipe: settings that decide the figures, see `keepaug.runs.config.recipe_of`; None: all but the seed.
+        precision: settings that say how numbers are computed.
         engine: the detection engine, if any.
+        started_from: the network that the training began with: "sha256", "file" and "provenance" (the same dictionary, of
+            the run that made it, or {} for a foreign file); None for random weights.
+        revisions: of the program, where the run was continued by another one.
+
+    Raises:
+        ValueError: unknown kind, or a dataset without its identity.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if missing := {"name", "sizes", "checksum"} - set(dataset):
+        raise ValueError(
+            f"dataset must name {', '.join(sorted(missing))}; see keepaug.data.identity.describe_files"
+        )
+    return {
+        "kind": kind,
+        "name": name,
+        "seed": seed,
+        "synthetic": synthetic,
+        "shortened": shortened,
+        "engine": engine,
+        "dataset": dict(dataset),
+        "recipe": _without_seed(config) if recipe is None else dict(recipe),
+        "precision": dict(precision or {}),
+        "started_from": None if started_from is None else dict(started_from),
+        "config": dict(config),
+        "revision": revision(),
+        "revisions": [*revisions] or [revision()],
+        "packages": _packages(),
+        "hardware": _hardware(),
+    }
+
+
+def record_result(
+    folder: str | Path,
+    run: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    *,
+    wall_time_s: float,
+    artifacts: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a run's result.
+
+    Args:
+        folder: the run folder.
+        run: of `describe_run`.
+        metrics: numbers; accuracies, AP and error rates in percent.
         wall_time_s: seconds.
         artifacts: files of the run, by role, relative to the folder.
         extra: anything else a reader may want.
@@ -72,37 +129,39 @@ def write_result(
         The path of result.json.
 
     Raises:
-        ValueError: unknown kind, a metric that is not finite, or a dataset without its identity.
+        ValueError: a metric that is not finite.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     for key, value in metrics.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"the metric {key!r} must be a finite number, got {value!r}")
-    if missing := {"name", "sizes", "checksum"} - set(dataset):
-        raise ValueError(
-            f"dataset must name {', '.join(sorted(missing))}; see keepaug.data.identity.describe"
-        )
     content = {
         "schema": SCHEMA,
-        "kind": kind,
-        "name": name,
+        **run,
         "metrics": dict(metrics),
-        "seed": seed,
-        "synthetic": synthetic,
-        "shortened": shortened,
-        "engine": engine,
         "wall_time_s": round(wall_time_s, 3),
-        "dataset": dict(dataset),
         "artifacts": dict(artifacts or {}),
         "extra": dict(extra or {}),
-        "config": dict(config),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "revision": _revision(),
-        "packages": _packages(),
-        "hardware": _hardware(),
     }
     return write_json_atomic(Path(folder) / FILE_NAME, content)
+
+
+def write_result(
+    folder: str | Path,
+    *,
+    metrics: Mapping[str, float],
+    wall_time_s: float,
+    artifacts: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    **run: Any,
+) -> Path:
+    """`record_result` of a measurement that is no training run; `run` goes to `describe_run`."""
+    about = describe_run(**run)
+    return record_result(folder, about, metrics, wall_time_s=wall_time_s, artifacts=artifacts, extra=extra)
+
+
+def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("seed", "SEED")}
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
@@ -118,8 +177,15 @@ def read_result(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); it was not written by write_result") from error
     if not isinstance(content, dict) or (missing := [key for key in _REQUIRED if key not in content]):
         raise ValueError(f"{path} lacks {', '.join(missing) if isinstance(content, dict) else 'all keys'}")
-    if content["schema"] != SCHEMA:
+    if content["schema"] not in (1, SCHEMA):
         raise ValueError(f"{path} has schema {content['schema']}, this program reads {SCHEMA}; run it again")
+    if content["schema"] == 1:
+        # It does not say which settings made the figure: a row of its own, and in no cell of the paper.
+        content |= {
+            "recipe": _without_seed(content["config"]),
+            "precision": {},
+            "started_from": content.get("extra", {}).get("backbone"),
+        }
     content["folder"] = str(path.parent)
     return content
 
@@ -137,7 +203,8 @@ def read_results(root: str | Path) -> list[dict[str, Any]]:
     return [read_result(path) for path in sorted(root.rglob(FILE_NAME))]
 
 
-def _revision() -> str | None:
+@functools.cache
+def revision() -> str | None:
     """Git revision of the source, with "+" when it differs from what was committed; None outside a checkout."""
     source = Path(__file__).resolve().parent
     try:

@@ -1,0 +1,347 @@
+"""One run, one folder, one recorder: lock, config.yaml, metrics.jsonl, checkpoints, clock, result.json.
+
+    with Recorder(output, config, kind="classify", main=world.is_main) as recorder:
+        step = recorder.claim(resume, name=..., dataset=..., synthetic=..., shortened=..., model=network, optimizer=optimizer)
+        for step in range(step, total):
+            ...
+            recorder.log(step + 1, {"train/loss": loss})
+            recorder.save(step + 1)
+        recorder.finish({"accuracy": 95.0})
+
+The loop stays the caller's; the recorder is told what happened, and never decides what happens next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import yaml
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
+from keepaug.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from keepaug.runs.config import ConfigError, changed_settings, precision_of, recipe_of, to_dict
+from keepaug.runs.files import write_json_atomic, write_text_atomic
+from keepaug.runs.result import describe_run, record_result, revision
+
+__all__ = ["Recorder"]
+
+METRICS = "metrics.jsonl"
+RUN = "run.json"
+
+
+class Recorder:
+    """The only writer of a run's folder. Opening one locks the folder and writes nothing else.
+
+    Args:
+        output: the folder; made where missing.
+        config: resolved settings: a dataclass of `option` fields, or a mapping, with `recipe`, `precision`, `seed` and
+            `changed` given.
+        kind: of the result.
+        main: whether this process writes; the others only read the checkpoint.
+        tensorboard: also write TensorBoard events, where tensorboard is installed.
+        recipe: for a mapping: what decides the figures.
+        precision: for a mapping: how numbers are computed.
+        seed: for a mapping.
+        changed: for a mapping: what a continuation would change of given earlier settings, as sentences.
+        has_run: whether the folder holds a run, where checkpoints are not `keepaug.runs.checkpoint`'s.
+
+    Raises:
+        ConfigError: another process is using the folder.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        config: Any,
+        *,
+        kind: str,
+        main: bool = True,
+        tensorboard: bool = True,
+        recipe: Mapping[str, Any] | None = None,
+        precision: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        changed: Callable[[Mapping[str, Any]], list[str]] | None = None,
+        has_run: Callable[[Path], bool] = has_checkpoint,
+    ) -> None:
+        self.path, self.main = Path(output), main
+        self._started, self._earlier = time.monotonic(), 0.0
+        self._has_run, self._tensorboard = has_run, tensorboard
+        self._config = dict(config) if isinstance(config, Mapping) else to_dict(config)
+        self._changed = changed or (lambda before: changed_settings(before, config))
+        self._run: dict[str, Any] = {
+            "kind": kind,
+            "seed": config.seed if seed is None else seed,
+            "config": self._config,
+            "recipe": recipe_of(config) if recipe is None else recipe,
+            "precision": precision_of(config) if precision is None else precision,
+        }
+        self._parts: dict[str, Any] = {}
+        self._metrics: TextIO | None = None
+        self._writer: Any = None
+        self._lock = FileLock(self.path / ".lock", timeout=0)
+        if main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                raise ConfigError(
+                    f"{self.path} is in use by another run; wait for it or choose another folder"
+                ) from error
+
+    def claim(
+        self,
+        resume: bool,
+        *,
+        name: str,
+        dataset: Mapping[str, Any],
+        synthetic: bool,
+        shortened: bool,
+        engine: str | None = None,
+        started_from: Mapping[str, Any] | None = None,
+        **parts: Any,
+    ) -> dict[str, Any]:
+        """Make the folder this run's, and put the parts where its last checkpoint left them.
+
+        Args:
+            resume: go on with the run in the folder, if there is one.
+            name: of the run, the same for its seeds.
+            dataset: identity of the data, see `keepaug.data.identity`.
+            synthetic: the data was drawn by the program.
+            shortened: less data or fewer steps than the settings' epochs say.
+            engine: of a detector.
+            started_from: see `keepaug.runs.result.describe_run`; fixed at the run's first step.
+            parts: what `save` saves and this restores, under these names: objects with `state_dict` and
+                `load_state_dict`, tensors and lists (changed in place), or None.
+
+        Returns:
+            The checkpoint, its own "step" among it; {"step": 0} where the run begins.
+
+        Raises:
+            ConfigError: the folder holds a run and resume is False, or resuming would change what the run is: its
+                settings, its data or the network that it began with.
+            ValueError: there are checkpoints and none can be read.
+        """
+        self._parts = parts
+        begun = self._has_run(self.path)
+        if begun and not resume:
+            raise ConfigError(f"{self.path} holds a run already: resume it, or choose another folder")
+        if (other := self._kind_here()) is not None and other != self._run["kind"]:
+            raise ConfigError(f"{self.path} holds a run of another kind ({other}): choose another folder")
+        revisions: list[str | None] = [revision()]
+        if begun:
+            before = self._read_run()
+            self._check_same(before, dataset, started_from)
+            earlier = before.get("revisions", [])
+            revisions = earlier + [one for one in revisions if one not in earlier]
+            if len(revisions) > len(earlier) > 0 and self.main:
+                print(f"note: begun by revision {earlier[-1]}, going on with {revisions[-1]}", flush=True)
+        self._run = describe_run(
+            **self._run,
+            name=name,
+            dataset=dataset,
+            synthetic=synthetic,
+            shortened=shortened,
+            engine=engine,
+            started_from=started_from,
+            revisions=revisions,
+        )
+        state = (load_checkpoint(self.path) if begun and self._has_run is has_checkpoint else None) or {
+            "step": 0
+        }
+        for key, part in parts.items():
+            if part is not None and state.get(key) is not None:
+                _restore(part, state[key])
+        self._earlier = float(state.get("seconds", 0.0))
+        if self.main:
+            write_text_atomic(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
+            about = {key: self._run[key] for key in ("kind", "dataset", "started_from", "revisions")}
+            write_json_atomic(self.path / RUN, about)
+            self._open_metrics(state, begun)
+            if state["step"]:
+                print(f"resuming at step {state['step']}", flush=True)
+        return state
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint, for messages."""
+        path = self.path / CHECKPOINT
+        return path if path.is_file() else None
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the pauses between interruption and continuation."""
+        return self._earlier + time.monotonic() - self._started
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """All that makes this run's numbers: goes into its weights, and from there into what is built on them."""
+        return self._run
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl (and TensorBoard)."""
+        if self._metrics is None:
+            return
+        line = {"step": step, **{key: float(value) for key, value in values.items()}}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        if self._writer is not None:
+            for key, value in values.items():
+                self._writer.add_scalar(key, float(value), step)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines after a step: for an engine whose checkpoints are its own, once it has read one."""
+        if self._metrics is None:
+            return
+        self._metrics.close()
+        path = self.path / METRICS
+        lines = _up_to(path.read_text(errors="replace").splitlines(), step)
+        write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+        self._metrics = path.open("a")
+
+    def save(self, step: int, **more: Any) -> None:
+        """Write a checkpoint of all parts.
+
+        Args:
+            step: steps done.
+            more: further values, which `claim` returns.
+
+        Raises:
+            NonFiniteLossError: a tensor is not finite; the checkpoint before stays.
+        """
+        if self._metrics is None:
+            return
+        os.fsync(self._metrics.fileno())  # no line that the checkpoint counts may be lost
+        state = {name: _state_of(part) for name, part in self._parts.items()} | more
+        lines = (self.path / METRICS).read_bytes().count(b"\n")
+        save_checkpoint(self.path, state | {"step": step, "seconds": self.seconds, "metrics_lines": lines})
+
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        artifacts: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write result.json, see `keepaug.runs.result.record_result`."""
+        if self.main:
+            record_result(
+                self.path, self._run, metrics, wall_time_s=self.seconds, artifacts=artifacts, extra=extra
+            )
+
+    def close(self) -> None:
+        """Close the files and release the folder."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        self._lock.release()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _kind_here(self) -> str | None:
+        for name in (RUN, "result.json"):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if kind := json.loads((self.path / name).read_text()).get("kind"):
+                    return str(kind)
+        return None
+
+    def _read_run(self) -> dict[str, Any]:
+        """run.json; {} of a run of an earlier version."""
+        path = self.path / RUN
+        try:
+            content = json.loads(path.read_text()) if path.is_file() else {}
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged ({error}): start a new run in another folder") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} is no record of a run: start a new run in another folder")
+        return content
+
+    def _check_same(
+        self, before: Mapping[str, Any], dataset: Mapping[str, Any], started_from: Mapping[str, Any] | None
+    ) -> None:
+        saved = self.path / "config.yaml"
+        changed = self._changed(yaml.safe_load(saved.read_text())) if saved.is_file() else []
+        if before:
+            # A folder may have been moved: its name says nothing.
+            same = all(before["dataset"].get(key) == dataset[key] for key in ("sizes", "checksum"))
+            if not same:
+                changed.append(f"the data (was {_short(before['dataset'])}, is {_short(dataset)})")
+            old, new = (_sha256(one) for one in (before["started_from"], started_from))
+            if old != new:
+                changed.append(f"the network that it began with (was {old}, is {new})")
+        if changed:
+            raise ConfigError(
+                f"resuming would change the run in {self.path}: {'; '.join(changed)}; "
+                "start a new run in another folder"
+            )
+
+    def _open_metrics(self, state: Mapping[str, Any], begun: bool) -> None:
+        """Forget what was logged after the checkpoint: the resumed run writes it again."""
+        path = self.path / METRICS
+        kept: list[str] = []
+        if begun and path.is_file() and self._has_run is has_checkpoint:
+            lines = path.read_text(errors="replace").splitlines()
+            number = state.get("metrics_lines")
+            kept = lines[:number] if number is not None else _up_to(lines, state["step"])
+        elif begun and path.is_file():
+            kept = path.read_text(errors="replace").splitlines()
+        write_text_atomic(path, "".join(f"{line}\n" for line in kept))
+        self._metrics = path.open("a")
+        self._writer = _tensorboard_writer(self.path) if self._tensorboard else None
+
+
+def _state_of(part: Any) -> Any:
+    return part.state_dict() if hasattr(part, "state_dict") else part
+
+
+def _restore(part: Any, state: Any) -> None:
+    if hasattr(part, "load_state_dict"):
+        part.load_state_dict(state)
+    elif isinstance(part, Tensor):
+        part.copy_(state)
+    else:
+        part[:] = state
+
+
+def _up_to(lines: list[str], step: int) -> list[str]:
+    """Of a checkpoint that does not count lines: those of its step and before, without one that was cut short."""
+    kept = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    return kept
+
+
+def _short(dataset: Mapping[str, Any]) -> str:
+    sizes = ", ".join(f"{number} {split}" for split, number in dataset.get("sizes", {}).items())
+    return f"{dataset.get('name')}: {sizes}, checksum {str(dataset.get('checksum'))[:12]}"
+
+
+def _sha256(started_from: Mapping[str, Any] | None) -> str:
+    return (
+        "random weights" if not started_from else f"{started_from.get('file')} {started_from.get('sha256')}"
+    )
+
+
+def _tensorboard_writer(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None  # metrics.jsonl has everything
+    return SummaryWriter(str(path / "tensorboard"))
