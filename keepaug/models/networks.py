@@ -13,6 +13,7 @@ from torchvision.models import ResNet, resnet18, resnet34, resnet50, resnet101
 
 from keepaug.models.cifar_resnet import cifar_resnet
 from keepaug.models.drop_resnet import drop_resnet
+from keepaug.models.lab import WIDTHS, lab_network
 from keepaug.models.pyramid_net import pyramid_net
 from keepaug.models.shake_shake import shake_shake_network
 from keepaug.models.wide_resnet import wide_resnet
@@ -26,6 +27,8 @@ STEMS = ("imagenet", "cifar")
 PAPER = ("resnet110", "wrn28_10", "wrn28_2", "shake_shake_26_2x32d", "shake_shake_26_2x96d", "pyramidnet272")
 # The depths of He et al. without those that are torchvision's; 8 and 14 to try things out.
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
+# For experiments with many seeds.
+FAST = tuple(WIDTHS)
 
 _PATTERNS: tuple[tuple[str, Callable[..., nn.Module]], ...] = (
     (rf"resnet({'|'.join(map(str, CIFAR_DEPTHS))})", cifar_resnet),
@@ -54,8 +57,10 @@ def check_arch(arch: str) -> None:
         known = _torchvision_names()
         found = name in known
     else:
-        known = [*ARCHITECTURES, *PAPER]
-        found = arch in ARCHITECTURES or any(re.fullmatch(pattern, arch) for pattern, _ in _PATTERNS)
+        known = [*ARCHITECTURES, *PAPER, *FAST]
+        found = arch in (*ARCHITECTURES, *FAST) or any(
+            re.fullmatch(pattern, arch) for pattern, _ in _PATTERNS
+        )
     if found:
         return
     if source in ("timm", "torchvision"):
@@ -66,7 +71,7 @@ def check_arch(arch: str) -> None:
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(
         f"arch must be one of {', '.join(ARCHITECTURES)}, {', '.join(PAPER)}, another depth or width of these, "
-        f"torchvision:NAME or timm:NAME, got {arch!r}{hint}"
+        f"{', '.join(FAST)}, torchvision:NAME or timm:NAME, got {arch!r}{hint}"
     )
 
 
@@ -85,7 +90,8 @@ def build_network(
     Args:
         arch: a ResNet of torchvision (`ARCHITECTURES`); for small images `resnet110` (20, 32, 44, 56, 1202),
             `wrn28_10`, `shake_shake_26_2x32d`, `pyramidnet272` (alpha 200; `pyramidnet110_a48`) and the like with other
-            depths and widths; any classification network as `torchvision:NAME` or `timm:NAME`.
+            depths and widths; `lab` and `lab_large`, which learn CIFAR-10 in minutes; any classification network as
+            `torchvision:NAME` or `timm:NAME`.
         num_classes: size of the output.
         stem: "imagenet" (7 x 7 stride 2 and max pooling), or "cifar" (3 x 3 stride 1, no pooling), as the ResNet-18 of
             Cutout's released code; for torchvision's ResNets. Only the former can become a Detectron2 backbone.
@@ -118,6 +124,8 @@ def build_network(
 
 
 def _build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    if arch in FAST:
+        return lab_network(arch, num_classes, **options)
     for pattern, build in _PATTERNS:
         match = re.fullmatch(pattern, arch)
         if match:
