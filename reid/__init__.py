@@ -1,1 +1,1 @@
-"""Person re-identification adapter."""
+"""Person re-identification adapter: `data`, `models`, `training` and `evaluation`; `evaluate` and `rerank` for features alone."""

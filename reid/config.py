@@ -87,7 +87,7 @@ class ReidConfig:
     warmup: bool | None = option(None, choices=(None, True, False), help="of the learning rate")
     erasing: str | None = option(None, choices=(None, *ERASING))
     label_smoothing: float | None = option(None, low=0, high=0.999)
-    centre_weight: float | None = option(None, low=0, help="of the centre loss; 0: none")
+    centre_weight: float | None = option(None, low=0, help="of the center loss; 0: none")
     # erasing
     p: float = option(0.5, low=0, high=1, help="probability per image")
     area: list[float] = option([0.02, 0.4], low=0, high=1, help="share of the image")
@@ -128,7 +128,7 @@ class ReidConfig:
     device: str = "auto"
     precision: str = option("float32", choices=("float32", "bf16"))
     channels_last: bool = False
-    sync_batchnorm: bool = option(True, help="several processes normalise over the whole batch, as one does")
+    sync_batchnorm: bool = option(True, help="several processes normalize over the whole batch, as one does")
     # bookkeeping
     log_every: int = option(20, low=1, help="steps")
     checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only")

@@ -15,78 +15,42 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from keepaug import region_scores, sample_regions
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.result import _hardware, _packages
-from keepaug.runs.timing import Table, interleaved
+from keepaug.runs.timing import Table
 
-
-def _quantile(scores: Tensor, tau: float) -> Tensor:
-    threshold = torch.quantile(scores, tau, dim=1, keepdim=True)
-    return (scores <= threshold).double().multinomial(1)
-
-
-def _kthvalue(scores: Tensor, tau: float) -> Tensor:
-    threshold = scores.kthvalue(max(1, int(tau * scores.shape[1])), dim=1, keepdim=True).values
-    return (scores <= threshold).double().multinomial(1)
-
-
-def _argsort(scores: Tensor, tau: float) -> Tensor:
-    order = scores.argsort(dim=1)
-    place = (torch.rand(len(scores), 1, device=scores.device) * max(1, int(tau * scores.shape[1]))).long()
-    return order.gather(1, place)
-
-
-def regions_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
-    """Ways of scoring all regions, and of choosing one below the quantile."""
-    batch, side, size = (8, 64, 16) if args.shrink else (64, 224, 40)
-    heat = torch.rand(batch, side, side, device=device)
-    scores = region_scores(heat, size)[0].flatten(1)
-    variants: dict[str, Callable[[], object]] = {
-        "scores (integral image)": lambda: region_scores(heat, size),
-        "scores and choice (ours)": lambda: sample_regions(heat, size),
-        "choice: torch.quantile": lambda: _quantile(scores, 0.6),
-        "choice: kthvalue": lambda: _kthvalue(scores, 0.6),
-        "choice: argsort": lambda: _argsort(scores, 0.6),
-    }
-    if not args.shrink:
-        variants["scores: dense average pooling"] = lambda: F.avg_pool2d(heat[:, None], size, stride=1)
-    seconds = interleaved(variants, 2 if args.shrink else max(3, args.rounds // 2), device)
-    base = seconds["scores and choice (ours)"]
-    rows = [[name, f"{1000 * value:.1f}", f"{value / base:.2f}"] for name, value in seconds.items()]
-    return ([f"batch {batch}, {side} px, regions of {size}", "ms", "of ours"], rows), {
-        n: v / base for n, v in seconds.items()
-    }
-
-
-def _lazily(module: str, name: str) -> Section:
-    """A section that is imported when it runs, with what it compares with."""
-    return lambda args, device: getattr(importlib.import_module(module), name)(args, device)
-
-
-Section = Callable[[argparse.Namespace, torch.device], tuple[Table, dict[str, Any]]]
+Section = tuple[str, str]
 COMMON: dict[str, Section] = {
-    "saliency": _lazily("keepaug.classify.benchmark", "saliency_section"),
-    "pipeline": _lazily("keepaug.classify.benchmark", "pipeline_section"),
-    "regions": regions_section,
-    "fidelity": _lazily("keepaug.classify.fidelity", "fidelity_section"),
+    "saliency": ("benchmarks.classifier_step", "saliency_section"),
+    "pipeline": ("benchmarks.classifier_step", "pipeline_section"),
+    "regions": ("benchmarks.region_choice", "regions_section"),
+    "fidelity": ("keepaug.classify.fidelity", "fidelity_section"),
 }
 SECTIONS: dict[str, Section] = {
     **COMMON,
-    "reid_evaluation": _lazily("reid.benchmark", "evaluation_section"),
-    "reid_reranking": _lazily("reid.benchmark", "reranking_section"),
-    "reid_large_gallery": _lazily("reid.benchmark", "large_gallery_section"),
-    "uda": _lazily("ssl_uda.benchmark", "uda_section"),
+    "reid_evaluation": ("benchmarks.reid_evaluation", "evaluation_section"),
+    "reid_reranking": ("benchmarks.reid_evaluation", "reranking_section"),
+    "reid_large_gallery": ("benchmarks.reid_evaluation", "large_gallery_section"),
+    "uda": ("benchmarks.uda_step", "uda_section"),
 }
+"""Module and function of each; imported when it runs, with what it compares with."""
+
+
+def run_section(name: str, options: dict[str, Any], device: torch.device) -> tuple[Table, dict[str, Any]]:
+    """A section takes those of the options that it has a keyword for."""
+    module, function = SECTIONS[name]
+    section = getattr(importlib.import_module(module), function)
+    return section(
+        device, **{key: options[key] for key in inspect.signature(section).parameters if key in options}
+    )
 
 
 def show(table: Table) -> str:
@@ -125,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="saliency, pipeline, uda: of this process, where others run too",
     )
     add("--bf16", action="store_true", help="autocast to bfloat16")
-    add("--compile", action="store_true", help="saliency, pipeline: with torch.compile")
+    add("--compile", dest="compiled", action="store_true", help="saliency, pipeline: with torch.compile")
     add("--workers", type=int, default=0, help="pipeline: also with that many decoding processes")
     add(
         "--weights",
@@ -156,9 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"error: unknown section {', '.join(unknown)}; there are {', '.join(SECTIONS)}", file=sys.stderr
         )
         return 2
-    device, figures = torch.device(args.device), {}
+    options = {**vars(args), "arch": args.arch or ()}
+    device, figures = torch.device(options.pop("device")), {}
     for name in args.sections or COMMON:
-        table, figures[name] = SECTIONS[name](args, device)
+        table, figures[name] = run_section(name, options, device)
         print(f"{name}\n{show(table)}\n", flush=True)
     if args.output is not None:
         write_json_atomic(args.output, {"figures": figures, "hardware": _hardware(), "packages": _packages()})

@@ -6,8 +6,8 @@ map that knows nothing lets 1 - tau of them through.
 
 from __future__ import annotations
 
-import argparse
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,36 +52,55 @@ def forbidden_share(
     return float(torch.stack(wrong).mean())
 
 
-def fidelity_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
-    """The share for each approximation and for maps carried over from earlier weights."""
+def fidelity_section(
+    device: torch.device,
+    *,
+    weights: Path | None = None,
+    data: Path | None = None,
+    images: int = 256,
+    earlier: Sequence[Path] = (),
+    shrink: bool = False,
+) -> tuple[Table, dict[str, Any]]:
+    """The share for each approximation and for maps carried over from earlier weights.
+
+    Args:
+        device: where the network runs.
+        weights: weights.pt of a classifier; None takes random weights.
+        data: CIFAR-10's folder; None takes drawn images.
+        images: how many.
+        earlier: checkpoints of the run of `weights`.
+        shrink: a few draws on a few images.
+
+    Returns:
+        Table and figures.
+    """
     size, tau = 16, 0.6
-    num = 16 if args.shrink else args.images
-    network, mean, std, trained = _load(args.weights)
+    network, mean, std, trained = _load(weights)
     network.eval().to(device)
-    pixels, labels, data = _images(args.data, num, _classes(network))
-    images = normalise(pixels, mean, std).to(device)
+    pixels, labels, source = _images(data, 16 if shrink else images, _classes(network))
+    inputs = normalise(pixels, mean, std).to(device)
     labels = labels.to(device)
-    exact = compute_saliency(network, images, labels, "full")
+    exact = compute_saliency(network, inputs, labels, "full")
 
     def share(approximate: Tensor, of: Tensor = exact) -> float:
         generator = make_generator(0, "fidelity", "regions")
-        draws = 5 if args.shrink else 20
+        draws = 5 if shrink else 20
         return forbidden_share(of, approximate, size=size, tau=tau, draws=draws, generator=generator)
 
-    figures = {name: share(heat) for name, heat in _approximations(network, images, labels, exact).items()}
+    figures = {name: share(heat) for name, heat in _approximations(network, inputs, labels, exact).items()}
     with torch.no_grad():
-        best = _logits(network, images).argmax(dim=1)
+        best = _logits(network, inputs).argmax(dim=1)
     wrong = best != labels
-    largest = compute_saliency(network, images, best, "full")
+    largest = compute_saliency(network, inputs, best, "full")
     figures["max logit"] = share(largest)
     if wrong.any():
         name = f"max logit, the {int(wrong.sum())} of {len(wrong)} misclassified images"
         figures[name] = share(largest[wrong], exact[wrong])
-    for name, (carried, fresh) in _carried(args, network, pixels, labels, mean, std).items():
+    for name, (carried, fresh) in _carried(earlier, network, pixels, labels, mean, std).items():
         figures[name] = share(carried, fresh)
     figures["uniform (chance)"] = share(torch.ones_like(exact))
     rows = [[name, f"{value:.3f}"] for name, value in figures.items()]
-    return ([f"approximation; {trained}; {data}", "share of forbidden regions"], rows), figures
+    return ([f"approximation; {trained}; {source}", "share of forbidden regions"], rows), figures
 
 
 class _Weights(NamedTuple):
@@ -171,7 +190,7 @@ def _gradient(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _carried(
-    args: argparse.Namespace,
+    earlier: Sequence[Path],
     network: nn.Module,
     pixels: Tensor,
     labels: Tensor,
@@ -200,7 +219,7 @@ def _carried(
         "kept in 16 bits, same crop": (kept(before, "float16", first), before),
         "carried to another crop and flip": (kept(before, "uint8", second), now),
     }
-    for path in args.earlier:
+    for path in earlier:
         older, name = _earlier(path, network)
         heat = fresh(older.eval(), first)
         found[f"carried, weights of {name}"] = (kept(heat, "uint8", second), now)

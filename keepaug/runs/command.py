@@ -129,12 +129,13 @@ def run_seeds(
         base = args.output or Path("runs") / name(config)
         named = seed is None and args.output is not None
         output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
-        if args.resume and seed is not None and (output / FILE_NAME).is_file():
+        before = args.resume and seed is not None and (output / FILE_NAME).is_file()
+        if before:
             metrics: dict[str, float] = read_result(output / FILE_NAME)["metrics"]
         else:
             metrics = train(config, output, resume=args.resume)
         if is_main():
-            print(f"{output}: {shown(metrics)}", flush=True)
+            print(f"{output}: {shown(metrics)}{' (done before)' if before else ''}", flush=True)
         return metrics
 
     try:

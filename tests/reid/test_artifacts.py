@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from keepaug.data.batch_transforms import normalise
 from keepaug.runs.distributed import setup
-from reid.artifacts import erased_importance, write_artifacts
 from reid.config import ReidConfig
-from reid.datamanager import DataManager, TestSet, open_manager
-from reid.loop import build
-from reid.scores import Scored
+from reid.data.manager import DataManager, TestSet, open_manager
+from reid.evaluation.artifacts import erased_importance, write_artifacts
+from reid.evaluation.scores import Scored
+from reid.models.weights import build
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,18 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from fake_gpu import fake_gpu
 
-import reid.augment
-import reid.engine
+import reid.training.engine
+import reid.training.erasing
 from keepaug.data.batch_transforms import normalise
 from keepaug.regions import Regions, region_scores
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.guard import NonFiniteLossError
-from reid.datamanager import open_manager
-from reid.engine import KeepEngine
-from reid.loop import build, train
+from reid.data.manager import open_manager
+from reid.models.weights import build
 from reid.torchreid_api import torchreid_module
+from reid.training.engine import KeepEngine
+from reid.training.loop import train
 
 Make = Callable[..., KeepEngine]
 
@@ -143,8 +144,8 @@ def test_checkpoints_can_be_read_back_where_torchreids_cannot(make: Make, tmp_pa
 
 
 def test_reranking_gets_true_distances_where_torchreid_squares_squares(make: Make) -> None:
-    from reid.rerank import rerank
-    from reid.reranked import rerank_scores
+    from reid.evaluation.reranking import rerank
+    from reid.evaluation.scores import rerank_scores
 
     module = torchreid_module("metrics.distance")
     features = torch.randn(4, 8)
@@ -191,13 +192,13 @@ def test_erasing_happens_after_normalisation_on_the_geometry_view(
     """What the network is given differs from the normalised batch in the erased boxes alone, filled with the raw mean."""
     engine = make("p=1.0", "erasing=keep")
     seen: dict[str, Any] = {}
-    original = reid.augment.saliency_map
+    original = reid.training.erasing.saliency_map
 
     def spy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **settings: Any) -> torch.Tensor:
         seen["saliency"] = (images.clone(), labels, settings)
         return original(model, images, labels, **settings)
 
-    monkeypatch.setattr(reid.augment, "saliency_map", spy)
+    monkeypatch.setattr(reid.training.erasing, "saliency_map", spy)
     engine.forward_network = Recording(engine.network, seen)
     batch = next(iter(engine.train_loader))
     engine.network.train()
@@ -233,9 +234,9 @@ def test_saliency_is_of_the_identity_classifiers_logit_and_keep_stays_below_tau(
     engine = make("p=1.0", "erasing=keep", "saliency_scale=1.0")
     batch = next(iter(engine.train_loader))
     images = normalise(batch.images, engine.config.mean, engine.config.std)
-    heat = reid.augment.heat_of(engine.eraser, engine.network, images, batch.labels, scale=1.0)
+    heat = reid.training.erasing.heat_of(engine.eraser, engine.network, images, batch.labels, scale=1.0)
     generators = [torch.Generator().manual_seed(1), torch.Generator()]
-    _, regions = reid.augment.erase(
+    _, regions = reid.training.erasing.erase(
         engine.eraser, images, heat, regions_generator=generators[0], fill_generator=generators[1]
     )
     network = engine.network.eval()
@@ -259,7 +260,7 @@ def test_random_erasing_needs_no_saliency(make: Make, monkeypatch: pytest.Monkey
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("no saliency is needed")
 
-    monkeypatch.setattr(reid.augment, "saliency_map", refuse)
+    monkeypatch.setattr(reid.training.erasing, "saliency_map", refuse)
     engine = make("erasing=random", "recipe=bag_of_tricks", "p=1.0")
     engine.forward_backward(next(iter(engine.train_loader)))
 
@@ -267,7 +268,7 @@ def test_random_erasing_needs_no_saliency(make: Make, monkeypatch: pytest.Monkey
 def test_centres_learn_at_their_own_rate(make: Make) -> None:
     """One step moves a centre by lr x the gradient of the unweighted loss: 0.5 x 2 x (its images' share of the batch)."""
     engine = make("erasing=none", "recipe=custom")
-    before = engine.centre.centres.detach().clone()
+    before = engine.center.centers.detach().clone()
     features: list[torch.Tensor] = []
     engine.network.backbone.register_forward_hook(
         lambda module, inputs, output: features.append(output.detach())
@@ -279,7 +280,7 @@ def test_centres_learn_at_their_own_rate(make: Make) -> None:
     for label in batch.labels.unique():
         rows = features[0][batch.labels == label]
         expected[label] += 0.5 * 2 * (rows - before[label]).sum(dim=0) / len(batch.labels)
-    torch.testing.assert_close(engine.centre.centres.detach(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(engine.center.centers.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_features_give_float32_losses(make: Make) -> None:
@@ -307,14 +308,14 @@ def test_a_loss_that_is_no_number_stops_the_run(make: Make) -> None:
 
 def test_best_and_last_are_kept(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([50.0, 20.0])
-    original = reid.engine.score
+    original = reid.training.engine.score
 
     def fake(*args: Any) -> Any:
         scored = original(*args)
         scored.metrics["mAP"] = next(scores)
         return scored
 
-    monkeypatch.setattr(reid.engine, "score", fake)
+    monkeypatch.setattr(reid.training.engine, "score", fake)
     config = tiny_config(market, "arch=torchreid:osnet_x0_25", "eval_every=1")
     metrics = train(config, tmp_path / "run")
     assert (metrics["mAP"], metrics["best_mAP"]) == (20.0, 50.0)
@@ -369,13 +370,13 @@ def test_a_step_on_a_gpu_waits_for_its_losses_alone(recipe: str, make: Make) -> 
 
     with (
         fake_gpu() as watch,
-        mock.patch.object(reid.engine, "start_reading", start),
+        mock.patch.object(reid.training.engine, "start_reading", start),
         mock.patch("keepaug.runs.guard.start_reading", start),
         mock.patch.object(engine.optimizer, "step", side_effect=lambda: events.append("optimizer")),
     ):
         engine.network.to("cuda")
-        if engine.centre is not None:
-            engine.centre.to("cuda")
+        if engine.center is not None:
+            engine.center.to("cuda")
         watch.waits.clear()  # of moving the network
         engine.forward_backward(batch)
     assert watch.waits == []

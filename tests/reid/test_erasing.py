@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from keepaug import Regions, saliency_map
-from reid.erasing import is_important, measure_erasing
+from reid.evaluation.erased import is_important, measure_erasing
 
 
 def smooth_maps(num: int, height: int, width: int) -> torch.Tensor:

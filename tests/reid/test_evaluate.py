@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from reid.evaluate import _chunk_size, distance_chunks, evaluate, evaluate_distances
+from reid.evaluation.protocol import _chunk_size, distance_chunks, evaluate, evaluate_distances
 
 
 def slow(query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, metric, ties):
@@ -178,7 +178,7 @@ def test_equals_torchreid_on_market_1501(data_root: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_scored_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reid.evaluate._BLOCK", 100)  # several blocks of the gallery
+    monkeypatch.setattr("reid.evaluation.protocol._BLOCK", 100)  # several blocks of the gallery
     query, gallery, labels = sizeable(2)
     query, gallery = query.to(dtype), gallery.to(dtype)
     expected = evaluate(query.float(), gallery.float(), **named(labels))
@@ -227,7 +227,7 @@ def test_memory_stays_within_chunks(run_measuring_memory) -> None:
     """30,000 gallery images: the matrix of distances would take 480 MB, a copy of the features 62 MB."""
     script = """
 import torch
-from reid.evaluate import evaluate
+from reid.evaluation.protocol import evaluate
 torch.set_num_threads(1)
 query, gallery = torch.randn(4000, 512), torch.randn(30000, 512)
 ids = torch.arange(4000) % 1000, torch.arange(30000) % 1000

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from reid.export import FeatureSet, export_onnx, load_features, save_features
+from reid.evaluation.export import export_onnx
+from reid.evaluation.features import FeatureSet, load_features, save_features
 
 
 def some(number: int) -> FeatureSet:

@@ -13,9 +13,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.batch_transforms import normalise
 from keepaug.runs.distributed import setup
-from reid.extract import extract_features
-from reid.images import ResizedImages
-from reid.model import build_reid_network
+from reid.data.images import ResizedImages
+from reid.evaluation.features import extract_features
+from reid.models.network import build_reid_network
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

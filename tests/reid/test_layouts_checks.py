@@ -10,9 +10,9 @@ from reid_helpers import name, tiny_config, write_image, write_market
 
 from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import setup
-from reid.checks import check_data, check_readable
-from reid.datamanager import open_manager
-from reid.layouts import OFFICIAL_SIZES, ReidData, name_of, open_data
+from reid.data.checks import check_data, check_readable
+from reid.data.layouts import OFFICIAL_SIZES, ReidData, name_of, open_data
+from reid.data.manager import open_manager
 from reid.torchreid_api import torchreid_module
 
 

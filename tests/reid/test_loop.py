@@ -20,7 +20,8 @@ from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError, load_config
 from keepaug.runs.result import read_result
 from reid.config import RECIPES, ReidConfig, check, is_shortened, resolve
-from reid.loop import evaluate_weights, train
+from reid.evaluation.run import evaluate_weights
+from reid.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "reid").glob("*.yaml"))
@@ -124,8 +125,8 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from reid_helpers import tiny_config
-from reid.engine import KeepEngine
-from reid.loop import train
+from reid.training.engine import KeepEngine
+from reid.training.loop import train
 original = KeepEngine.forward_backward
 def killed(self, data):
     if self.step == {step}:

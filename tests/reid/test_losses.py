@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reid.losses import CentreLoss, batch_hard_triplet, learning_rate
 from reid.torchreid_api import torchreid_module
+from reid.training.losses import CenterLoss, batch_hard_triplet, learning_rate
 
 
 def oracle_triplet(features: torch.Tensor, labels: torch.Tensor, margin: float) -> float:
@@ -67,19 +67,19 @@ def test_centre_loss_and_its_own_rate(generator: torch.Generator) -> None:
     """As the release computes it, with the full distance matrix, a mask and the rescaled gradient."""
     features = torch.randn(6, 4, generator=generator)
     labels = torch.tensor([0, 2, 2, 1, 0, 4])
-    centre = CentreLoss(5, 4, generator=generator)
-    matrix = torch.cdist(features, centre.centres.detach()) ** 2
+    center = CenterLoss(5, 4, generator=generator)
+    matrix = torch.cdist(features, center.centers.detach()) ** 2
     mask = labels[:, None] == torch.arange(5)
-    assert float(centre(features, labels).detach()) == pytest.approx(
+    assert float(center(features, labels).detach()) == pytest.approx(
         float((matrix * mask).sum() / 6), rel=1e-5
     )
-    (0.0005 * centre(features, labels)).backward()
-    centre.rescale_gradient(0.0005)
+    (0.0005 * center(features, labels)).backward()
+    center.rescale_gradient(0.0005)
     expected = torch.zeros(5, 4)
     for feature, label in zip(features, labels, strict=True):
-        expected[label] += 2 * (centre.centres.detach()[label] - feature) / 6
-    torch.testing.assert_close(centre.centres.grad, expected)
-    assert (centre.centres.grad[3] == 0).all()  # nobody's centre stays
+        expected[label] += 2 * (center.centers.detach()[label] - feature) / 6
+    torch.testing.assert_close(center.centers.grad, expected)
+    assert (center.centers.grad[3] == 0).all()  # nobody's centre stays
 
 
 def test_schedule_is_the_released_one() -> None:

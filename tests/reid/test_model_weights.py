@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 
 from keepaug.runs.config import ConfigError
-from reid.model import build_reid_network
-from reid.weights import load_backbone, load_trained, save_trained
+from reid.models.network import build_reid_network
+from reid.models.weights import load_backbone, load_trained, save_trained
 
 
 @pytest.mark.parametrize(("arch", "width"), [("resnet18", 512), ("resnet50", 2048)])

@@ -20,9 +20,10 @@ from keepaug.runs.distributed import (
     setup,
     synchronize_batchnorm,
 )
-from reid.datamanager import open_manager
-from reid.engine import KeepEngine
-from reid.loop import build, train
+from reid.data.manager import open_manager
+from reid.models.weights import build
+from reid.training.engine import KeepEngine
+from reid.training.loop import train
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ def one_step(root: str, world: Distributed, overrides: list[str]) -> dict[str, A
             for key, value in engine.network.named_parameters()
             if value.grad is not None
         },
-        "centres": engine.centre.centres.grad.clone(),
+        "centres": engine.center.centers.grad.clone(),
         "statistics": {
             key: value.clone() for key, value in engine.network.named_buffers() if "running" in key
         },

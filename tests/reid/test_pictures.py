@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from reid.pictures import draw_erasing, draw_ranked_lists
+from reid.evaluation.pictures import draw_erasing, draw_ranked_lists
 
 GREEN, RED = (30, 160, 60), (215, 40, 40)
 SIZE = (40, 60)  # wide enough that a cell is its image, its frame and the gap
@@ -73,7 +73,7 @@ def test_written_distances_are_those_of_the_metric(
 ) -> None:
     lines: list = []
     monkeypatch.setattr(
-        "reid.pictures._sheet", lambda rows, *_: lines.append(rows) or Image.new("RGB", (1, 1))
+        "reid.evaluation.pictures._sheet", lambda rows, *_: lines.append(rows) or Image.new("RGB", (1, 1))
     )
     query, gallery = world["query_features"], world["gallery_features"]
     expected = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reid.evaluate import evaluate, evaluate_distances
-from reid.rerank import rerank, rerank_distances
+from reid.evaluation.protocol import evaluate, evaluate_distances
+from reid.evaluation.reranking import rerank, rerank_distances
 
 
 def slow(features: torch.Tensor, num_queries: int, k1: int, k2: int, weight: float) -> torch.Tensor:
@@ -132,7 +132,7 @@ def test_memory_is_that_of_the_result_and_the_blocks(run_measuring_memory) -> No
     """12,000 images: the (N, N) distances would take 576 MB, the features and the result 30."""
     script = """
 import torch
-from reid.rerank import rerank
+from reid.evaluation.reranking import rerank
 torch.set_num_threads(1)
 query, gallery = torch.randn(300, 64), torch.randn(11700, 64)
 rerank(query[:20], gallery[:300], block=200)

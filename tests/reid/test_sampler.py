@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepaug.data.images import MemoryImages
-from reid.sampler import IdentityLoader, IdentitySampler
+from reid.data.sampler import IdentityLoader, IdentitySampler
 from reid.torchreid_api import torchreid_module
 
 

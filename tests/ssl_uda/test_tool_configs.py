@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import sys
@@ -18,7 +17,6 @@ from keepaug.report.paper import fill_table, load_paper
 from keepaug.runs.config import load_config
 from keepaug.runs.result import read_results, write_result
 from ssl_uda import UdaConfig
-from ssl_uda.benchmark import uda_section
 from ssl_uda.config import check, is_shortened
 
 ROOT = Path(__file__).parents[2]
@@ -119,9 +117,11 @@ def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: 
     assert "most likely 250" in page.read_text()
 
 
-def test_benchmark_section_gives_ratios() -> None:
-    args = argparse.Namespace(arch=None, shrink=True, rounds=1, bf16=False, processor_time=True)
-    (head, rows), figures = uda_section(args, torch.device("cpu"))
+def test_benchmark_section_gives_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from benchmarks.uda_step import uda_section
+
+    (head, rows), figures = uda_section(torch.device("cpu"), shrink=True, processor_time=True)
     assert head[2] == "share of the plain UDA step"
     assert figures["plain UDA step"] == 1
     assert {"saliency, low resolution", "saliency, full resolution"} <= {row[0] for row in rows}

@@ -201,7 +201,10 @@ def test_train_detector_trains_evaluates_and_scores_again(
     )
 
 
-def test_benchmark_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_prints_ratios(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")  # as when it is run
     benchmark = tool("benchmark")
     assert benchmark.main(["--shrink", "--output", str(tmp_path / "b.json"), "--device", "cpu"]) == 0
     figures = json.loads((tmp_path / "b.json").read_text())["figures"]

@@ -17,8 +17,8 @@ from keepaug.keep import KeepRandomErasing
 from keepaug.regions import Regions
 from keepaug.runs.files import write_bytes_atomic
 from keepaug.runs.seeds import make_generator
-from reid.erasing import is_important
-from reid.evaluate import check_features, distance_chunks
+from reid.evaluation.erased import is_important
+from reid.evaluation.protocol import check_features, distance_chunks
 
 __all__ = ["draw_erasing", "draw_ranked_lists"]
 
@@ -160,10 +160,10 @@ def draw_erasing(
 
     Args:
         path: PNG file.
-        images: (N, 3, H, W) normalised.
+        images: (N, 3, H, W) normalized.
         heat: (N, H, W) saliency, >= 0.
-        mean: of the normalisation.
-        std: of the normalisation.
+        mean: of the normalization.
+        std: of the normalization.
         area: smallest and largest share of the image.
         aspect: smallest and largest height / width.
         fill: of the erased regions, as in `RandomErasing`.

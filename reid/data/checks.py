@@ -10,7 +10,7 @@ from pathlib import Path
 
 from keepaug.data.reading import read_size
 from keepaug.runs.progress import progress
-from reid.layouts import SPLITS, Record, ReidData
+from reid.data.layouts import SPLITS, Record, ReidData
 
 __all__ = ["check_data", "check_duplicates", "check_matches", "check_readable"]
 
@@ -60,34 +60,34 @@ def check_splits(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
 
 
 def check_cameras(data: ReidData, splits: Sequence[str] = SPLITS, *, cameras: bool = True) -> None:
-    """Raise when the camera rule is asked for and cameras are unknown (only the test images matter)."""
+    """Raise when the camera rule is asked for and cameras are missing (only the test images matter)."""
     if not cameras:
         return
     tested = [record for split in splits if split != "train" for record in data.split(split)]
-    unknown = [record for record in tested if record.camera is None]
-    if unknown:
+    without = [record for record in tested if record.camera is None]
+    if without:
         raise ValueError(
-            f"the camera is missing for {len(unknown)} of {len(tested)} query and gallery images{_paths(unknown)}; "
+            f"the camera is missing for {len(without)} of {len(tested)} query and gallery images{_paths(without)}; "
             "add it, or set cameras=none to evaluate without the camera rule"
         )
 
 
 def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras: bool = True) -> None:
-    """Raise when the gallery holds no match for a query: its identity is absent, or seen by its own camera only."""
-    seen: dict[int, set[int | None]] = defaultdict(set)
+    """Raise when the gallery holds no match for a query: its identity is absent, or filmed by its own camera only."""
+    cameras_of: dict[int, set[int | None]] = defaultdict(set)
     for record in gallery:
-        seen[record.identity].add(record.camera)
-    absent = [record for record in query if record.identity not in seen]
+        cameras_of[record.identity].add(record.camera)
+    absent = [record for record in query if record.identity not in cameras_of]
     if absent:
         identities = sorted({record.identity for record in absent})
         raise ValueError(
             f"{len(identities)} of {len({record.identity for record in query})} query identities do not appear in the gallery "
             f"(identities {_some(identities)}; {len(absent)} of {len(query)} queries{_paths(absent)}); the gallery has "
-            f"identities {_some(sorted(seen))}. Were query and gallery numbered apart? allow_unmatched=true leaves them out"
+            f"identities {_some(sorted(cameras_of))}. Were query and gallery numbered apart? allow_unmatched=true leaves them out"
         )
     if not cameras:
         return
-    alone = [record for record in query if not seen[record.identity] - {record.camera}]
+    alone = [record for record in query if not cameras_of[record.identity] - {record.camera}]
     if alone:
         number = Counter(record.camera for record in gallery)
         raise ValueError(

@@ -114,19 +114,19 @@ class IdentitySampler:
         An epoch that begins with the rest of one pass goes on with the images of the next that were not in it.
         """
         member, taken = self.members[identity], self.groups[identity] * self.num_images
-        known, order = self._passes.get(identity, (-1, member))
-        if known > number:
-            known, order = -1, member
-        while known < number:
-            known += 1
-            generator = make_generator(self.seed, "images", identity, known)
+        last, order = self._passes.get(identity, (-1, member))
+        if last > number:
+            last, order = -1, member
+        while last < number:
+            last += 1
+            generator = make_generator(self.seed, "images", identity, last)
             fresh = member[torch.randperm(len(member), generator=generator)]
-            rest = (known * len(member)) % taken if len(member) > self.num_images else 0
+            rest = (last * len(member)) % taken if len(member) > self.num_images else 0
             if rest:
                 late = torch.isin(fresh, order[-rest:])
                 fresh = torch.cat([fresh[~late], fresh[late]])
             order = fresh
-        self._passes[identity] = (known, order)
+        self._passes[identity] = (last, order)
         return order
 
 

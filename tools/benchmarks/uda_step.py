@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +22,19 @@ from ssl_uda.step import look, sample_paste, uda_loss
 __all__ = ["uda_section"]
 
 
-def uda_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+def uda_section(
+    device: torch.device,
+    *,
+    arch: Sequence[str] = (),
+    rounds: int = 7,
+    bf16: bool = False,
+    processor_time: bool = False,
+    shrink: bool = False,
+) -> tuple[Table, dict[str, Any]]:
     """The plain UDA step of the recipe (on a CPU an eighth of its batch) against what is added to it."""
-    named = [arch for arch in args.arch or [] if arch.startswith("wrn")]
-    arch = named[0] if named else ("wrn10_1" if args.shrink else "wrn28_2")
-    batch_size = 2 if args.shrink else (64 if device.type == "cuda" else 8)
-    config = UdaConfig(arch=arch, batch_size=batch_size, method="rand_augment")
+    chosen = [*(name for name in arch if name.startswith("wrn")), "wrn10_1" if shrink else "wrn28_2"][0]
+    batch_size = 2 if shrink else (64 if device.type == "cuda" else 8)
+    config = UdaConfig(arch=chosen, batch_size=batch_size, method="rand_augment")
     torch.manual_seed(0)
     network = build(config, 10).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -43,7 +49,7 @@ def uda_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, 
     heat = torch.rand(num, 32, 32, device=device)
 
     def autocast() -> Any:
-        return torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     def prepare() -> None:
         """Everything that a plain step does before the network."""
@@ -76,7 +82,7 @@ def uda_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, 
 
     def eval_step(scale: float) -> None:
         """target_mode=eval with Keep: target and saliency before, labelled and strong images in training mode."""
-        settings = UdaConfig(arch=arch, target_mode="eval", saliency_scale=scale)
+        settings = UdaConfig(arch=chosen, target_mode="eval", saliency_scale=scale)
         prepare()
         with autocast():
             target, _ = look(network, clean, settings)
@@ -97,11 +103,10 @@ def uda_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, 
         "Keep step, target_mode=eval, low resolution": functools.partial(eval_step, 0.5),
         "Keep step, target_mode=eval, full, shared pass": functools.partial(eval_step, 1.0),
     }
-    rounds = 1 if args.shrink else args.rounds
-    seconds = interleaved(variants, rounds, device, processor_time=args.processor_time)
+    seconds = interleaved(variants, 1 if shrink else rounds, device, processor_time=processor_time)
     base = seconds["plain UDA step"]
     rows = [[name, f"{1000 * value:.1f}", f"{value / base:.3f}"] for name, value in seconds.items()]
-    title = f"{arch}, {config.batch_size} + 2 x {num} images, 32 px{', bf16' if args.bf16 else ''}"
+    title = f"{chosen}, {config.batch_size} + 2 x {num} images, 32 px{', bf16' if bf16 else ''}"
     figures = {name: value / base for name, value in seconds.items()} | {"plain UDA step (s)": base}
     return ([title, "ms", "share of the plain UDA step"], rows), figures
 

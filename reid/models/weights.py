@@ -14,13 +14,31 @@ from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError
 from keepaug.runs.files import write_atomic
 from reid.config import ReidConfig
-from reid.model import ReidNetwork
+from reid.models.network import ReidNetwork, build_reid_network
 
-__all__ = ["describe_network", "load_backbone", "load_trained", "save_trained"]
+__all__ = ["WEIGHTS", "build", "describe_network", "load_backbone", "load_trained", "save_trained"]
 
+WEIGHTS = "weights.pt"
+"""Name of the file with the last weights in a run folder."""
 KIND = "reid"
 _WRAPPERS = ("state_dict", "model", "network")
 _HEADS = ("fc.", "classifier.")
+
+
+def build(config: ReidConfig, num_identities: int) -> ReidNetwork:
+    """The network of the settings, with ImageNet weights if there are any."""
+    scale = config.saliency_scale if config.erasing == "keep" else 1.0  # the smallest images that it will see
+    network = build_reid_network(
+        config.arch,
+        num_identities,
+        last_stride=config.last_stride or 1,
+        neck=config.neck or "bnneck",
+        first_relu=config.first_relu,
+        size=(round(config.height * scale), round(config.width * scale)),
+    )
+    if config.weights:
+        load_backbone(network, config.weights, mean=config.mean, std=config.std)
+    return network
 
 
 def load_backbone(
@@ -38,12 +56,12 @@ def load_backbone(
     Args:
         network: the network whose backbone is filled.
         path: the file; only tensors, numbers and strings are read.
-        mean: of the normalisation in use; a file that names another is refused.
+        mean: of the normalization in use; a file that names another is refused.
         std: likewise.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: keys or shapes that do not fit, values that are not finite, another normalisation.
+        ValueError: keys or shapes that do not fit, values that are not finite, another normalization.
     """
     content = _read(path)
     for key, given in (("mean", mean), ("std", std)):

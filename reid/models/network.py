@@ -18,7 +18,7 @@ __all__ = ["ReidNetwork", "build_reid_network"]
 
 
 class ReidNetwork(nn.Module):
-    """Features before the neck for the triplet and centre losses, after it for the identity loss and for the ranking.
+    """Features before the neck for the triplet and center losses, after it for the identity loss and for the ranking.
 
     Args:
         backbone: images to features (N, D).

@@ -1,4 +1,4 @@
-"""Scores of a network on a test set."""
+"""Scores of a network on a test set, and after k-reciprocal re-ranking."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from torch import Tensor
 
 from keepaug.runs.distributed import Distributed
 from reid.config import ReidConfig
-from reid.datamanager import TestSet
-from reid.evaluate import ReidMetrics, evaluate
-from reid.extract import extract_features
-from reid.model import ReidNetwork
+from reid.data.manager import TestSet
+from reid.evaluation.features import extract_features
+from reid.evaluation.protocol import ReidMetrics, evaluate, evaluate_distances
+from reid.evaluation.reranking import rerank
+from reid.models.network import ReidNetwork
 
-__all__ = ["RANKS", "Scored", "in_percent", "score"]
+__all__ = ["RANKS", "Scored", "in_percent", "rerank_scores", "score"]
 
 RANKS = (1, 5, 10)
 
@@ -69,3 +70,23 @@ def in_percent(found: ReidMetrics) -> dict[str, float]:
     """The scores for result.json; a rank beyond the gallery is its last one."""
     ranks = {f"rank{rank}": 100 * float(found.cmc[min(rank, len(found.cmc)) - 1]) for rank in RANKS}
     return {**ranks, "mAP": 100 * found.mAP, "mINP": 100 * found.mINP}
+
+
+def rerank_scores(scored: Scored, tested: TestSet, config: ReidConfig) -> dict[str, float]:
+    """The scores after re-ranking (k1, k2, lambda of the config), with "_reranked" behind their names, in percent."""
+    distances = rerank(
+        scored.query,
+        scored.gallery,
+        k1=config.k1,
+        k2=config.k2,
+        lambda_value=config.rerank_lambda,
+        metric=config.metric,
+    )
+    found = evaluate_distances(
+        distances,
+        query_ids=tested.identities("query"),
+        gallery_ids=tested.identities("gallery"),
+        query_cameras=tested.camera_numbers("query"),
+        gallery_cameras=tested.camera_numbers("gallery"),
+    )
+    return {f"{key}_reranked": value for key, value in in_percent(found).items()}

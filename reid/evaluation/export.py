@@ -1,4 +1,4 @@
-"""Features for other programs (npz), and networks for other run times (ONNX), checked before they are kept."""
+"""Networks for other run times (ONNX), checked before they are kept."""
 
 from __future__ import annotations
 
@@ -6,87 +6,16 @@ import copy
 import importlib
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from keepaug.runs.files import write_atomic, write_bytes_atomic
+from keepaug.runs.files import write_bytes_atomic
 
-__all__ = ["FeatureSet", "export_onnx", "load_features", "save_features"]
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """Features of some images.
-
-    Attributes:
-        features: (N, D) floating.
-        identities: (N,) integer.
-        cameras: (N,) integer; -1 where unknown.
-        paths: N texts.
-    """
-
-    features: Tensor
-    identities: Tensor
-    cameras: Tensor
-    paths: Sequence[str]
-
-    def __post_init__(self) -> None:
-        for name in ("identities", "cameras", "paths"):
-            if (length := len(getattr(self, name))) != len(self.features):
-                raise ValueError(f"{name} has {length} entries for {len(self.features)} features")
-
-
-def save_features(path: str | Path, **sets: FeatureSet) -> Path:
-    """Write an npz file with NAME_features, NAME_identities, NAME_cameras and NAME_paths for each set, atomically.
-
-    Args:
-        path: the file.
-        sets: by name: `query=..., gallery=...`. bfloat16, which numpy lacks, is stored as float32.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: no sets.
-    """
-    if not sets:
-        raise ValueError("there is nothing to save: give sets by name, query=FeatureSet(...)")
-    arrays: dict[str, Any] = {}
-    for name, one in sets.items():
-        features = one.features.detach().cpu()
-        features = features.float() if features.dtype == torch.bfloat16 else features
-        arrays[f"{name}_features"] = features.numpy()
-        arrays[f"{name}_identities"] = one.identities.cpu().numpy()
-        arrays[f"{name}_cameras"] = one.cameras.cpu().numpy()
-        arrays[f"{name}_paths"] = np.array([str(text) for text in one.paths], dtype=np.str_)
-    return write_atomic(path, lambda file: np.savez(file, **arrays))
-
-
-def load_features(path: str | Path) -> dict[str, FeatureSet]:
-    """Read what `save_features` wrote; nothing is unpickled.
-
-    Raises:
-        ValueError: the file holds no features, or pickled objects.
-    """
-    with np.load(path, allow_pickle=False) as content:
-        names = [key.removesuffix("_features") for key in content.files if key.endswith("_features")]
-        if not names:
-            raise ValueError(f"{path} holds no NAME_features: {', '.join(content.files) or 'it is empty'}")
-        return {
-            name: FeatureSet(
-                torch.from_numpy(content[f"{name}_features"]),
-                torch.from_numpy(content[f"{name}_identities"]),
-                torch.from_numpy(content[f"{name}_cameras"]),
-                content[f"{name}_paths"].tolist(),
-            )
-            for name in names
-        }
+__all__ = ["export_onnx"]
 
 
 def export_onnx(
@@ -106,7 +35,7 @@ def export_onnx(
         path: the file.
         module: its call on images returns one tensor.
         size: (height, width) in pixels.
-        metadata: texts kept in the file, mean and std of the normalisation for example.
+        metadata: texts kept in the file, mean and std of the normalization for example.
         tolerance: largest allowed difference, relative to the largest feature.
 
     Returns:

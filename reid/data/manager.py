@@ -12,11 +12,11 @@ from torch import Tensor
 
 from keepaug.data.identity import describe_files, is_synthetic
 from keepaug.runs.distributed import Distributed
-from reid.checks import check_data
 from reid.config import ReidConfig
-from reid.images import ResizedImages
-from reid.layouts import SPLITS, Record, ReidData, name_of, open_data
-from reid.sampler import IdentityLoader, IdentitySampler
+from reid.data.checks import check_data
+from reid.data.images import ResizedImages
+from reid.data.layouts import SPLITS, Record, ReidData, name_of, open_data
+from reid.data.sampler import IdentityLoader, IdentitySampler
 
 __all__ = ["DataManager", "TestSet", "open_manager", "open_test_sets"]
 

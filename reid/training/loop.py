@@ -8,49 +8,26 @@ from typing import Any
 
 from keepaug.runs.checkpoint import load_checkpoint
 from keepaug.runs.config import to_dict
-from keepaug.runs.distributed import Distributed, setup
-from keepaug.runs.files import write_json_atomic
+from keepaug.runs.distributed import setup
 from keepaug.runs.folder import RunFolder
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import seed_everything
-from reid.artifacts import erased_importance, write_artifacts
 from reid.config import ReidConfig, check, is_shortened, resolve
-from reid.datamanager import DataManager, open_manager, open_test_sets
-from reid.engine import BEST, KeepEngine
-from reid.model import ReidNetwork, build_reid_network
-from reid.reranked import rerank_scores
-from reid.scores import score
-from reid.weights import load_backbone, load_trained, save_trained
+from reid.data.manager import DataManager, open_manager
+from reid.evaluation.artifacts import erased_importance, write_artifacts
+from reid.evaluation.scores import rerank_scores
+from reid.models.weights import WEIGHTS, build, save_trained
+from reid.training.engine import BEST, KeepEngine
 
-__all__ = ["EVALUATION", "WEIGHTS", "build", "evaluate_weights", "train"]
+__all__ = ["train"]
 
-WEIGHTS = "weights.pt"
-EVALUATION = "evaluation.json"
 MAY_CHANGE = (
     "device", "root", "threads", "loading", "memory_gb", "log_every", "checkpoint_every", "tensorboard", "ranked", "pictures",
     "features", "onnx", "rerank", "k1", "k2", "rerank_lambda", "eval_batch_size",
 )  # fmt: skip
 
 
-def build(config: ReidConfig, num_identities: int) -> ReidNetwork:
-    """The network of the settings, with ImageNet weights if there are any."""
-    scale = config.saliency_scale if config.erasing == "keep" else 1.0  # the smallest images that it will see
-    network = build_reid_network(
-        config.arch,
-        num_identities,
-        last_stride=config.last_stride or 1,
-        neck=config.neck or "bnneck",
-        first_relu=config.first_relu,
-        size=(round(config.height * scale), round(config.width * scale)),
-    )
-    if config.weights:
-        load_backbone(network, config.weights, mean=config.mean, std=config.std)
-    return network
-
-
-def train(
-    config: ReidConfig, output: str | Path, *, resume: bool = False, world: Distributed | None = None
-) -> dict[str, float]:
+def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
     """Train and evaluate; everything ends up in the folder `output`.
 
     Interrupted at any moment and called again with `resume`, it ends with the same weights as without the interruption, bit for
@@ -60,7 +37,6 @@ def train(
         config: settings; tricks that are None are filled in from the recipe.
         output: run folder: checkpoint.pt, weights.pt (last), best.pt (highest mAP), metrics.jsonl, result.json, pictures.
         resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet).
-        world: this process among others, for several runs in one process group; None joins one and leaves it.
 
     Returns:
         The metrics of result.json, in percent; nothing on processes other than the main one.
@@ -72,7 +48,7 @@ def train(
     started = time.monotonic()
     check(resolve(config))
     output = Path(output)
-    given, world = world is not None, world or setup(config.device)
+    world = setup(config.device)
     folder = None
     try:
         manager = open_manager(config, world)
@@ -95,61 +71,6 @@ def train(
     finally:
         if folder is not None:
             folder.close()
-        if not given:
-            world.close()
-
-
-def evaluate_weights(
-    config: ReidConfig, weights: str | Path, output: str | Path
-) -> dict[str, dict[str, float]]:
-    """Score trained weights on the config's test sets; writes evaluation.json and pictures, no result.json.
-
-    What the weights say about the network (architecture, neck, image size, normalisation) goes before the config.
-
-    Args:
-        config: settings of data and evaluation.
-        weights: weights.pt, best.pt or checkpoint.pt of a run.
-        output: folder.
-
-    Returns:
-        Metrics in percent by name of the test set.
-
-    Raises:
-        FileNotFoundError: no weights, no data.
-        ValueError: unusable settings, weights or data.
-    """
-    content = load_trained(weights)
-    for key in ("arch", "last_stride", "neck", "first_relu", "height", "width", "mean", "std"):
-        setattr(config, key, content[key])
-    config.weights, config.recipe = "", "custom"
-    check(resolve(config))
-    world = setup(config.device)
-    try:
-        sets = open_test_sets(config)
-        network = build(config, len(content["identities"]))
-        network.load_state_dict(content["state_dict"])
-        network.to(world.device)
-        scored = {one.name: score(network, one, config, world) for one in sets}
-        if not world.is_main:
-            return {}
-        metrics, extra = {}, {}
-        for one in sets:
-            found = scored[one.name]
-            if found is None:
-                continue
-            metrics[one.name] = dict(found.metrics)
-            if config.rerank:
-                metrics[one.name] |= rerank_scores(found, one, config)
-        output = Path(output)
-        first = scored[sets[0].name]
-        if first is not None:
-            extra = write_artifacts(output, config, network, sets[0], first, None, world.device)
-        write_json_atomic(
-            output / EVALUATION,
-            {"weights": str(weights), "metrics": metrics, "artifacts": extra, "config": to_dict(config)},
-        )
-        return metrics
-    finally:
         world.close()
 
 

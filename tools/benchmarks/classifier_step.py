@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,14 +36,15 @@ Step = Callable[[], object]
 class _Case:
     """One network with a batch, and what a step of its training is made of."""
 
-    def __init__(self, arch: str, args: argparse.Namespace, device: torch.device) -> None:
-        batch, side = (8, 32) if args.shrink else (args.batch, args.side)
+    def __init__(
+        self, arch: str, device: torch.device, *, batch: int, side: int, bf16: bool, compiled: bool
+    ) -> None:
         torch.manual_seed(0)
         network = build_network(arch, 10, stem="cifar" if side <= 64 else "imagenet")
         self.model = EarlyHeadNetwork(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plain = self.model.network.train()
         # As the training loop does it: the saliency pass has a compiled graph of its own.
-        wrap: Any = torch.compile if args.compile else lambda module: module
+        wrap: Any = torch.compile if compiled else lambda module: module
         self.forward, self.seen, self.early = (
             wrap(self.plain),
             wrap(self.model),
@@ -54,8 +54,10 @@ class _Case:
         pixels = torch.randn(batch, 3, side, side, device=device)
         self.images = pixels.contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(10, (batch,), device=device)
-        self.device, self.bf16 = device, args.bf16
-        self.name = f"{arch}, batch {batch}, {side} px{', bf16' if args.bf16 else ''}{', compiled' if args.compile else ''}"
+        self.device, self.bf16 = device, bf16
+        self.name = (
+            f"{arch}, batch {batch}, {side} px{', bf16' if bf16 else ''}{', compiled' if compiled else ''}"
+        )
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -87,21 +89,38 @@ class _Case:
         }
 
 
-def saliency_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+def _case(
+    arch: str, device: torch.device, batch: int, side: int, bf16: bool, compiled: bool, shrink: bool
+) -> _Case:
+    batch, side = (8, 32) if shrink else (batch, side)
+    return _Case(arch, device, batch=batch, side=side, bf16=bf16, compiled=compiled)
+
+
+def saliency_section(
+    device: torch.device,
+    *,
+    arch: Sequence[str] = (),
+    batch: int = 128,
+    side: int = 32,
+    rounds: int = 7,
+    bf16: bool = False,
+    compiled: bool = False,
+    processor_time: bool = False,
+    shrink: bool = False,
+) -> tuple[Table, dict[str, Any]]:
     """A step with each saliency pass as a multiple of the plain step, and the augmentation calls alone."""
-    archs = args.arch or (SHRUNK if args.shrink else tuple(PAPER_RATIOS))
     rows, figures = [], {}
-    for arch in archs:
-        case = _Case(arch, args, device)
+    for network in arch or (SHRUNK if shrink else tuple(PAPER_RATIOS)):
+        case = _case(network, device, batch, side, bf16, compiled, shrink)
         variants: dict[str, Step] = {"train step": case.step}
         variants |= {mode: case.pass_of(mode) for mode in SALIENCY}
         variants |= case.augmentations()
-        rounds = 1 if args.shrink else args.rounds if arch == "resnet18" else max(2, args.rounds // 2)
-        seconds = interleaved(variants, rounds, device, processor_time=args.processor_time)
+        turns = 1 if shrink else rounds if network == "resnet18" else max(2, rounds // 2)
+        seconds = interleaved(variants, turns, device, processor_time=processor_time)
         base = seconds["train step"]
-        rows.append([case.name, f"{1000 * base:.1f}", "", "1.000", "1.00" if arch in PAPER_RATIOS else ""])
+        rows.append([case.name, f"{1000 * base:.1f}", "", "1.000", "1.00" if network in PAPER_RATIOS else ""])
         for name, value in list(seconds.items())[1:]:
-            paper = PAPER_RATIOS.get(arch, {}).get(name)
+            paper = PAPER_RATIOS.get(network, {}).get(name)
             rows.append(
                 [
                     f"  {name}",
@@ -111,9 +130,9 @@ def saliency_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
                     f"{paper:.2f}" if paper else "",
                 ]
             )
-        figures[arch] = {n: value / base for n, value in seconds.items()} | {"train step (s)": base}
+        figures[network] = {n: value / base for n, value in seconds.items()} | {"train step (s)": base}
     head = [
-        f"{device.type}, {torch.get_num_threads()} thread(s){', processor time' if args.processor_time else ''}",
+        f"{device.type}, {torch.get_num_threads()} thread(s){', processor time' if processor_time else ''}",
         "ms",
         "share of a step",
         "step with it",
@@ -122,11 +141,22 @@ def saliency_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
     return (head, rows), figures
 
 
-def pipeline_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+def pipeline_section(
+    device: torch.device,
+    *,
+    arch: Sequence[str] = (),
+    batch: int = 128,
+    side: int = 32,
+    workers: int = 0,
+    bf16: bool = False,
+    compiled: bool = False,
+    processor_time: bool = False,
+    shrink: bool = False,
+) -> tuple[Table, dict[str, Any]]:
     """Images per second of the input pipeline, with and without RandAugment's view, beside those of a train step."""
-    case = _Case((args.arch or ["resnet18"])[0], args, device)
+    case = _case([*arch, "resnet18"][0], device, batch, side, bf16, compiled, shrink)
     batch, side = len(case.images), case.images.shape[2]
-    num = batch * (2 if args.shrink else 16)
+    num = batch * (2 if shrink else 16)
     pixels = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8)
     variants: dict[str, Step] = {"train step": case.step}
     images = {"train step": batch}
@@ -139,8 +169,8 @@ def pipeline_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
         data = MemoryImages(
             pixels, torch.zeros(num, dtype=torch.int64), ["x"], padding=4, flip=True, policy=policy
         )
-        for workers in sorted({0, args.workers}):
-            loader = make_loader(data, batch, shuffle=True, num_workers=workers)
+        for processes in sorted({0, workers}):
+            loader = make_loader(data, batch, shuffle=True, num_workers=processes)
 
             def run(loader: Any = loader) -> None:
                 for part in loader:
@@ -148,8 +178,8 @@ def pipeline_section(args: argparse.Namespace, device: torch.device) -> tuple[Ta
                         if view is not None:
                             normalise(view.to(device), CIFAR_MEAN, CIFAR_STD)
 
-            variants[f"{name}, {workers} workers"], images[f"{name}, {workers} workers"] = run, num
-    seconds = interleaved(variants, 1 if args.shrink else 3, device, processor_time=args.processor_time)
+            variants[f"{name}, {processes} workers"], images[f"{name}, {processes} workers"] = run, num
+    seconds = interleaved(variants, 1 if shrink else 3, device, processor_time=processor_time)
     speed = {name: images[name] / value for name, value in seconds.items()}
     base = speed["train step"]
     rows = [[name, f"{value:.0f}", f"{value / base:.1f}"] for name, value in speed.items()]

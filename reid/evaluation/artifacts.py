@@ -12,13 +12,14 @@ from keepaug.data.batch_transforms import normalise
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
 from reid.config import ReidConfig
-from reid.datamanager import TestSet
-from reid.erasing import measure_erasing
-from reid.export import FeatureSet, export_onnx, save_features
-from reid.model import ReidNetwork
-from reid.pictures import draw_erasing, draw_ranked_lists
-from reid.sampler import IdentityLoader
-from reid.scores import Scored
+from reid.data.manager import TestSet
+from reid.data.sampler import IdentityLoader
+from reid.evaluation.erased import measure_erasing
+from reid.evaluation.export import export_onnx
+from reid.evaluation.features import FeatureSet, save_features
+from reid.evaluation.pictures import draw_erasing, draw_ranked_lists
+from reid.evaluation.scores import Scored
+from reid.models.network import ReidNetwork
 
 __all__ = ["erased_importance", "write_artifacts"]
 
@@ -109,7 +110,7 @@ def erased_importance(
 def _saliency(
     config: ReidConfig, network: ReidNetwork, train: IdentityLoader, device: torch.device, number: int
 ) -> tuple[Tensor, Tensor]:
-    """Evenly spaced training images, mirrored and cropped as in training, normalised; and their saliency."""
+    """Evenly spaced training images, mirrored and cropped as in training, normalized; and their saliency."""
     indices = torch.arange(len(train.images))[:: max(1, len(train.images) // number)][:number]
     seeds = torch.randint(2**62, (len(indices),), generator=make_generator(config.seed, "pictures"))
     batch = train.images.load(indices, seeds)

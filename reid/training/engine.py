@@ -27,14 +27,14 @@ from keepaug.runs.folder import RunFolder
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.seeds import derive_seed, make_generator
 from keepaug.transfer import start_reading, to_device
-from reid.augment import build_eraser, erase, heat_of
 from reid.config import ReidConfig
-from reid.datamanager import DataManager
-from reid.losses import CentreLoss, batch_hard_triplet, learning_rate
-from reid.model import ReidNetwork
-from reid.scores import Scored, score
+from reid.data.manager import DataManager
+from reid.evaluation.scores import Scored, score
+from reid.models.network import ReidNetwork
+from reid.models.weights import describe_network, save_trained
 from reid.torchreid_api import torchreid_module
-from reid.weights import describe_network, save_trained
+from reid.training.erasing import build_eraser, erase, heat_of
+from reid.training.losses import CenterLoss, batch_hard_triplet, learning_rate
 
 __all__ = ["BEST", "KeepEngine"]
 
@@ -83,13 +83,13 @@ class KeepEngine(_Engine):
             weight_decay=config.weight_decay,
         )
         self.register_model("model", network, self.optimizer, None)  # the rate is a function of the epoch
-        self.centre: CentreLoss | None = None
-        self.centre_optimizer: torch.optim.SGD | None = None
+        self.center: CenterLoss | None = None
+        self.center_optimizer: torch.optim.SGD | None = None
         if config.centre_weight:
             generator = make_generator(config.seed, "centres")
-            self.centre = CentreLoss(network.num_identities, network.feature_dim, generator=generator)
-            self.centre.to(world.device)
-            self.centre_optimizer = torch.optim.SGD(self.centre.parameters(), lr=config.centre_lr)
+            self.center = CenterLoss(network.num_identities, network.feature_dim, generator=generator)
+            self.center.to(world.device)
+            self.center_optimizer = torch.optim.SGD(self.center.parameters(), lr=config.centre_lr)
         self.eraser = build_eraser(config)
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -134,7 +134,7 @@ class KeepEngine(_Engine):
             NonFiniteLossError: the loss is no longer a number.
         """
         config, device, world = self.config, self.world.device, self.world
-        known = self.output / CHECKPOINT if (self.output / CHECKPOINT).is_file() else None
+        last_good = self.output / CHECKPOINT if (self.output / CHECKPOINT).is_file() else None
         # Every step has its own streams, so that a resumed run goes on as the first one would have.
         torch.manual_seed(derive_seed(config.seed, "network", self.step, world.rank))
         labels = to_device(data.labels, device)
@@ -162,15 +162,15 @@ class KeepEngine(_Engine):
         self._update(total)
         # Here, so that a GPU has the rest of the step to do while the host waits.
         if read_heat is not None:
-            check_finite(float(read_heat()), self.step, known, what="saliency")
+            check_finite(float(read_heat()), self.step, last_good, what="saliency")
         summary = dict(zip(losses, read_losses().tolist(), strict=True))
-        check_finite(summary["loss"], self.step, known)
+        check_finite(summary["loss"], self.step, last_good)
         self.step += 1
         self._record(summary)
         return summary
 
     def losses(self, logits: Tensor, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Identity, triplet and centre loss and their weighted sum "loss", in float32.
+        """Identity, triplet and center loss and their weighted sum "loss", in float32.
 
         The identity loss is over this process's images, the others over those of all processes.
         """
@@ -180,8 +180,8 @@ class KeepEngine(_Engine):
         triplet = batch_hard_triplet(everyone, everyones, margin=config.margin)
         losses = {"identity": identity, "triplet": triplet}
         total = identity + config.triplet_weight * triplet
-        if self.centre is not None:
-            losses["centre"] = self.centre(everyone, everyones)
+        if self.center is not None:
+            losses["centre"] = self.center(everyone, everyones)
             total = total + (config.centre_weight or 0.0) * losses["centre"]
         return {**losses, "loss": total}
 
@@ -198,13 +198,13 @@ class KeepEngine(_Engine):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        if self.centre_optimizer is not None:
-            self.centre_optimizer.zero_grad(set_to_none=True)
+        if self.center_optimizer is not None:
+            self.center_optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
-        if self.centre is not None and self.centre_optimizer is not None:
-            self.centre.rescale_gradient(config.centre_weight or 1.0)
-            self.centre_optimizer.step()
+        if self.center is not None and self.center_optimizer is not None:
+            self.center.rescale_gradient(config.centre_weight or 1.0)
+            self.center_optimizer.step()
 
     def _record(self, summary: dict[str, float]) -> None:
         config = self.config
@@ -252,9 +252,9 @@ class KeepEngine(_Engine):
             **describe_network(self.config, self.datamanager.labels),
             "state_dict": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "centre": self.centre.state_dict() if self.centre is not None else None,
-            "centre_optimizer": self.centre_optimizer.state_dict()
-            if self.centre_optimizer is not None
+            "centre": self.center.state_dict() if self.center is not None else None,
+            "centre_optimizer": self.center_optimizer.state_dict()
+            if self.center_optimizer is not None
             else None,
             "loader": self.train_loader.state_dict(),
             "step": self.step,
@@ -281,8 +281,9 @@ class KeepEngine(_Engine):
             )
         self.network.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.centre is not None and self.centre_optimizer is not None:
-            self.centre.load_state_dict(state["centre"])
-            self.centre_optimizer.load_state_dict(state["centre_optimizer"])
+        if self.center is not None and self.center_optimizer is not None:
+            # The only entry: files of earlier versions have another name for it.
+            self.center.load_state_dict({"centers": next(iter(state["centre"].values()))})
+            self.center_optimizer.load_state_dict(state["centre_optimizer"])
         self.train_loader.load_state_dict(state["loader"])
         self.step, self.history, self.best = state["step"], state["history"], state["best"]

@@ -15,13 +15,13 @@ from keepaug.data.batch_transforms import random_crop_flip
 from keepaug.data.images import Batch
 from keepaug.data.reading import read_image
 from keepaug.runs.progress import progress
-from reid.checks import check_readable, raise_unreadable
+from reid.data.checks import check_readable, raise_unreadable
 
 __all__ = ["ResizedImages"]
 
 
 class ResizedImages:
-    """Resize, then mirror, zero padding and random crop, as Bag of Tricks does before it normalises.
+    """Resize, then mirror, zero padding and random crop, as Bag of Tricks does before it normalizes.
 
     The resize is the same each time, so that resized images can be kept; mirror and crop are batched.
 

@@ -1,4 +1,4 @@
-"""Random erasing inside the training step: after mirror, padding, crop and normalisation (paper, section 4.4)."""
+"""Random erasing inside the training step: after mirror, padding, crop and normalization (paper, section 4.4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keepaug.regions import Regions
 from keepaug.runs.distributed import Distributed, gather_all
 from keepaug.saliency import saliency_map
 from reid.config import ReidConfig
-from reid.model import ReidNetwork
+from reid.models.network import ReidNetwork
 
 __all__ = ["build_eraser", "erase", "heat_of"]
 
@@ -51,7 +51,7 @@ def erase(
 
     Args:
         eraser: from `build_eraser`.
-        images: (N, 3, H, W) normalised.
+        images: (N, 3, H, W) normalized.
         heat: from `heat_of`.
         regions_generator: the same on all processes.
         fill_generator: of this process.

@@ -1,4 +1,4 @@
-"""Batch-hard triplet loss, centre loss and the learning rate of Bag of Tricks."""
+"""Batch-hard triplet loss, center loss and the learning rate of Bag of Tricks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CentreLoss", "batch_hard_triplet", "learning_rate"]
+__all__ = ["CenterLoss", "batch_hard_triplet", "learning_rate"]
 
 
 def batch_hard_triplet(features: Tensor, labels: Tensor, *, margin: float = 0.3) -> Tensor:
@@ -39,20 +39,20 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, *, margin: float = 0.3)
         return (positive - negative + margin).clamp(min=0).mean()
 
 
-class CentreLoss(nn.Module):
-    """Mean squared distance of the features to their identity's centre (Wen et al., 2016); no factor 1/2, as in the release.
+class CenterLoss(nn.Module):
+    """Mean squared distance of the features to their identity's center (Wen et al., 2016); no factor 1/2, as in the release.
 
     Args:
-        num_identities: number of centres.
+        num_identities: number of centers.
         feature_dim: D.
-        generator: draws the first centres, standard normal.
+        generator: draws the first centers, standard normal.
     """
 
     def __init__(
         self, num_identities: int, feature_dim: int, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.centres = nn.Parameter(torch.randn(num_identities, feature_dim, generator=generator))
+        self.centers = nn.Parameter(torch.randn(num_identities, feature_dim, generator=generator))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Scalar, float32.
@@ -62,12 +62,12 @@ class CentreLoss(nn.Module):
             labels: (N,) integer.
         """
         with torch.autocast(features.device.type, enabled=False):
-            return ((features.float() - self.centres[labels]) ** 2).sum(dim=1).mean()
+            return ((features.float() - self.centers[labels]) ** 2).sum(dim=1).mean()
 
     def rescale_gradient(self, weight: float) -> None:
-        """Undo the loss's weight for the centres, which learn at their own rate (reid-strong-baseline's trainer)."""
-        if self.centres.grad is not None:
-            self.centres.grad.mul_(1 / weight)
+        """Undo the loss's weight for the centers, which learn at their own rate (reid-strong-baseline's trainer)."""
+        if self.centers.grad is not None:
+            self.centers.grad.mul_(1 / weight)
 
 
 def learning_rate(

@@ -7,7 +7,6 @@ few milliseconds, less that with the features alone.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import subprocess
@@ -24,8 +23,8 @@ from torch.nn import functional as F
 
 from keepaug.runs.seeds import make_generator
 from keepaug.runs.timing import Table, interleaved
-from reid.evaluate import evaluate
-from reid.rerank import rerank
+from reid.evaluation.protocol import evaluate
+from reid.evaluation.reranking import rerank
 from reid.torchreid_api import torchreid_module
 
 __all__ = ["evaluation_section", "large_gallery_section", "measure", "reranking_section"]
@@ -44,7 +43,7 @@ class _Set(NamedTuple):
     labels: dict[str, Any]
 
 
-def _draw(size: tuple[int, int, int]) -> _Set:
+def _draw(size: Sequence[int]) -> _Set:
     queries, gallery, dimensions = size
     generator = make_generator(0, "benchmark", "features")
     # Of few intrinsic dimensions, as trained features are; at Market-1501's size mAP 0.86, as Bag of Tricks reaches.
@@ -161,9 +160,7 @@ VARIANTS: dict[str, Callable[[_Set], object]] = {
 }
 
 
-def measure(
-    variants: Sequence[str], size: tuple[int, int, int], threads: int, processor_time: bool = False
-) -> None:
+def measure(variants: Sequence[str], size: Sequence[int], threads: int, processor_time: bool) -> None:
     """Run variants and print {"seconds", "megabytes"} of each as JSON: what the process of its own does.
 
     Memory that an earlier variant left to this process's allocator is not seen again: one variant for figures that count.
@@ -203,14 +200,14 @@ def measure(
 
 
 def _alone(
-    variants: Sequence[str], size: tuple[int, int, int], args: argparse.Namespace
+    variants: Sequence[str], size: tuple[int, int, int], *, processor_time: bool, shrink: bool
 ) -> dict[str, dict[str, float]]:
     """`measure`, each variant in a process of its own; a shrunk run, which measures nothing, in one."""
     found: dict[str, dict[str, float]] = {}
-    for some in [list(variants)] if args.shrink else [[name] for name in variants]:
-        given = f"{some!r}, {size!r}, {torch.get_num_threads()}, {args.processor_time}"
-        script = f"from reid.benchmark import measure; measure({given})"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    for some in [list(variants)] if shrink else [[name] for name in variants]:
+        given = [some, size, torch.get_num_threads(), processor_time]
+        command = [sys.executable, __file__, json.dumps(given)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"measuring {', '.join(some)} failed:\n{done.stderr[-2000:]}")
         found |= json.loads(done.stdout.splitlines()[-1])
@@ -222,19 +219,19 @@ def _title(size: tuple[int, int, int]) -> str:
     return f"{queries} x {gallery}, D {dimensions}, {torch.get_num_threads()} threads"
 
 
-def evaluation_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+def evaluation_section(
+    device: torch.device, *, rounds: int = 7, processor_time: bool = False, shrink: bool = False
+) -> tuple[Table, dict[str, Any]]:
     """Scores at Market-1501's size against the matrix product alone and torchreid's."""
-    size = _SHRUNK if args.shrink else _MARKET
+    size = _SHRUNK if shrink else _MARKET
     data = _draw(size)
     fast = ["matrix product, whole", "matrix product, in chunks", "ours"]
     fast += ["torchreid, Cython"] if _cython() is not None else []
     slow = ["torchreid, Python"] if _torchreid("metrics.rank") is not None else []
     calls: dict[str, Callable[[], object]] = {name: partial(VARIANTS[name], data) for name in fast}
-    seconds = interleaved(
-        calls, 1 if args.shrink else args.rounds, device, processor_time=args.processor_time
-    )
+    seconds = interleaved(calls, 1 if shrink else rounds, device, processor_time=processor_time)
     del data, calls
-    alone = _alone([*fast, *slow], size, args)
+    alone = _alone([*fast, *slow], size, processor_time=processor_time, shrink=shrink)
     seconds |= {name: alone[name]["seconds"] for name in slow}
     base = seconds["matrix product, whole"]
     rows = [
@@ -248,13 +245,15 @@ def evaluation_section(args: argparse.Namespace, device: torch.device) -> tuple[
     return ([_title(size), "s", "of the product", "MB beyond the features"], rows), figures
 
 
-def reranking_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+def reranking_section(
+    device: torch.device, *, processor_time: bool = False, shrink: bool = False
+) -> tuple[Table, dict[str, Any]]:
     """Re-ranking at Market-1501's size against torchreid's."""
-    size = _SHRUNK if args.shrink else _MARKET
+    size = _SHRUNK if shrink else _MARKET
     names = ["re-ranking, ours", "ours, products alone"]
     if _torchreid("utils.rerank") is not None:
         names += ["re-ranking, torchreid", "torchreid, distances alone"]
-    figures: dict[str, Any] = _alone(names, size, args)
+    figures: dict[str, Any] = _alone(names, size, processor_time=processor_time, shrink=shrink)
     base = figures["re-ranking, ours"]
     rows = [
         [
@@ -269,10 +268,16 @@ def reranking_section(args: argparse.Namespace, device: torch.device) -> tuple[T
     return ([_title(size), "s", "of ours", "MB beyond the features", "of ours"], rows), figures
 
 
-def large_gallery_section(args: argparse.Namespace, device: torch.device) -> tuple[Table, dict[str, Any]]:
+def large_gallery_section(
+    device: torch.device, *, processor_time: bool = False, shrink: bool = False
+) -> tuple[Table, dict[str, Any]]:
     """Scores with half a million distractors in the gallery (Market-1501 + 500k)."""
-    size = (_SHRUNK[0], 10 * _SHRUNK[1], _SHRUNK[2]) if args.shrink else _LARGE
+    size = (_SHRUNK[0], 10 * _SHRUNK[1], _SHRUNK[2]) if shrink else _LARGE
     names = ["matrix product, in chunks", "ours"]
-    figures: dict[str, Any] = _alone(names, size, args)
+    figures: dict[str, Any] = _alone(names, size, processor_time=processor_time, shrink=shrink)
     rows = [[name, f"{f['seconds']:.2f}", f"{f['megabytes']:.0f}"] for name, f in figures.items()]
     return ([_title(size), "s", "MB beyond the features"], rows), figures
+
+
+if __name__ == "__main__":
+    measure(*json.loads(sys.argv[1]))

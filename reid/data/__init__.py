@@ -1,0 +1,1 @@
+"""Datasets on disk: layouts, checks, images, batches of identities."""

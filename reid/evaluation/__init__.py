@@ -1,0 +1,1 @@
+"""Features, scores, re-ranking, and what a run leaves for people."""

@@ -1,0 +1,150 @@
+"""Features of many images, decoding ahead of the network; and their file (npz)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from keepaug.data.batch_transforms import normalise
+from keepaug.runs.distributed import Distributed, gather_rows
+from keepaug.runs.files import write_atomic
+from keepaug.runs.progress import progress
+from reid.data.images import ResizedImages
+from reid.models.network import ReidNetwork
+
+__all__ = ["FeatureSet", "extract_features", "load_features", "save_features"]
+
+
+@torch.no_grad()
+def extract_features(
+    network: ReidNetwork,
+    images: ResizedImages,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    world: Distributed,
+    batch_size: int = 128,
+    after_neck: bool = True,
+    flip_test: bool = False,
+    bf16: bool = False,
+    channels_last: bool = False,
+    description: str = "features",
+) -> Tensor:
+    """Features (N, D), float32, on the CPU, the same on every process; the network's modes are left as found.
+
+    Args:
+        network: the network.
+        images: neither mirrored nor cropped.
+        mean: of the normalization.
+        std: of the normalization.
+        world: each process takes its part.
+        batch_size: images at a time.
+        after_neck: features after the neck, otherwise before it.
+        flip_test: mean of the features of an image and its mirror image.
+        bf16: autocast to bfloat16.
+        channels_last: memory format.
+        description: of the progress bar.
+    """
+    device, total = world.device, len(images)
+    own = torch.arange(total)[world.rank :: world.world_size]
+    parts = list(own.split(batch_size)) if len(own) else []
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    found: list[Tensor] = []
+    try:
+        with ThreadPoolExecutor(1) as reader, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            ahead = reader.submit(images.resized, parts[0]) if parts else None
+            for number in progress(
+                range(len(parts)), description, total=len(parts), disable=not world.is_main
+            ):
+                pixels = ahead.result() if ahead is not None else None
+                ahead = reader.submit(images.resized, parts[number + 1]) if number + 1 < len(parts) else None
+                inputs = normalise(pixels.to(device), mean, std)  # type: ignore[union-attr]
+                if channels_last:
+                    inputs = inputs.contiguous(memory_format=torch.channels_last)
+                features = network.features(inputs, after_neck=after_neck).float()
+                if flip_test:
+                    mirrored = network.features(inputs.flip(3), after_neck=after_neck).float()
+                    features = (features + mirrored) / 2
+                found.append(features)
+    finally:
+        for module, training in modes:
+            module.training = training
+    rows = torch.cat(found) if found else torch.empty(0, network.feature_dim, device=device)
+    return gather_rows(rows, total).cpu()
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of some images.
+
+    Attributes:
+        features: (N, D) floating.
+        identities: (N,) integer.
+        cameras: (N,) integer; -1 where unknown.
+        paths: N texts.
+    """
+
+    features: Tensor
+    identities: Tensor
+    cameras: Tensor
+    paths: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for name in ("identities", "cameras", "paths"):
+            if (length := len(getattr(self, name))) != len(self.features):
+                raise ValueError(f"{name} has {length} entries for {len(self.features)} features")
+
+
+def save_features(path: str | Path, **sets: FeatureSet) -> Path:
+    """Write an npz file with NAME_features, NAME_identities, NAME_cameras and NAME_paths for each set, atomically.
+
+    Args:
+        path: the file.
+        sets: by name: `query=..., gallery=...`. bfloat16, which numpy lacks, is stored as float32.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no sets.
+    """
+    if not sets:
+        raise ValueError("there is nothing to save: give sets by name, query=FeatureSet(...)")
+    arrays: dict[str, Any] = {}
+    for name, one in sets.items():
+        features = one.features.detach().cpu()
+        features = features.float() if features.dtype == torch.bfloat16 else features
+        arrays[f"{name}_features"] = features.numpy()
+        arrays[f"{name}_identities"] = one.identities.cpu().numpy()
+        arrays[f"{name}_cameras"] = one.cameras.cpu().numpy()
+        arrays[f"{name}_paths"] = np.array([str(text) for text in one.paths], dtype=np.str_)
+    return write_atomic(path, lambda file: np.savez(file, **arrays))
+
+
+def load_features(path: str | Path) -> dict[str, FeatureSet]:
+    """Read what `save_features` wrote; nothing is unpickled.
+
+    Raises:
+        ValueError: the file holds no features, or pickled objects.
+    """
+    with np.load(path, allow_pickle=False) as content:
+        names = [key.removesuffix("_features") for key in content.files if key.endswith("_features")]
+        if not names:
+            raise ValueError(f"{path} holds no NAME_features: {', '.join(content.files) or 'it is empty'}")
+        return {
+            name: FeatureSet(
+                torch.from_numpy(content[f"{name}_features"]),
+                torch.from_numpy(content[f"{name}_identities"]),
+                torch.from_numpy(content[f"{name}_cameras"]),
+                content[f"{name}_paths"].tolist(),
+            )
+            for name in names
+        }

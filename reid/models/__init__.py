@@ -1,0 +1,1 @@
+"""The network of Bag of Tricks and its weights."""

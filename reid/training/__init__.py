@@ -1,0 +1,1 @@
+"""Losses, erasing and the training loop on torchreid's Engine."""
