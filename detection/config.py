@@ -60,19 +60,26 @@ def unfreeze(cfg: CfgNode) -> CfgNode:
     return copy
 
 
-def load_config(path: str | Path | None, opts: Sequence[str] = (), *, check: bool = True) -> CfgNode:
+def load_config(
+    path: str | Path | None,
+    opts: Sequence[str] = (),
+    *,
+    known: CfgNode | None = None,
+    check: bool = True,
+) -> CfgNode:
     """Defaults, then the file (with its `_BASE_`), then `KEY VALUE` pairs; frozen.
 
     Args:
         path: a YAML file in Detectron2's form, or None for the defaults alone.
         opts: `["SOLVER.BASE_LR", "0.01", ...]`, values as Python literals, as on Detectron2's command line.
+        known: every key with its default: Detectron2's `get_cfg()` for its engine; None: `defaults()`.
         check: also run `check_values`.
 
     Raises:
         FileNotFoundError: the file or its base does not exist.
         ConfigError: not a safe YAML file; unknown key, wrong type, or a value that cannot be meant.
     """
-    cfg = defaults()
+    cfg = defaults() if known is None else known.clone()
     if path is not None:
         tree = _read(Path(path), ())
         version = tree.get("VERSION", cfg.VERSION)
@@ -184,8 +191,8 @@ def _unknown_key(key: str, where: str, known: dict[str, Any]) -> str:
     for prefix in NOT_CARRIED:
         if key == prefix or key.startswith(prefix + "."):
             return (
-                f"{where}: {key} is a key of Detectron2 that is not supported here (Faster R-CNN C4/FPN and "
-                "RetinaNet on ResNets only); remove it"
+                f"{where}: {key} is a key of Detectron2 that the torchvision engine does not know (Faster R-CNN C4/FPN "
+                "and RetinaNet on ResNets only); remove it, or take --engine detectron2"
             )
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.75)
     if not close:
@@ -196,57 +203,45 @@ def _unknown_key(key: str, where: str, known: dict[str, Any]) -> str:
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Refuse values that train something else than meant, or fail hours later.
+    """Refuse values that train something else than meant, or fail hours later, in whatever engine.
 
     Raises:
         ConfigError: names the key, the value and the allowed values.
     """
+    model, solver, inputs = cfg.MODEL, cfg.SOLVER, cfg.INPUT
+    values = flat(cfg)
 
     def require(ok: bool, key: str, allowed: str) -> None:
         if not ok:
-            raise ConfigError(f"{key} is {flat(cfg)[key]!r}; allowed: {allowed}")
+            raise ConfigError(f"{key} is {values[key]!r}; allowed: {allowed}")
 
-    def one_of(key: str, *choices: Any) -> None:
-        require(flat(cfg)[key] in choices, key, ", ".join(map(repr, choices)))
-
-    model, solver, inputs = cfg.MODEL, cfg.SOLVER, cfg.INPUT
-    one_of("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "RetinaNet")
-    one_of("MODEL.MASK_ON", False)
-    one_of(
-        "MODEL.BACKBONE.NAME",
-        "build_resnet_backbone",
-        "build_resnet_fpn_backbone",
-        "build_retinanet_resnet_fpn_backbone",
+    boxes = "boxes are what this program trains and scores"
+    require(
+        model.META_ARCHITECTURE in ("GeneralizedRCNN", "RetinaNet"),
+        "MODEL.META_ARCHITECTURE",
+        f"'GeneralizedRCNN', 'RetinaNet' ({boxes})",
     )
-    one_of("MODEL.RESNETS.DEPTH", 18, 34, 50, 101, 152)
-    one_of("MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "StandardROIHeads")
-    one_of("INPUT.FORMAT", "RGB", "BGR")
-    one_of("INPUT.RANDOM_FLIP", "none", "horizontal", "vertical")
-    one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range")
-    one_of("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
-    one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "norm")
-    one_of("DATALOADER.SAMPLER_TRAIN", "TrainingSampler")
+    for key in ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "TEST.AUG.ENABLED"):
+        require(not values.get(key), key, f"False ({boxes})")
+    require(inputs.FORMAT in ("RGB", "BGR"), "INPUT.FORMAT", "'RGB', 'BGR'")
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        require(len(flat(cfg)[key]) == 3, key, "three numbers, in the order of INPUT.FORMAT")
+        require(len(values[key]) == 3, key, "three numbers, in the order of INPUT.FORMAT")
     require(min(model.PIXEL_STD) > 0, "MODEL.PIXEL_STD", "numbers above 0")
     require(
         (max(model.PIXEL_MEAN) > 2) or max(model.PIXEL_MEAN) == 0,
         "MODEL.PIXEL_MEAN",
         "the mean on the 0-255 scale (for torchvision's weights [123.675, 116.28, 103.53] with RGB)",
     )
-    if model.RESNETS.DEPTH in (18, 34):
-        require(
-            model.RESNETS.RES2_OUT_CHANNELS == 64,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS",
-            "64 for ResNet-18 and 34",
-        )
-        require(model.RESNETS.RES5_DILATION == 1, "MODEL.RESNETS.RES5_DILATION", "1 for ResNet-18 and 34")
-        require(model.RESNETS.NUM_GROUPS == 1, "MODEL.RESNETS.NUM_GROUPS", "1 for ResNet-18 and 34")
     require(0 <= model.BACKBONE.FREEZE_AT <= 5, "MODEL.BACKBONE.FREEZE_AT", "0 (nothing) to 5 (all stages)")
-    for key in ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES", "SOLVER.IMS_PER_BATCH"):
-        require(flat(cfg)[key] >= 1, key, "1 or more")
-    for key in ("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE"):
-        require(flat(cfg)[key] >= 1, key, "1 or more")
+    for key in (
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        "MODEL.RETINANET.NUM_CLASSES",
+        "SOLVER.IMS_PER_BATCH",
+        "SOLVER.MAX_ITER",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "TEST.DETECTIONS_PER_IMAGE",
+    ):
+        require(values[key] >= 1, key, "1 or more")
     require(solver.BASE_LR > 0, "SOLVER.BASE_LR", "above 0")
     steps = list(solver.STEPS)
     require(steps == sorted(steps), "SOLVER.STEPS", "iterations in rising order")
@@ -258,39 +253,3 @@ def check_values(cfg: CfgNode) -> None:
     )
     if inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
         require(len(sizes) == 2, "INPUT.MIN_SIZE_TRAIN", "two numbers with MIN_SIZE_TRAIN_SAMPLING range")
-    _check_features(cfg, require)
-
-
-def _check_features(cfg: CfgNode, require: Any) -> None:
-    """The parts of the network must fit: which features one makes and the next one takes."""
-    model = cfg.MODEL
-    stages = {"stem", "res2", "res3", "res4", "res5"}
-    require(
-        len(model.RESNETS.OUT_FEATURES) > 0 and set(model.RESNETS.OUT_FEATURES) <= stages,
-        "MODEL.RESNETS.OUT_FEATURES",
-        "some of res2, res3, res4, res5",
-    )
-    made = set(model.RESNETS.OUT_FEATURES)
-    if "fpn" in model.BACKBONE.NAME:
-        require(
-            len(model.FPN.IN_FEATURES) > 0 and set(model.FPN.IN_FEATURES) <= made,
-            "MODEL.FPN.IN_FEATURES",
-            f"some of MODEL.RESNETS.OUT_FEATURES ({', '.join(model.RESNETS.OUT_FEATURES)})",
-        )
-        made = {name.replace("res", "p") for name in model.FPN.IN_FEATURES}
-        made |= {"p6", "p7"} if model.BACKBONE.NAME.startswith("build_retinanet") else {"p6"}
-    features = f"features of the backbone ({', '.join(sorted(made))})"
-    if model.META_ARCHITECTURE == "RetinaNet":
-        require(set(model.RETINANET.IN_FEATURES) <= made, "MODEL.RETINANET.IN_FEATURES", features)
-        used = model.RETINANET.IN_FEATURES
-    else:
-        require(set(model.RPN.IN_FEATURES) <= made, "MODEL.RPN.IN_FEATURES", features)
-        require(set(model.ROI_HEADS.IN_FEATURES) <= made, "MODEL.ROI_HEADS.IN_FEATURES", features)
-        used = model.RPN.IN_FEATURES
-    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
-        levels = flat(cfg)[key]
-        require(
-            len(levels) in (1, len(used)) and all(isinstance(level, list | tuple) for level in levels),
-            key,
-            f"one list of numbers for all feature maps, or one for each of {', '.join(used)}",
-        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import traceback
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,14 +21,13 @@ import torch
 from yacs.config import CfgNode
 
 from detection.coco import CocoDataset
-from detection.config import flat
+from detection.config import ConfigError
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import write_bytes_atomic
 
 try:
     import detectron2.utils.comm as comm
     from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.config import get_cfg
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.engine import (
         AMPTrainer,
@@ -46,7 +46,7 @@ except ImportError as error:
         "https://github.com/facebookresearch/detectron2); --engine torchvision does without"
     ) from error
 
-__all__ = ["LoadReport", "WeightsNotLoadedError", "compare_loaded", "launch", "run", "to_detectron2_config"]
+__all__ = ["LoadReport", "WeightsNotLoadedError", "compare_loaded", "launch", "run"]
 
 RESULTS_FILE = "inference/coco_instances_results.json"
 _NOT_WEIGHTS = ("num_batches_tracked", "pixel_mean", "pixel_std", "cell_anchors")
@@ -143,18 +143,6 @@ def check_loaded(report: LoadReport, weights: str | Path, *, whole_detector: boo
         )
 
 
-def to_detectron2_config(cfg: CfgNode) -> Any:
-    """Detectron2's own config with the values of ours."""
-    target = get_cfg()
-    for key, value in flat(cfg).items():
-        *branches, leaf = key.split(".")
-        node = target
-        for branch in branches:
-            node = node[branch]
-        node[leaf] = value
-    return target
-
-
 def register(name: str, dataset: CocoDataset) -> None:
     """Put a dataset into Detectron2's catalogue in place of its own of that name."""
     if name in DatasetCatalog.list():
@@ -223,6 +211,21 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @classmethod
+    def build_model(cls, cfg: Any) -> Any:
+        """Detectron2's model.
+
+        Raises:
+            ConfigError: the parts that the config names do not exist or do not fit.
+        """
+        try:
+            return super().build_model(cfg)
+        except (AssertionError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line  # a bare assert
+            raise ConfigError(
+                f"Detectron2 cannot build the network of this config ({type(error).__name__}: {reason})"
+            ) from error
+
+    @classmethod
     def build_evaluator(cls, cfg: Any, dataset_name: str) -> COCOEvaluator:
         """Boxes only, its results JSON under `OUTPUT_DIR/inference`."""
         return COCOEvaluator(
@@ -247,7 +250,7 @@ def run(
     Leaves `RESULTS_FILE` and Detectron2's logs, metrics and checkpoints under `cfg.OUTPUT_DIR`.
 
     Args:
-        cfg: the config, its device decided.
+        cfg: Detectron2's own config, its device decided.
         train: the training split; None with `eval_only`.
         val: the split to evaluate on.
         resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate that checkpoint.
@@ -260,22 +263,20 @@ def run(
     register(cfg.DATASETS.TEST[0], val)
     if train is not None:
         register(cfg.DATASETS.TRAIN[0], train)
-    config = to_detectron2_config(cfg)
-    config.freeze()
-    default_setup(config, argparse.Namespace(config_file="", eval_only=eval_only))
+    default_setup(cfg, argparse.Namespace(config_file="", eval_only=eval_only))
     if eval_only:
-        model = Trainer.build_model(config)
-        checkpointer = _Checkpointer(model, config.OUTPUT_DIR)
+        model = Trainer.build_model(cfg)
+        checkpointer = _Checkpointer(model, cfg.OUTPUT_DIR)
         last = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else ""
-        _load_and_check(checkpointer, last or config.MODEL.WEIGHTS, whole_detector=True)
-        Trainer.test(config, model)
+        _load_and_check(checkpointer, last or cfg.MODEL.WEIGHTS, whole_detector=True)
+        Trainer.test(cfg, model)
         return
-    trainer = Trainer(config)
+    trainer = Trainer(cfg)
     if resume and trainer.checkpointer.has_checkpoint():
         _refuse_other_engine(trainer.checkpointer.get_checkpoint_file())
         trainer.resume_or_load(resume=True)
-    elif config.MODEL.WEIGHTS:
-        trainer.loaded_weights(config.MODEL.WEIGHTS)
+    elif cfg.MODEL.WEIGHTS:
+        trainer.loaded_weights(cfg.MODEL.WEIGHTS)
     try:
         trainer.train()
     except FloatingPointError as error:

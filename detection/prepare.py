@@ -91,10 +91,8 @@ def prepare(job: Job) -> Prepared:
         ConfigError: config, options and files do not fit together.
         CocoDataError: the annotations cannot be used.
     """
-    cfg = unfreeze(_config(job))
-    notes: list[str] = []
-    engine, note = choose_engine(job.engine)
-    notes += note
+    engine, notes = choose_engine(job.engine)
+    cfg = unfreeze(_config(job, engine))
     notes += _decide_device(cfg)
     if engine == "torchvision":
         _refuse_unhonoured(cfg)
@@ -124,7 +122,7 @@ def prepare(job: Job) -> Prepared:
         train=None if job.eval_only else splits[train_name],
         val=splits[val_name],
         dataset=describe(splits, train_name, val_name),
-        shortened=_is_shortened(job, cfg, splits),
+        shortened=_is_shortened(job, cfg, splits, engine),
         notes=notes,
     )
 
@@ -132,7 +130,7 @@ def prepare(job: Job) -> Prepared:
 def scored_split(job: Job) -> CocoDataset:
     """The split that `--results-json` is scored on; its images need not be there."""
     assert job.results_json is not None
-    cfg = _config(job)
+    cfg = _config(job, choose_engine(job.engine)[0])
     name = _only(cfg, "TEST")
     paths = _find(job, [name])[name]
     json_path = paths.json_path
@@ -184,8 +182,17 @@ def describe(splits: dict[str, CocoDataset], train_name: str, val_name: str) -> 
     }
 
 
-def _config(job: Job) -> CfgNode:
-    cfg = load_config(job.config_file, list(job.opts))
+def known_keys(engine: str) -> CfgNode | None:
+    """All keys with their defaults: Detectron2's engine takes every key of Detectron2."""
+    if engine != "detectron2":
+        return None
+    from detectron2.config import get_cfg
+
+    return get_cfg()
+
+
+def _config(job: Job, engine: str) -> CfgNode:
+    cfg = load_config(job.config_file, list(job.opts), known=known_keys(engine))
     if job.max_images is not None and job.max_images < 1:
         raise ConfigError(f"--max-images is {job.max_images}; expected 1 or more")
     return cfg
@@ -362,11 +369,12 @@ def _dataset_card(dataset: CocoDataset) -> dict[str, Any]:
     return {}
 
 
-def _is_shortened(job: Job, cfg: CfgNode, splits: dict[str, CocoDataset]) -> bool:
+def _is_shortened(job: Job, cfg: CfgNode, splits: dict[str, CocoDataset], engine: str) -> bool:
     """Less than the config or COCO itself asks for: such a figure must not stand beside a full one."""
     if job.max_images is not None:
         return True
-    if cfg.SOLVER.MAX_ITER < load_config(job.config_file, check=False).SOLVER.MAX_ITER:
+    recipe = load_config(job.config_file, known=known_keys(engine), check=False)
+    if cfg.SOLVER.MAX_ITER < recipe.SOLVER.MAX_ITER:
         return True
     for name, dataset in splits.items():
         split = "train" if name == cfg.DATASETS.TRAIN[0] else "val"

@@ -38,7 +38,8 @@ HONOURED = (
     "SOLVER.BIAS_LR_FACTOR", "SOLVER.CLIP_GRADIENTS.", "TEST.DETECTIONS_PER_IMAGE",
 )  # fmt: skip
 _LIMITED: dict[str, tuple[Any, ...]] = {
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "RetinaNet"),
+    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", "StandardROIHeads"),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
     "MODEL.BACKBONE.NAME": (
         "build_resnet_backbone",
@@ -49,6 +50,7 @@ _LIMITED: dict[str, tuple[Any, ...]] = {
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("norm", "value"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
 }
 
 
@@ -91,8 +93,12 @@ def _for_backbone(cfg: Any) -> Rules:
     width = 64 if resnets.DEPTH in (18, 34) else 256
     rules = {
         "MODEL.RESNETS.OUT_FEATURES": (
-            set(resnets.OUT_FEATURES) <= set(stages),
+            len(resnets.OUT_FEATURES) > 0 and set(resnets.OUT_FEATURES) <= set(stages),
             "some of res2, res3, res4, res5",
+        ),
+        "MODEL.RESNETS.NUM_GROUPS": (
+            width == 256 or resnets.NUM_GROUPS == 1,
+            f"1 for ResNet-{resnets.DEPTH}",
         ),
         "MODEL.RESNETS.RES2_OUT_CHANNELS": (
             width == resnets.RES2_OUT_CHANNELS,
@@ -101,17 +107,36 @@ def _for_backbone(cfg: Any) -> Rules:
     }
     if "fpn" in cfg.MODEL.BACKBONE.NAME:
         used = list(fpn.IN_FEATURES)
-        fits = bool(used) and used == stages[-len(used) :]
-        rules["MODEL.FPN.IN_FEATURES"] = (fits, "neighbouring stages up to res5, in rising order")
+        fits = bool(used) and used == stages[-len(used) :] and set(used) <= set(resnets.OUT_FEATURES)
+        rules["MODEL.FPN.IN_FEATURES"] = (
+            fits,
+            "neighbouring stages up to res5, in rising order, all of MODEL.RESNETS.OUT_FEATURES",
+        )
     return rules
 
 
 def _for_detector(cfg: Any) -> Rules:
     model, anchors = cfg.MODEL, cfg.MODEL.ANCHOR_GENERATOR
     retinanet, heads = model.META_ARCHITECTURE == "RetinaNet", model.ROI_HEADS
-    counts = {len(sizes) for sizes in anchors.SIZES}, {len(ratios) for ratios in anchors.ASPECT_RATIOS}
-    even = all(len(numbers) == 1 for numbers in counts)
-    rules = {"MODEL.ANCHOR_GENERATOR.SIZES": (even, "as many sizes and aspect ratios on every feature map")}
+    takers = {"RETINANET": model.RETINANET} if retinanet else {"RPN": model.RPN, "ROI_HEADS": heads}
+    made = set(model.RESNETS.OUT_FEATURES)
+    if "fpn" in model.BACKBONE.NAME:
+        made = {name.replace("res", "p") for name in model.FPN.IN_FEATURES} | {"p6"}
+        made |= {"p7"} if model.BACKBONE.NAME.startswith("build_retinanet") else set()
+    rules = {
+        f"MODEL.{name}.IN_FEATURES": (
+            set(taker.IN_FEATURES) <= made,
+            f"features of the backbone: {', '.join(sorted(made))}",
+        )
+        for name, taker in takers.items()
+    }
+    used = next(iter(takers.values())).IN_FEATURES
+    for key, levels in (("SIZES", anchors.SIZES), ("ASPECT_RATIOS", anchors.ASPECT_RATIOS)):
+        listed = len(levels) in (1, len(used)) and all(isinstance(level, list | tuple) for level in levels)
+        rules[f"MODEL.ANCHOR_GENERATOR.{key}"] = (
+            listed and len({len(level) for level in levels}) == 1,
+            f"one list for all feature maps, or one for each of {', '.join(used)}, all of one length",
+        )
     if retinanet:
         rules["MODEL.BACKBONE.NAME"] = (
             model.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone",

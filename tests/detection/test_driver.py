@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -96,6 +97,54 @@ def test_detectron2_engine_compares_what_it_loaded() -> None:
             check_loaded(compare_loaded(model, file), "w.pth", whole_detector=False)
     with pytest.raises(WeightsNotLoadedError, match="proposal_generator"):
         check_loaded(good, "w.pth", whole_detector=True)
+
+
+CASCADE = """
+_BASE_: {base}
+MODEL:
+  RPN: {{BBOX_REG_LOSS_TYPE: giou}}
+  ROI_HEADS: {{NAME: CascadeROIHeads}}
+  ROI_BOX_HEAD: {{CLS_AGNOSTIC_BBOX_REG: True}}
+  ROI_BOX_CASCADE_HEAD: {{IOUS: [0.5, 0.55, 0.6]}}
+SOLVER: {{MAX_ITER: 2, STEPS: [1]}}
+DATALOADER: {{SAMPLER_TRAIN: RepeatFactorTrainingSampler, REPEAT_THRESHOLD: 0.5}}
+"""
+
+
+@pytest.mark.detectron2
+def test_detectron2_runs_what_only_detectron2_knows(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cascade.yaml"
+    file.write_text(CASCADE.format(base=CONFIG))
+    cascade = dataclasses.replace(job(root, tmp_path / "run", engine="detectron2"), config_file=file)
+    metrics = run(cascade)
+    assert metrics is not None
+    assert metrics.num_detections > 0
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["config"]["MODEL"]["ROI_BOX_CASCADE_HEAD"]["IOUS"] == [0.5, 0.55, 0.6]
+    state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    assert any(key.startswith("roi_heads.box_predictor.2.") for key in state)
+    with pytest.raises(ConfigError, match=r"MODEL\.ROI_BOX_CASCADE_HEAD\.IOUS .*--engine detectron2"):
+        prepare(dataclasses.replace(cascade, engine="torchvision"))
+    for opts, message in (
+        (("MODEL.ROI_HEADS.NAME", "NoSuchHeads"), "Detectron2 cannot build the network.*NoSuchHeads"),
+        (("MODEL.RPN.IN_FEATURES", "['p9']"), "Detectron2 cannot build the network.*p9"),
+        (
+            (
+                "MODEL.ROI_HEADS.NAME",
+                "CascadeROIHeads",
+                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+                "True",
+                "MODEL.ROI_HEADS.IOU_THRESHOLDS",
+                "[0.4]",
+            ),
+            r"AssertionError: assert cascade_ious\[0\] == cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS\[0\]",
+        ),
+        (("MODEL.META_ARCHITECTURE", "PanopticFPN"), "boxes are what this program trains"),
+        (("MODEL.LOAD_PROPOSALS", "True"), "MODEL.LOAD_PROPOSALS is True"),
+        (("SOLVER.BASE_LRR", "1.0"), r"did you mean SOLVER\.BASE_LR"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(job(root, tmp_path / "refused", *opts, engine="detectron2"))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tv_helpers import KINDS, TARGETS, config, detectron2_model, image, random_model
+from tv_helpers import KINDS, TARGETS, config, detectron2_model, image, random_model, to_detectron2
 
 from detection.coco import CocoDataset, load_coco
 from detection.torchvision_engine.build import build_model
@@ -139,8 +139,6 @@ def test_same_losses_and_the_same_weights_after_two_steps(
     from detectron2.solver import build_optimizer as build
     from detectron2.utils.events import EventStorage
 
-    from detection.detectron2_engine import to_detectron2_config
-
     cfg, ours, theirs = both(
         kind, *EVERYTHING_SAMPLED, "MODEL.BACKBONE.FREEZE_AT", "2", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip,
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "1.0" if clip == "norm" else "0.01", "SOLVER.BIAS_LR_FACTOR", "2.0",
@@ -149,7 +147,7 @@ def test_same_losses_and_the_same_weights_after_two_steps(
     )  # fmt: skip
     before = to_detectron2_state(ours)
     ours.train(), theirs.train()
-    optimizer, config2 = build_optimizer(cfg, ours), to_detectron2_config(cfg)
+    optimizer, config2 = build_optimizer(cfg, ours), to_detectron2(cfg)
     reference = build(config2, theirs)
     scheduler = build_lr_scheduler(config2, reference)
     for step in range(2):
@@ -240,14 +238,12 @@ def test_resizing_as_detectron2(height: int, width: int, short: int, long: int) 
 def test_schedule_as_detectron2(name: str, method: str, warmup: str) -> None:
     from detectron2.solver import build_lr_scheduler
 
-    from detection.detectron2_engine import to_detectron2_config
-
     cfg = config(
         "fpn", "SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.MAX_ITER", "40", "SOLVER.STEPS", "(5, 20, 30)",
         "SOLVER.WARMUP_ITERS", warmup, "SOLVER.WARMUP_METHOD", method, "SOLVER.BASE_LR_END", "0.002",
     )  # fmt: skip
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
-    scheduler = build_lr_scheduler(to_detectron2_config(cfg), optimizer)
+    scheduler = build_lr_scheduler(to_detectron2(cfg), optimizer)
     for iteration in range(40):
         found, wanted = learning_rate(cfg, iteration), optimizer.param_groups[0]["lr"]
         assert found == pytest.approx(wanted, rel=1e-6), iteration
@@ -328,7 +324,7 @@ def test_either_engine_evaluates_the_others_weights_alike(
     )  # fmt: skip
     model = random_model(cfg)
     torch.save({"model": to_detectron2_state(model)}, tmp_path / "w.pth")
-    detectron2_engine.run(cfg, None, drawn, eval_only=True)
+    detectron2_engine.run(to_detectron2(cfg), None, drawn, eval_only=True)
     wanted = load_results(tmp_path / detectron2_engine.RESULTS_FILE)
     state = detectron2_model(cfg, to_detectron2_state(model)).state_dict()
     again = build_model(cfg).eval()
@@ -352,4 +348,4 @@ def test_detectron2_does_not_resume_our_checkpoints(drawn: CocoDataset, tmp_path
     with pytest.raises(
         ValueError, match="was not written by Detectron2's trainer; resume it with --engine torch"
     ):
-        detectron2_engine.run(cfg, drawn, drawn, resume=True)
+        detectron2_engine.run(to_detectron2(cfg), drawn, drawn, resume=True)

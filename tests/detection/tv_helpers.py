@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -46,12 +47,19 @@ def random_model(cfg):
     return model.eval()
 
 
+def to_detectron2(cfg):
+    """The same config with all of Detectron2's keys."""
+    from detectron2.config import get_cfg
+
+    theirs = get_cfg()
+    theirs.merge_from_other_cfg(type(theirs)(json.loads(json.dumps(cfg))))
+    return theirs
+
+
 def detectron2_model(cfg, state=None):
     from detectron2.modeling import build_model as build
 
-    from detection.detectron2_engine import to_detectron2_config
-
-    model = build(to_detectron2_config(cfg))
+    model = build(to_detectron2(cfg))
     if state is not None:
         missing, unexpected = model.load_state_dict(state, strict=False)
         assert not unexpected
