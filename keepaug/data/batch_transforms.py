@@ -19,7 +19,11 @@ __all__ = [
     "normalise",
     "random_crop_flip",
     "undo_crop_flip",
+    "with_mirror",
 ]
+
+BORDERS = ("zero", "reflect")
+_MIRROR_BIT = 62  # the highest of an int64 seed, which drawn seeds leave free
 
 # Eigenvalues and eigenvectors of ImageNet's colours (Krizhevsky et al., 2012), RGB in [0, 1].
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -27,41 +31,57 @@ _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.583
 
 
 class CropFlip(NamedTuple):
-    """Where each image of a batch was cut out of its zero-padded original, and whether it was mirrored then.
+    """Where each image of a batch was cut out of its padded original, and whether it was mirrored then.
 
     Attributes:
         top: (N,) int64 first row in the padded image, 0 to 2 padding; `padding` is the middle.
         left: (N,) int64 first column.
         mirrored: (N,) bool.
         padding: pixels on each side.
+        border: what was padded with, "zero" or "reflect" (the image mirrored at its outermost pixels).
     """
 
     top: Tensor
     left: Tensor
     mirrored: Tensor
     padding: int
+    border: str = "zero"
 
 
-def draw_crop_flip(seeds: Tensor, *, padding: int = 4, flip: bool = True) -> CropFlip:
+def draw_crop_flip(
+    seeds: Tensor, *, padding: int = 4, flip: bool = True, alternate: bool = False, border: str = "zero"
+) -> CropFlip:
     """The crop and flip of each image, decided by its own seed.
 
     Args:
         seeds: (N,) int64 >= 0, uniform over a range much larger than (2 padding + 1)^2 x 2.
         padding: pixels on each side.
         flip: mirror half of the images.
+        alternate: mirror those whose seeds say so (`with_mirror`) instead.
+        border: see `CropFlip`.
     """
     places = 2 * padding + 1
-    mirrored = ((seeds // places**2) % 2 == 1) & flip
-    return CropFlip(seeds % places, (seeds // places) % places, mirrored, padding)
+    drawn = seeds >> _MIRROR_BIT if alternate else seeds // places**2
+    mirrored = (drawn % 2 == 1) & flip
+    return CropFlip(seeds % places, (seeds // places) % places, mirrored, padding, border)
 
 
-def crop_flip(images: Tensor, place: CropFlip, *, border: str = "zero") -> Tensor:
+def with_mirror(seeds: Tensor, mirrored: Tensor) -> Tensor:
+    """Seeds that say which images are mirrored.
+
+    Args:
+        seeds: (N,) int64 in [0, 2^62).
+        mirrored: (N,) bool.
+    """
+    return seeds | (mirrored.long() << _MIRROR_BIT)
+
+
+def crop_flip(images: Tensor, place: CropFlip) -> Tensor:
     """Padding, the crop of the old size and the flip.
 
     Args:
         images: (N, C, H, W).
         place: of each image.
-        border: what is padded with, "zero" or "reflect" (the image mirrored at its outermost pixels).
 
     Returns:
         New tensor like `images`.
@@ -70,8 +90,8 @@ def crop_flip(images: Tensor, place: CropFlip, *, border: str = "zero") -> Tenso
         ValueError: unknown border, or an image too small to be reflected.
     """
     num, _, height, width = images.shape
-    padding, device = place.padding, images.device
-    if border not in ("zero", "reflect") or (border == "reflect" and padding >= min(height, width)):
+    padding, border, device = place.padding, place.border, images.device
+    if border not in BORDERS or (border == "reflect" and padding >= min(height, width)):
         raise ValueError(
             f"border must be 'zero' or 'reflect', the latter with padding below {min(height, width)}; got {border!r}, "
             f"padding {padding}"
@@ -107,7 +127,7 @@ def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
     )
     opposite = 2 * place.padding
     back = CropFlip(
-        opposite - place.top, opposite - place.left, torch.zeros_like(place.mirrored), place.padding
+        opposite - place.top, opposite - place.left, torch.zeros_like(place.mirrored), place.padding, "zero"
     )
     shown = crop_flip(straight.new_ones(len(images), 1, height, width), back)[:, 0] > 0
     return crop_flip(straight, back), shown
@@ -123,7 +143,7 @@ def random_crop_flip(
         seeds: (N,) int64, see `draw_crop_flip`.
         padding: pixels on each side.
         flip: mirror half of the images.
-        border: what is padded with, see `crop_flip`.
+        border: see `CropFlip`.
 
     Returns:
         New tensor like `images`.
@@ -131,7 +151,7 @@ def random_crop_flip(
     Raises:
         ValueError: unknown border, or an image too small to be reflected.
     """
-    return crop_flip(images, draw_crop_flip(seeds, padding=padding, flip=flip), border=border)
+    return crop_flip(images, draw_crop_flip(seeds, padding=padding, flip=flip, border=border))
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from keepaug.data.batch_transforms import random_crop_flip
+from keepaug.data.batch_transforms import CropFlip, crop_flip, draw_crop_flip
 from keepaug.data.reading import read_image
 from keepaug.runs.progress import progress
 
@@ -89,8 +89,10 @@ class MemoryImages:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64.
         classes: names.
-        padding: zero padding of the random crop in pixels; None for no crop.
+        padding: of the random crop in pixels; None for no crop.
         flip: horizontal flip with probability 0.5.
+        alternate: each image is mirrored in every second epoch instead, which `make_loader` must then say (`alternate`).
+        border: what is padded with, "zero" or "reflect".
         policy: strong augmentation for the second view, of uint8 (N, 3, H, W) images by (N,) seeds; `one_by_one` makes one of
             a transform for single images.
         policy_first: the policy sees the whole image, and crop and flip (the same for both views) come after it, as in
@@ -105,6 +107,8 @@ class MemoryImages:
         *,
         padding: int | None = None,
         flip: bool = False,
+        alternate: bool = False,
+        border: str = "zero",
         policy: BatchTransform | None = None,
         policy_first: bool = False,
     ) -> None:
@@ -114,7 +118,8 @@ class MemoryImages:
                 f"{len(labels)} labels"
             )
         self.images, self.labels, self.classes = images, labels, list(classes)
-        self.padding, self.flip, self.policy, self.policy_first = padding, flip, policy, policy_first
+        self.padding, self.flip, self.alternate, self.border = padding, flip, alternate, border
+        self.policy, self.policy_first = policy, policy_first
 
     def __len__(self) -> int:
         return len(self.images)
@@ -136,7 +141,13 @@ class MemoryImages:
             return images
         if images.ndim == 5:
             return torch.stack([self._geometry(view, seeds) for view in images.unbind(dim=1)], dim=1)
-        return random_crop_flip(images, seeds, padding=self.padding or 0, flip=self.flip)
+        return crop_flip(images, self.place_of(seeds))
+
+    def place_of(self, seeds: Tensor) -> CropFlip:
+        """The crop and flip of images loaded with these seeds."""
+        return draw_crop_flip(
+            seeds, padding=self.padding or 0, flip=self.flip, alternate=self.alternate, border=self.border
+        )
 
 
 class FileImages:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from keepaug.data.batch_transforms import with_mirror
 from keepaug.data.images import Batch, Images
 from keepaug.runs.seeds import make_generator
 
@@ -67,6 +68,7 @@ class Loader:
         *,
         seed: int,
         shuffle: bool,
+        alternate: bool,
         drop_last: bool,
         num_workers: int,
         rank: int,
@@ -74,7 +76,12 @@ class Loader:
         pin_memory: bool,
     ) -> None:
         self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.shuffle, self.drop_last, self.num_workers = shuffle, drop_last, num_workers
+        self.shuffle, self.alternate, self.drop_last, self.num_workers = (
+            shuffle,
+            alternate,
+            drop_last,
+            num_workers,
+        )
         self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
         self.epoch = 0
         self.position = 0
@@ -92,6 +99,9 @@ class Loader:
         if self.shuffle:
             order = torch.randperm(num, generator=make_generator(self.seed, "order", self.epoch))
         seeds = torch.randint(2**62, (num,), generator=make_generator(self.seed, "samples", self.epoch))
+        if self.alternate:
+            first = torch.randint(2, (num,), generator=make_generator(self.seed, "mirrored"))
+            seeds = with_mirror(seeds, (first + self.epoch) % 2 == 1)
         whole = [order[start : start + self.batch_size] for start in range(0, num, self.batch_size)]
         parts = [batch[self.rank :: self.world_size] for batch in whole[: len(self)]]
         return [(part, seeds[part]) for part in parts]
@@ -144,6 +154,7 @@ def make_loader(
     *,
     seed: int = 0,
     shuffle: bool = False,
+    alternate: bool = False,
     drop_last: bool = False,
     num_workers: int = 0,
     rank: int = 0,
@@ -157,6 +168,8 @@ def make_loader(
         batch_size: of all processes together; each gets every `world_size`-th image of it.
         seed: decides the order and each image's augmentation, per epoch.
         shuffle: a new order each epoch.
+        alternate: the seeds say that a drawn half of the images is mirrored in even epochs, the other half in odd ones
+            (`MemoryImages(alternate=True)`), so that two epochs show every image both ways.
         drop_last: leave out an incomplete last batch.
         num_workers: decoding processes; 0 decodes in this one.
         rank: of this process.
@@ -179,6 +192,7 @@ def make_loader(
         batch_size,
         seed=seed,
         shuffle=shuffle,
+        alternate=alternate,
         drop_last=drop_last,
         num_workers=num_workers,
         rank=rank,

@@ -84,7 +84,7 @@ class SaliencyCache:
         self._changed[indices] = 1
 
     def lookup(self, indices: Tensor, place: CropFlip) -> Tensor:
-        """Maps of the images as they lie now; the zero padding around an image has saliency 0.
+        """Maps of the images as they lie now; zero padding around an image has saliency 0, reflected has what it shows.
 
         Args:
             indices: (N,) positions in the dataset.
@@ -150,7 +150,7 @@ class SaliencyCache:
 
 
 def _on_cpu(place: CropFlip) -> CropFlip:
-    return CropFlip(place.top.cpu(), place.left.cpu(), place.mirrored.cpu(), place.padding)
+    return CropFlip(place.top.cpu(), place.left.cpu(), place.mirrored.cpu(), place.padding, place.border)
 
 
 def carried_or_fresh(
@@ -180,7 +180,7 @@ def carried_or_fresh(
     fresh = compute(rows) if len(rows) else None
     if fresh is not None:
         top, left, mirrored = (part.cpu()[rows] for part in place[:3])
-        some = CropFlip(top, left, mirrored, place.padding)
+        some = CropFlip(top, left, mirrored, place.padding, place.border)
         cache.update(indices.cpu()[rows], fresh, some, epoch=epoch)
         if len(rows) == len(indices):
             return fresh

@@ -244,3 +244,40 @@ def test_identity_depends_on_the_data(folder: Path) -> None:
         describe_files("f", folder, {"train": paths})["checksum"]
         != describe_files("f", folder, {"train": paths[1:]})["checksum"]
     )
+
+
+def test_alternate_mirrors_every_image_in_every_second_epoch() -> None:
+    data = memory(40, padding=2, flip=True, alternate=True, border="reflect")
+    loader = make_loader(data, 8, seed=3, shuffle=True, alternate=True)
+    mirrored = torch.zeros(4, 40, dtype=torch.bool)
+    tops = torch.zeros(4, 40, dtype=torch.int64)
+    for epoch in range(4):
+        for batch in loader:
+            place = data.place_of(batch.seeds)
+            mirrored[epoch, batch.indices], tops[epoch, batch.indices] = place.mirrored, place.top
+    assert torch.equal(mirrored[0], ~mirrored[1])
+    assert torch.equal(mirrored[::2], mirrored[:1].expand(2, 40))
+    assert 10 < int(mirrored[0].sum()) < 30
+    assert (tops != tops[0]).any(dim=0).sum() > 30  # the crops are new in every epoch
+
+
+def test_alternate_images_are_mirrored_as_place_of_says() -> None:
+    data = memory(10, padding=2, flip=True, alternate=True, border="reflect")
+    (batch,) = make_loader(data, 10, seed=3, shuffle=True, alternate=True)
+    place = data.place_of(batch.seeds)
+    assert place.mirrored.any()
+    for index, source in enumerate(batch.indices.tolist()):
+        image = torch.nn.functional.pad(data.images[source].float(), (2, 2, 2, 2), mode="reflect")
+        top, left = int(place.top[index]), int(place.left[index])
+        height, width = data.images.shape[2:]
+        crop = image[:, top : top + height, left : left + width]
+        assert torch.equal(batch.images[index].float(), crop.flip(2) if place.mirrored[index] else crop)
+
+
+def test_an_alternating_loader_changes_nothing_but_the_mirrors() -> None:
+    plain, alternating = (
+        make_loader(memory(12), 12, seed=5, shuffle=True, alternate=way) for way in (False, True)
+    )
+    (first,), (second,) = plain, alternating
+    assert torch.equal(first.indices, second.indices)
+    assert torch.equal(first.seeds, second.seeds & (2**62 - 1))

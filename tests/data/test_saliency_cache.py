@@ -154,3 +154,13 @@ def test_errors_say_what_to_do(maps: torch.Tensor) -> None:
         cache.update(torch.arange(40), maps[:, ::2, ::2], straight(40), epoch=0)
     with pytest.raises(ValueError, match="uint8, float16"):
         SaliencyCache(1, (2, 2), dtype="int4")
+
+
+def test_a_map_carried_into_a_reflected_border_shows_what_the_border_shows(maps: torch.Tensor) -> None:
+    cache = SaliencyCache(40, (HEIGHT, WIDTH), dtype="float16")
+    rows = torch.arange(40)
+    cache.update(rows, maps, straight(40), epoch=0)
+    place = draw_crop_flip(seeds_of(40), padding=PADDING, border="reflect")
+    moved = cache.lookup(rows, place)
+    torch.testing.assert_close(moved, crop_flip(maps[:, None], place)[:, 0], rtol=0, atol=2e-3)
+    assert (moved > 0).float().mean() > (cache.lookup(rows, place._replace(border="zero")) > 0).float().mean()
