@@ -90,7 +90,7 @@ def _for_backbone(cfg: Any) -> Rules:
     """What the network's parts need from each other: whether it fits, and what would."""
     resnets, fpn = cfg.MODEL.RESNETS, cfg.MODEL.FPN
     stages = ["res2", "res3", "res4", "res5"]
-    width = 64 if resnets.DEPTH in (18, 34) else 256
+    width = 64 if resnets.DEPTH < 50 else 256
     rules = {
         "MODEL.RESNETS.OUT_FEATURES": (
             len(resnets.OUT_FEATURES) > 0 and set(resnets.OUT_FEATURES) <= set(stages),

@@ -246,7 +246,7 @@ def test_our_configs_are_honoured(path: Path) -> None:
     [
         ("fpn", ["MODEL.RESNETS.DEPTH", "20"], "MODEL.RESNETS.DEPTH 20 (allowed: 18, 34, 50"),
         ("fpn", ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "MODEL.ROI_HEADS.NAME 'CascadeROIHeads' (allowed: "),
-        ("fpn", ["MODEL.RPN.IN_FEATURES", "['p2', 'p9']"], "features of the backbone: p2, p3, p4, p5, p6"),
+        ("fpn", ["MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p9']"], "features of the backbone: p2, p3, p4, p5, p6"),
         ("fpn", ["MODEL.RESNETS.OUT_FEATURES", "['res4', 'res5']"], "all of MODEL.RESNETS.OUT_FEATURES"),
         ("fpn", ["MODEL.ANCHOR_GENERATOR.SIZES", "[32, 64]"], "one list for all feature maps"),
         ("fpn", ["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED True (only the default False)"),
