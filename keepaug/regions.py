@@ -344,8 +344,8 @@ def sample_regions(
             len(saliency), image_size, size, placement="clipped", generator=generator, device=saliency.device
         )
         visible = torch.stack([plain.height, plain.width], dim=1).clamp(min=1)
-        chosen = sample_regions(saliency, visible, tau=tau, prefer=prefer, generator=generator)
-        return chosen._replace(height=plain.height, width=plain.width)
+        placed = sample_regions(saliency, visible, tau=tau, prefer=prefer, generator=generator)
+        return placed._replace(height=plain.height, width=plain.width)
     scores, _, (num_rows, num_columns, *box) = _scores(saliency, size, placement)
     rows, columns = scores.shape[1:]
     if prefer == "high":
