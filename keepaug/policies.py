@@ -1,7 +1,8 @@
 """Image-level augmentation: a clean and a strongly augmented view of one image, with the same crop and flip.
 
-The operations and policies are torchvision's. They draw from torch's global CPU generator; `TwoViews` therefore runs
-them in a fork of it, seeded from the caller's generator, so that an explicit generator decides everything.
+The operations and policies are torchvision's; the ranges of their magnitudes are torchvision's or those of Google's
+released code. They draw from torch's global CPU generator; `TwoViews` therefore runs them in a fork of it, seeded from the
+caller's generator, so that an explicit generator decides everything.
 """
 
 from __future__ import annotations
@@ -17,77 +18,191 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 __all__ = [
+    "MAGNITUDE_MAXIMA",
     "OPERATIONS",
     "ORDERS",
+    "RANGES",
+    "AugMix",
     "BatchPolicy",
     "Repeated",
     "TwoViews",
     "aug_mix",
     "auto_augment",
+    "google_magnitude",
     "rand_augment",
 ]
 
 OPERATIONS = ("rand_augment", "auto_augment")
 ORDERS = ("after_crop", "before_crop")
+RANGES = ("torchvision", "google")
+MAGNITUDE_MAXIMA = (10, 30)
 _POLICIES = ("cifar10", "imagenet", "svhn")
+_GEOMETRY = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+_ENHANCERS = ("Brightness", "Color", "Contrast", "Sharpness")
+_MAX_LEVEL = 10
+_LARGE = 128  # pixels: from here on the ranges of the code for ImageNet, below those of the code for CIFAR-10
+_TRANSLATIONS = {"cifar10": 10 / 32, "imagenet": 100 / 224, "augmix": 1 / 3}  # as a share of the side
+
+
+def google_magnitude(
+    name: str, level: Tensor, image_size: tuple[int, int], *, code: str | None = None
+) -> Tensor | None:
+    """Strength of an operation at a level in [0, 10], as in AutoAugment's and RandAugment's released code.
+
+    The code for CIFAR-10 (tensorflow/models, `research/autoaugment`) and the one for ImageNet (tensorflow/tpu,
+    `efficientnet/autoaugment`) differ: at level 10, posterizing leaves no bits or 4, solarizing has a threshold of 0 or 256,
+    and a translation is 10 pixels of 32 or 100 of 224.
+
+    Args:
+        name: torchvision's name of the operation.
+        level: (...) float64.
+        image_size: (H, W).
+        code: "cifar10", "imagenet", or "augmix" (CIFAR-10's with translations of a third of the side); None is CIFAR-10's
+            below 128 pixels and ImageNet's from there on.
+
+    Returns:
+        (...) float64, what torchvision's operation of that name takes, without a sign; None where it takes nothing.
+    """
+    code = code or ("imagenet" if max(image_size) >= _LARGE else "cifar10")
+
+    def whole(maximum: float) -> Tensor:
+        """`int(level * maximum / 10)`."""
+        return (level * maximum / _MAX_LEVEL + 1e-9).floor()
+
+    if name in ("ShearX", "ShearY"):
+        return level * 0.3 / _MAX_LEVEL
+    if name in ("TranslateX", "TranslateY"):
+        return whole(_TRANSLATIONS[code] * image_size[name == "TranslateX"])
+    if name == "Rotate":
+        return whole(30)
+    if name in _ENHANCERS:
+        return level * 1.8 / _MAX_LEVEL + 0.1 - 1
+    if name == "Posterize":
+        return whole(4) if code == "imagenet" else 4 - whole(4)
+    if name == "Solarize":  # half a grey level less: a threshold between whole ones survives rounding
+        return ((whole(256) if code == "imagenet" else 256 - whole(256)) - 0.5) / 255
+    return None
+
+
+def _google_magnitudes(name: str, num_bins: int, height: int, width: int) -> Tensor | None:
+    """In the form of torchvision's tables: (num_bins,), of levels up to 10, or 9 where there are ten."""
+    level = torch.arange(num_bins, dtype=torch.float64) * _MAX_LEVEL / max(_MAX_LEVEL, num_bins - 1)
+    return google_magnitude(name, level, (height, width))
+
+
+def _variant(
+    kind: type[v2.Transform], like: type[v2.Transform], ranges: str, again: Any
+) -> type[v2.Transform]:
+    """RandAugment or AutoAugment with the operations of `like` and other ranges; `again` makes a copy in a loader's worker."""
+    from torchvision.transforms import v2
+
+    space: Any = like._AUGMENTATION_SPACE
+    if ranges == "google":
+        space = {name: (functools.partial(_google_magnitudes, name), name in _GEOMETRY) for name in space}
+
+    def apply(self: Any, image: Any, name: str, magnitude: float, **options: Any) -> Any:
+        if name == "Solarize" and magnitude > 1:  # a threshold of 256, which torchvision refuses
+            return image
+        if name == "Posterize" and magnitude == 0:  # no bits, which Pillow refuses
+            return v2.functional.adjust_brightness(image, 0.0)
+        return kind._apply_image_or_video_transform(self, image, name, magnitude, **options)
+
+    members = {
+        "_AUGMENTATION_SPACE": space,
+        "_apply_image_or_video_transform": apply,
+        "__reduce__": lambda self: (again, ()),  # loader workers that are not forked unpickle it
+    }
+    return type(f"{kind.__name__}Variant", (kind,), members)
+
+
+def _check_ranges(ranges: str) -> None:
+    if ranges not in RANGES:
+        raise ValueError(f"ranges must be one of {', '.join(RANGES)}, got {ranges!r}")
 
 
 def rand_augment(
     num_ops: int = 2,
     magnitude: int = 9,
     *,
+    magnitude_max: int = 30,
     operations: str = "rand_augment",
+    ranges: str = "torchvision",
     fill: float | list[float] | None = None,
 ) -> v2.Transform:
-    """RandAugment (Cubuk et al., 2020): `num_ops` operations of one magnitude in [0, 30].
+    """RandAugment (Cubuk et al., 2020): `num_ops` operations of one magnitude.
 
     Args:
         num_ops: operations per image, drawn with replacement.
-        magnitude: of all of them.
+        magnitude: of all of them, from 0 to `magnitude_max`.
+        magnitude_max: the magnitude that stands for the whole range: 10 in Google's released code, of which 9 is nine tenths;
+            30 in torchvision and other public ports, and wherever magnitudes above 10 are compared.
         operations: whose: "rand_augment" (14, the identity among them), or "auto_augment" (AutoAugment's 14, which have Invert
             instead). The latter is how we read "the AutoAugment policy space" at a "distortion augmentation magnitude"
             (section 4.1, table 4): AutoAugment's own policy has no magnitude.
-        fill: colour outside of the image.
+        ranges: "torchvision", or "google" (`google_magnitude`): translations are shorter, brightness, colour, contrast and
+            sharpness have factors from 0.1 to 1.9 that rise with the magnitude instead of either direction.
+        fill: colour outside of the image, in [0, 255]; None is black. Google's code has the mean colour (CIFAR-10) or 128.
 
     Raises:
-        ValueError: magnitude outside [0, 30], num_ops below 1, or unknown operations.
+        ValueError: magnitude outside [0, magnitude_max], num_ops below 1, unknown operations or ranges.
     """
-    if not 0 <= magnitude <= 30:
-        raise ValueError(f"magnitude must be in [0, 30], got {magnitude}")
+    if magnitude_max < 1 or not 0 <= magnitude <= magnitude_max:
+        raise ValueError(f"magnitude must be in [0, magnitude_max = {magnitude_max}], got {magnitude}")
+    _check_ranges(ranges)
     if num_ops < 1:
         raise ValueError(f"num_ops must be 1 or more, got {num_ops}")
     if operations not in OPERATIONS:
         raise ValueError(f"operations must be one of {', '.join(OPERATIONS)}, got {operations!r}")
     from torchvision.transforms import v2  # inside: torchvision is slow to import, and the rest does without
 
-    kind: type[v2.RandAugment] = v2.RandAugment
-    if operations == "auto_augment":
-        again = functools.partial(rand_augment, num_ops, magnitude, operations=operations, fill=fill)
-        members = {
-            "_AUGMENTATION_SPACE": v2.AutoAugment._AUGMENTATION_SPACE,
-            "__reduce__": lambda self: (again, ()),  # loader workers that are not forked unpickle it
-        }
-        kind = type("RandAugmentOverAutoAugment", (v2.RandAugment,), members)
+    kind: Any = v2.RandAugment
+    if operations == "auto_augment" or ranges == "google":
+        like = v2.AutoAugment if operations == "auto_augment" else v2.RandAugment
+        again = functools.partial(
+            rand_augment,
+            num_ops,
+            magnitude,
+            magnitude_max=magnitude_max,
+            operations=operations,
+            ranges=ranges,
+            fill=fill,
+        )
+        kind = _variant(v2.RandAugment, like, ranges, again)
     return kind(
         num_ops=num_ops,
         magnitude=magnitude,
-        num_magnitude_bins=31,
+        num_magnitude_bins=magnitude_max + 1,
         interpolation=v2.InterpolationMode.NEAREST,
         fill=fill,
     )
 
 
-def auto_augment(policy: str = "cifar10", *, fill: float | list[float] | None = None) -> v2.Transform:
+def auto_augment(
+    policy: str = "cifar10", *, ranges: str = "torchvision", fill: float | list[float] | None = None
+) -> v2.Transform:
     """AutoAugment (Cubuk et al., 2019) with its learnt policy "cifar10", "imagenet" or "svhn".
 
+    The policies are the 25 pairs of operations of the paper's appendix. The released code lists 95 pairs for CIFAR-10, these
+    among them.
+
+    Args:
+        policy: which.
+        ranges: as in `rand_augment`.
+        fill: as in `rand_augment`.
+
     Raises:
-        ValueError: unknown policy.
+        ValueError: unknown policy or ranges.
     """
     if policy not in _POLICIES:
         raise ValueError(f"policy must be one of {', '.join(_POLICIES)}, got {policy!r}")
+    _check_ranges(ranges)
     from torchvision.transforms import v2
 
-    return v2.AutoAugment(v2.AutoAugmentPolicy(policy), interpolation=v2.InterpolationMode.NEAREST, fill=fill)
+    kind: Any = v2.AutoAugment
+    if ranges == "google":
+        again = functools.partial(auto_augment, policy, ranges=ranges, fill=fill)
+        kind = _variant(v2.AutoAugment, v2.AutoAugment, ranges, again)
+    return kind(v2.AutoAugmentPolicy(policy), interpolation=v2.InterpolationMode.NEAREST, fill=fill)
 
 
 def aug_mix(
@@ -97,8 +212,11 @@ def aug_mix(
     alpha: float = 1.0,
     *,
     all_ops: bool = False,
-) -> v2.Transform:
+) -> AugMix:
     """AugMix (Hendrycks et al., 2020) of one image; its consistency loss is `keepaug.baselines.three_views`.
+
+    Each operation has a level of its own, uniform from 0.1 to the severity, as in the released code; torchvision's `AugMix`
+    draws whole ones below the severity.
 
     Args:
         severity: in [1, 10].
@@ -115,15 +233,59 @@ def aug_mix(
         raise ValueError(f"severity must be in [1, 10], got {severity}")
     if mixture_width < 1:
         raise ValueError(f"mixture_width must be 1 or more, got {mixture_width}")
-    from torchvision.transforms import v2
+    return AugMix(severity, mixture_width, chain_depth, alpha, all_ops)
 
-    return v2.AugMix(
-        severity=severity,
-        mixture_width=mixture_width,
-        chain_depth=chain_depth,
-        alpha=alpha,
-        all_ops=all_ops,
-    )
+
+class AugMix:
+    """What `aug_mix` returns: a callable on a PIL image or a uint8 tensor (3, H, W)."""
+
+    def __init__(
+        self, severity: int, mixture_width: int, chain_depth: int, alpha: float, all_ops: bool
+    ) -> None:
+        from torchvision.transforms import v2
+
+        self.severity, self.mixture_width, self.chain_depth = severity, mixture_width, chain_depth
+        self.alpha, self.all_ops = alpha, all_ops
+        self._operations: Any = v2.AugMix(interpolation=v2.InterpolationMode.BILINEAR)
+        space = self._operations._AUGMENTATION_SPACE
+        self._names = [name for name in space if all_ops or name not in _ENHANCERS]
+
+    def __call__(self, image: Any) -> Any:
+        """The mixture, of the image's own kind, with torch's global CPU generator."""
+        from torchvision.transforms.v2 import functional as transforms
+
+        pixels = image if isinstance(image, Tensor) else transforms.pil_to_tensor(image)
+        share = self._dirichlet(2)
+        weights = self._dirichlet(self.mixture_width)
+        mixed = share[0] * pixels.double()
+        for weight in weights:
+            depth = self.chain_depth if self.chain_depth > 0 else int(torch.randint(1, 4, ()))
+            chain = pixels
+            for _ in range(depth):
+                chain = self._operate(chain)
+            mixed += share[1] * weight * chain.double()
+        mixed = mixed.round().to(torch.uint8)
+        return mixed if isinstance(image, Tensor) else transforms.to_pil_image(mixed)
+
+    def _dirichlet(self, num: int) -> Tensor:
+        return torch._sample_dirichlet(torch.full((num,), self.alpha, dtype=torch.float64))
+
+    def _operate(self, pixels: Tensor) -> Tensor:
+        name = self._names[int(torch.randint(len(self._names), ()))]
+        level = 0.1 + (self.severity - 0.1) * torch.rand((), dtype=torch.float64)
+        strength = google_magnitude(name, level, (pixels.shape[-2], pixels.shape[-1]), code="augmix")
+        magnitude = 0.0 if strength is None else float(strength)
+        if name in _GEOMETRY and torch.rand(()) < 0.5:
+            magnitude = -magnitude
+        return self._apply(pixels, name, magnitude)
+
+    def _apply(self, pixels: Tensor, name: str, magnitude: float) -> Tensor:
+        options = {"interpolation": self._operations.interpolation, "fill": self._operations._fill}
+        result: Tensor = self._operations._apply_image_or_video_transform(pixels, name, magnitude, **options)
+        return result
+
+    def __repr__(self) -> str:
+        return f"AugMix({self.severity}, {self.mixture_width}, {self.chain_depth}, {self.alpha}, all_ops={self.all_ops})"
 
 
 class BatchPolicy:

@@ -291,15 +291,15 @@ def test_three_views_are_one_batch(images: torch.Tensor) -> None:
 def test_aug_mix_is_the_mixture_of_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """x_augmix = m x + (1 - m) sum_i w_i chain_i(x), with operations that add 10."""
     policy = aug_mix(mixture_width=3, chain_depth=2)
-    weights = iter([torch.tensor([[0.4, 0.6]]), torch.tensor([[0.2, 0.3, 0.5]])])
+    weights = iter([torch.tensor([0.4, 0.6]), torch.tensor([0.2, 0.3, 0.5])])
     seen: list[str] = []
 
-    def add(image: torch.Tensor, name: str, magnitude: float, **options) -> torch.Tensor:
+    def add(image: torch.Tensor, name: str, magnitude: float) -> torch.Tensor:
         seen.append(name)
         return image + 10 * len(seen)
 
-    monkeypatch.setattr(policy, "_sample_dirichlet", lambda concentration: next(weights))
-    monkeypatch.setattr(policy, "_apply_image_or_video_transform", add)
+    monkeypatch.setattr(policy, "_dirichlet", lambda num: next(weights))
+    monkeypatch.setattr(policy, "_apply", add)
     got = policy(torch.full((3, 4, 4), 50, dtype=torch.uint8))
     chains = [50 + 10 + 20, 50 + 30 + 40, 50 + 50 + 60]
     expected = 0.4 * 50 + 0.6 * (0.2 * chains[0] + 0.3 * chains[1] + 0.5 * chains[2])
@@ -312,9 +312,7 @@ def test_aug_mix_leaves_the_benchmarks_operations_out(monkeypatch: pytest.Monkey
     for all_ops in (False, True):
         policy, seen = aug_mix(all_ops=all_ops), set()
         monkeypatch.setattr(
-            policy,
-            "_apply_image_or_video_transform",
-            lambda image, name, magnitude, seen=seen, **options: (seen.add(name), image)[1],
+            policy, "_apply", lambda image, name, magnitude, seen=seen: (seen.add(name), image)[1]
         )
         torch.manual_seed(0)
         for _ in range(60):

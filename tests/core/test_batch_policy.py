@@ -22,6 +22,9 @@ POLICIES = {
     "cifar10": auto_augment("cifar10"),
     "imagenet": auto_augment("imagenet"),
     "svhn": auto_augment("svhn"),
+    "google": rand_augment(3, 9, magnitude_max=10, ranges="google", fill=[128.0] * 3),
+    "google_table_4": rand_augment(2, 24, operations="auto_augment", ranges="google", fill=128.0),
+    "google_cifar10": auto_augment("cifar10", ranges="google", fill=[125.0, 123.0, 114.0]),
 }
 
 
