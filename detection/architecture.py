@@ -7,12 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+from detection.other_networks import other_network, part_of_another
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import ResNet
 
-__all__ = ["Architecture", "ArchitectureError", "detectron2_key", "infer", "torchvision_key"]
+__all__ = [
+    "Architecture",
+    "ArchitectureError",
+    "caffe2_to_detectron2",
+    "detectron2_key",
+    "infer",
+    "is_complete",
+    "torchvision_key",
+]
 
 _BLOCKS: dict[tuple[str, tuple[int, ...]], int] = {
     ("basic", (2, 2, 2, 2)): 18,
@@ -128,44 +139,25 @@ def infer(state: Mapping[str, Tensor]) -> Architecture:
         )
     if block == "basic":
         return Architecture(depth)
-    middle = state["layer1.0.conv2.weight"]
+    middle = state.get("layer1.0.conv2.weight")
+    if middle is None or middle.ndim != 4 or not middle.shape[1]:
+        raise ArchitectureError("layer1.0.conv2.weight is missing or no convolution: a truncated file")
     groups = middle.shape[0] // middle.shape[1]
     return Architecture(depth, groups, middle.shape[0] // groups)
 
 
-def _refuse_others(state: Mapping[str, Tensor]) -> None:
-    def any_key(pattern: str) -> str | None:
-        return next((key for key in state if re.search(pattern, key)), None)
+def is_complete(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has every tensor of some ResNet's trunk."""
+    try:
+        return infer(state).expected_shapes().keys() <= state.keys()
+    except ArchitectureError:
+        return False
 
-    if key := any_key(
-        r"^(proposal_generator|roi_heads|rpn|backbone\.fpn|fpn\.|head\.cls_subnet|backbone\.bottom_up)"
-    ):
-        raise ArchitectureError(
-            f"{key}: these are the weights of a detector, not of a classifier; --reverse takes the backbone out of a "
-            "Detectron2 file"
-        )
-    if key := any_key(r"^res[2-5]\.\d+\.|^stem\.conv1\."):
-        raise ArchitectureError(f"{key}: this is a Detectron2 backbone already; --reverse goes the way back")
-    if key := any_key(r"(^|\.)(cls_token|pos_embed|patch_embed|blocks\.\d+\.attn|attnpool|visual\.)"):
-        raise ArchitectureError(
-            f"{key}: a transformer, not a ResNet; only ResNets become Detectron2 backbones here"
-        )
-    if key := any_key(r"^conv1\.\d+\.|^stem\."):
-        raise ArchitectureError(
-            f"{key}: a deep stem (ResNet-C, -D or timm's 'd' variants); Detectron2's ResNet has one 7 x 7 convolution: "
-            "train the plain variant"
-        )
-    if key := any_key(r"\.(se|eca|attn|gc|cbam)\."):
-        raise ArchitectureError(
-            f"{key}: attention in the blocks (SE, ECA ...), which Detectron2's ResNet does not have"
-        )
-    if key := any_key(r"downsample\.2\.|downsample\.1\.weight$"):
-        tensor = state[key]
-        if tensor.ndim == 4 or key.startswith("layer1.0.downsample.2"):
-            raise ArchitectureError(
-                f"{key}: average-pooled shortcuts (ResNet-D), which Detectron2's ResNet does not have"
-            )
-    if "conv1.weight" not in state or not any_key(r"^layer1\.0\.conv1\.weight$"):
+
+def _refuse_others(state: Mapping[str, Tensor]) -> None:
+    if what := (part_of_another(state) or other_network(state)):
+        raise ArchitectureError(what)
+    if "conv1.weight" not in state or "layer1.0.conv1.weight" not in state:
         some = ", ".join(list(state)[:4])
         raise ArchitectureError(
             f"no ResNet: conv1.weight or layer1.0.conv1.weight is missing; the keys begin with {some}"
@@ -222,3 +214,38 @@ def torchvision_key(key: str) -> str:
         KeyError: it has none.
     """
     return _rename(key, _TO_TORCHVISION)
+
+
+_FROM_CAFFE2 = (
+    (r"^conv1_", "stem.conv1_"),
+    (r"^res_conv1_bn_", "stem.conv1.norm_"),
+    (r"^(res[2-5])_(\d+)_branch1_bn_", r"\1.\2.shortcut.norm_"),
+    (r"^(res[2-5])_(\d+)_branch1_", r"\1.\2.shortcut_"),
+    (r"^(res[2-5])_(\d+)_branch2([abc])_bn_", lambda m: f"{m[1]}.{m[2]}.conv{' abc'.index(m[3])}.norm_"),
+    (r"^(res[2-5])_(\d+)_branch2([abc])_", lambda m: f"{m[1]}.{m[2]}.conv{' abc'.index(m[3])}_"),
+)
+_CAFFE2_PARTS = {"w": "weight", "b": "bias", "s": "weight", "rm": "running_mean", "riv": "running_var"}
+
+
+def caffe2_to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """A backbone under Caffe2's names (`res2_0_branch2a_w`) under Detectron2's, or None if it is none.
+
+    Its norms are only scale and shift: the statistics become 0 and 1, as Detectron2 itself takes them. Everything else, the
+    classifier among it, keeps its name; momenta and the unused bias of the first convolution are left out, as there.
+    """
+    if "conv1_w" not in state or not any(key.startswith("res2_0_branch2a_") for key in state):
+        return None
+    found = {}
+    for key, value in state.items():
+        try:
+            name, _, part = _rename(key, _FROM_CAFFE2).rpartition("_")
+            found[f"{name}.{_CAFFE2_PARTS[part]}"] = value
+        except KeyError:
+            if not key.endswith("_momentum"):
+                found[key] = value
+    found.pop("stem.conv1.bias", None)
+    for key in [key for key in found if key.endswith("norm.weight")]:
+        norm = key.removesuffix("weight")
+        found.setdefault(f"{norm}running_mean", torch.zeros_like(found[key]))
+        found.setdefault(f"{norm}running_var", torch.ones_like(found[key]))
+    return found

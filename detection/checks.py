@@ -9,15 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detection.architecture import Architecture, infer, torchvision_key
+from detection.architecture import (
+    Architecture,
+    ArchitectureError,
+    caffe2_to_detectron2,
+    infer,
+    torchvision_key,
+)
 from detection.config import ConfigError
-from detection.reading import WeightsError
-from detection.sidecar import Sidecar, read_sidecar
+from detection.other_networks import contradiction
+from detection.reading import WeightsError, as_tensors, count_by_group
+from detection.sidecar import Sidecar, of_caffe2, read_sidecar
 from keepaug.runs.files import sha256_of
+from keepaug.runs.restricted import read_file
 
-__all__ = ["ConfigMismatchError", "check_state", "check_weights_against_config", "load_detectron2_file"]
+__all__ = [
+    "ConfigMismatchError",
+    "check_name",
+    "check_state",
+    "check_weights_against_config",
+    "load_detectron2_file",
+    "read_for_detectron2",
+]
 
-_IGNORED = ("fc.", "num_batches_tracked", "classifier.", "last_linear.")
+_IGNORED = ("fc.", "classifier.", "last_linear.")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class ConfigMismatchError(ConfigError):
@@ -42,14 +58,13 @@ def check_state(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Te
         WeightsError: missing or unknown keys, wrong shapes or dtypes, values that cannot be.
     """
     architecture = infer(state)
-    dropped = [key for key in state if key.startswith(_IGNORED[0]) or key.endswith("num_batches_tracked")]
-    dropped += [key for key in state if key.startswith(_IGNORED[2:])]
+    dropped = [key for key in state if key.startswith(_IGNORED) or key.endswith("num_batches_tracked")]
     backbone = {key: value for key, value in state.items() if key not in set(dropped)}
     expected = architecture.expected_shapes().keys()
     missing, unknown = sorted(expected - backbone.keys()), sorted(backbone.keys() - expected)
     _check_keys(architecture, missing, unknown)
     _check_values(architecture, backbone)
-    notes = [f"left out {_some(dropped)}: a backbone has no place for them"] if dropped else []
+    notes = [f"left out {count_by_group(dropped)}: a backbone has no place for them"] if dropped else []
     halves = {str(value.dtype) for value in backbone.values() if value.dtype != torch.float32}
     if halves:
         notes.append(f"converted {', '.join(sorted(halves))} to float32")
@@ -57,7 +72,24 @@ def check_state(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Te
         notes.append(
             "WARNING: all BatchNorm statistics are 0 and 1: an untrained network, or statistics lost before saving"
         )
-    return architecture, {key: value.to(torch.float32).contiguous() for key, value in backbone.items()}, notes
+    ready = {key: value.to(torch.float32).contiguous() for key, value in backbone.items()}
+    _check_finite(ready)
+    return architecture, ready, notes
+
+
+def check_name(architecture: Architecture, info: Mapping[str, Any], file_name: str) -> None:
+    """Hold what the tensors' shapes tell against what the file calls itself.
+
+    Args:
+        architecture: told from the shapes.
+        info: what the file says of itself.
+        file_name: without folders; "" if it does not count.
+
+    Raises:
+        ArchitectureError: it names another network, or settings that make it one.
+    """
+    if why := contradiction(info, file_name, depth=architecture.depth, usual_name=architecture.name):
+        raise ArchitectureError(why)
 
 
 def _is_untrained(state: Mapping[str, Tensor]) -> bool:
@@ -74,6 +106,11 @@ def _check_keys(architecture: Architecture, missing: list[str], unknown: list[st
             f"{len(statistics)} BatchNorm statistics are missing ({_some(statistics)}): the file was saved without buffers "
             "(parameters only), or another norm layer was used; Detectron2 would fill them with 0 and 1 and say nothing"
         )
+    if "bn1.weight" in missing and "conv1.bias" in unknown:
+        raise WeightsError(
+            f"conv1.bias, but no bn1.weight: the norms are folded into the convolutions ({architecture.name} needs "
+            f"{len(missing)} tensors that the file lacks); convert the network before that"
+        )
     if missing:
         raise WeightsError(
             f"{architecture.name} needs {len(missing)} tensors that the file lacks ({_some(missing)}): it is cut short, or "
@@ -82,16 +119,25 @@ def _check_keys(architecture: Architecture, missing: list[str], unknown: list[st
     if unknown:
         raise WeightsError(
             f"{len(unknown)} tensors have no place in {architecture.name} ({_some(unknown)}): a modified network, or one "
-            "with an extra head; Detectron2 would skip them with a warning"
+            "with a head of an unknown name; Detectron2 would skip them with a warning. If they are no part of the ResNet, say its "
+            "prefix (--prefix P, or --prefix '' where there is none), which leaves out everything beside it"
         )
 
 
 def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> None:
-    whole = [key for key, value in state.items() if not value.is_floating_point()]
-    if whole:
-        kinds = sorted({str(state[key].dtype) for key in whole})
+    other = [
+        key for key, value in state.items() if value.dtype not in _FLOATS or value.layout != torch.strided
+    ]
+    if other:
+        kinds = sorted({f"{state[key].dtype}"[6:] for key in other})
+        layouts = sorted({f"{state[key].layout}"[6:] for key in other} - {"strided"})
         raise WeightsError(
-            f"{_some(whole)} are {', '.join(kinds)}: quantised weights; export the floating-point network"
+            f"{_some(other)} are {', '.join([*layouts, *kinds])}: quantised weights or not plain tensors; export the "
+            "floating-point network"
+        )
+    if empty := [key for key, value in state.items() if value.is_meta]:
+        raise WeightsError(
+            f"{_some(empty)} have shapes and no values (meta tensors); save the network after loading it"
         )
     shapes = architecture.expected_shapes()
     wrong = [key for key, value in state.items() if tuple(value.shape) != shapes[key]]
@@ -100,12 +146,6 @@ def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> No
         raise WeightsError(
             f"{len(wrong)} tensors have shapes that are not {architecture.name}'s: {key} is {tuple(state[key].shape)}, "
             f"expected {shapes[key]}; pruned or widened stages cannot be converted"
-        )
-    bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise WeightsError(
-            f"{len(bad)} tensors hold NaN or infinite values ({_some(bad)}): training diverged, or float16 overflowed; "
-            "take an earlier checkpoint"
         )
     variances = {key: value for key, value in state.items() if key.endswith("running_var")}
     negative = [key for key, value in variances.items() if bool((value < 0).any())]
@@ -120,24 +160,52 @@ def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> No
         )
 
 
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise WeightsError(
+            f"{len(bad)} tensors hold NaN or infinite values ({_some(bad)}): training diverged, or float16 overflowed; "
+            "take an earlier checkpoint"
+        )
+
+
 def load_detectron2_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a Detectron2 file (.pth or .pkl, backbone or detector) under its keys.
+    """The tensors of a Detectron2 file (.pth or .pkl, backbone or detector, Caffe2's names too) under its keys.
 
     Raises:
         FileNotFoundError: no such file.
         WeightsError: not readable, or no tensors.
     """
-    from detection.reading import read_file
+    return _read_detectron2(path)[0]
 
+
+def read_for_detectron2(path: str | Path) -> dict[str, Any]:
+    """What Detectron2's checkpointer makes of a file, without its loader, which would run what a pickle says.
+
+    Args:
+        path: backbone, detector, or a checkpoint of a run, whose optimizer and iteration stay in it.
+    """
     content = read_file(path)
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    tensors = _tensors(content, path)[0]
+    rest = content if isinstance(content, Mapping) and "model" in content else {}
+    bare = any(key.startswith(("stem.", "res2.")) for key in tensors)
+    return {**rest, "model": tensors, "__author__": "keepaug", "matching_heuristics": bare}
+
+
+def _read_detectron2(path: str | Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors, and whether Caffe2 named them."""
+    return _tensors(read_file(path), path)
+
+
+def _tensors(content: Any, path: str | Path) -> tuple[dict[str, Tensor], bool]:
+    for part in ("model", "blobs", "model_state"):  # Detectron2's, Detectron's, pycls'
+        if isinstance(content, Mapping) and isinstance(content.get(part), Mapping):
+            content = content[part]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path} is no Detectron2 weights file: expected a dictionary with 'model'")
-    try:
-        return {str(key): torch.as_tensor(value) for key, value in content.items()}
-    except (TypeError, RuntimeError) as error:
-        raise WeightsError(f"{path} holds something else than arrays ({error})") from error
+    found = as_tensors(content, path)
+    renamed = caffe2_to_detectron2(found)
+    return (found, False) if renamed is None else (renamed, True)
 
 
 def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
@@ -155,7 +223,7 @@ def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
         WeightsError: raw classifier weights, or a file changed after its conversion.
     """
     path = Path(weights)
-    state = load_detectron2_file(path)
+    state, caffe2 = _read_detectron2(path)
     if any(key.removeprefix("module.").startswith(("conv1.", "layer1.", "bn1.")) for key in state) or (
         "state_dict" in state
     ):
@@ -166,7 +234,7 @@ def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
     sidecar = read_sidecar(path)
     backbone = _backbone_of(state)
     if sidecar is None:
-        return _check_without_sidecar(path, backbone, cfg)
+        return _check_without_sidecar(path, backbone, cfg, caffe2=caffe2)
     if sidecar.sha256 != sha256_of(path):
         raise WeightsError(
             f"{path} is not the file that its sidecar {path.name}.json describes (SHA-256 differs): one of them was "
@@ -191,12 +259,19 @@ def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _check_without_sidecar(path: Path, backbone: Mapping[str, Tensor], cfg: Any) -> list[str]:
-    """The depth shows in the tensors; the rest cannot be told."""
+def _check_without_sidecar(
+    path: Path, backbone: Mapping[str, Tensor], cfg: Any, *, caffe2: bool
+) -> list[str]:
+    """The depth shows in the tensors; the rest is known for Caffe2's and cannot be told for others."""
     try:
         found = infer(backbone)
     except ValueError as error:
         raise WeightsError(f"MODEL.WEIGHTS {path}: {error}") from error
+    if caffe2:
+        known = of_caffe2(found, source=path.name)
+        for key, wanted in _wanted(known).items():
+            _compare(key, _value(cfg, key), wanted, known)
+        return [f"backbone: {found.name} from {path.name} under Caffe2's names, as in Detectron2's model zoo"]
     plain = Sidecar.of(found, sha256="", source=str(path))
     for key in ("MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"):
         _compare(key, _value(cfg, key), _wanted(plain)[key], plain)

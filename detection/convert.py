@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detection.architecture import Architecture, detectron2_key, infer
-from detection.checks import _backbone_of, check_state, load_detectron2_file
+from detection.checks import _backbone_of, check_name, check_state, load_detectron2_file
 from detection.reading import WeightsError, read_classifier
 from detection.sidecar import (
     IMAGENET_MEAN_255,
@@ -82,6 +84,8 @@ def convert(
     *,
     format: str | None = None,
     key: str | None = None,
+    prefix: str | None = None,
+    arch: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     color_order: str | None = None,
@@ -91,10 +95,13 @@ def convert(
     """Convert, check, write the file and its sidecar.
 
     Args:
-        weights: a classifier: torchvision, timm, CutMix-PyTorch, MoCo-style, our weights.pt or checkpoint.pt, safetensors.
+        weights: a classifier in a checkpoint of torchvision, timm, Hugging Face, MoCo, SwAV, DINO, mmpretrain, ours and others:
+            see `read_classifier`.
         output: where to write.
         format: "pth" (tensors; loads under weights_only) or "pkl" (numpy arrays); None: by the suffix of `output`.
         key: which part of the file, where it has several sets of weights.
+        prefix: of the keys, where one part has several.
+        arch: what the network is, where the file calls it something else that the tensors fit as well.
         mean: of the classifier's normalisation, R, G, B in [0, 1]; None: as the file says, otherwise ImageNet's.
         std: the same.
         color_order: "RGB" or "BGR"; None: as the file says, otherwise RGB.
@@ -113,15 +120,16 @@ def convert(
     kind = _format(output, format)
     if output.resolve() == weights.resolve():
         raise WeightsError(f"--output {output} is the input itself; choose another name")
-    loaded = read_classifier(weights, key=key)
+    loaded = read_classifier(weights, key=key, prefix=prefix)
     architecture, state, notes = check_state(loaded.state)
+    check_name(
+        architecture, loaded.info if arch is None else {"arch": arch}, weights.name if arch is None else ""
+    )
     settings = _settings(loaded.info, mean, std, color_order)
+    _check_losses(loaded.info)
+    notes = loaded.notes + notes
+    provenance = {**loaded.info, "source_sha256": sha256_of(weights), "notes": notes}
     tensors = {detectron2_key(name): value for name, value in state.items()}
-    provenance = {
-        "source_sha256": sha256_of(weights),
-        "notes": loaded.notes + notes,
-        **{name: value for name, value in loaded.info.items() if isinstance(value, str | int | float | bool)},
-    }
     partial = output.with_name(f".{output.stem}.partial.{kind}")
     try:
         write_atomic(partial, lambda file: _serialise(tensors, kind, file))
@@ -130,20 +138,19 @@ def convert(
         )
         comparisons = verify(partial, architecture, state, sidecar, image=image) if verify_features else []
         written = _fingerprints(tensors)
-        for part in (
-            tensors,
-            state,
-            loaded.state,
-        ):  # the file is read back without the source beside it in memory
+        # The file is read back without the source beside it in memory.
+        for part in (tensors, state, loaded.state, loaded.rest):
             part.clear()
         if _fingerprints(load_detectron2_file(partial)) != written:
             raise OSError(f"{partial} does not read back as it was written; check the disk")
+        described = write_sidecar(partial, sidecar)
         sidecar_path(output).unlink(missing_ok=True)  # never an old sidecar beside new weights
         partial.replace(output)
+        described.replace(sidecar_path(output))
     finally:
         partial.unlink(missing_ok=True)
-    write_sidecar(output, sidecar)
-    return Conversion(output, sidecar, len(written), loaded.notes + notes, comparisons)
+        sidecar_path(partial).unlink(missing_ok=True)
+    return Conversion(output, sidecar, len(written), notes, comparisons)
 
 
 def _format(output: Path, format: str | None) -> str:
@@ -167,15 +174,21 @@ def _settings(
         values = given if given is not None else info.get(name)
         if values is None:
             return default
-        if (
-            not isinstance(values, Sequence)
-            or len(values) != 3
-            or not all(isinstance(v, int | float) for v in values)
-        ):
-            raise WeightsError(f"{name} must be three numbers (R, G, B), got {values!r}")
+        while isinstance(values, Sequence) and len(values) == 1 and isinstance(values[0], Sequence):
+            values = values[0]  # a tensor of the shape (1, 3, 1, 1)
+        if isinstance(values, Sequence) and not isinstance(values, str):
+            values = [_only_number(value) for value in values]
+        if not isinstance(values, list) or len(values) != 3 or None in values:
+            raise WeightsError(
+                f"{name} must be three finite numbers (R, G, B), got {values!r}; give --{name}"
+            )
         if max(values) > 2 or min(values) < 0:
             raise WeightsError(f"{name} must be for pixels in [0, 1], got {list(values)}; divide by 255")
-        return tuple(round(float(value) * 255, 4) for value in values)
+        if name == "std" and min(values) == 0:
+            raise WeightsError(
+                f"std must be greater than 0, got {values}: images would be divided by it; give --std"
+            )
+        return tuple(round(value * 255, 4) for value in values)
 
     order = color_order or info.get("color_order", "RGB")
     if order not in ("RGB", "BGR"):
@@ -185,6 +198,23 @@ def _settings(
         "pixel_std": scaled(std, "std", IMAGENET_STD_255),
         "color_order": order,
     }
+
+
+def _only_number(value: Any) -> float | None:
+    while isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
+        value = value[0]  # of a tensor of the shape (3, 1, 1)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _check_losses(info: Mapping[str, Any]) -> None:
+    """A loss that is not a number means weights of a training that diverged; the best so far may begin at infinity."""
+    for name, value in info.items():
+        if value in ("inf", "-inf", "nan") and "loss" in name and not re.search("best|min|low", name):
+            raise WeightsError(
+                f"the file says {name} is {value}: its training diverged; take an earlier checkpoint"
+            )
 
 
 def _serialise(tensors: Mapping[str, Tensor], kind: str, file: BinaryIO) -> None:

@@ -1,31 +1,83 @@
-"""Reading weights of unknown origin: safely, unwrapped, with torchvision's keys."""
+"""A classifier's ResNet in a checkpoint of whatever project: found, unwrapped, under torchvision's keys."""
 
 from __future__ import annotations
 
 import argparse
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
+import json
+import math
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Loaded", "WeightsError", "read_arrays", "read_classifier", "read_file"]
+from detection.architecture import ArchitectureError, is_complete
+from detection.other_networks import other_network, part_of_another
+from keepaug.runs.restricted import WeightsError, read_file
 
-CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "network")
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "backbone.", "encoder.", "resnet.")
-_STUDENTS = ("encoder_q.", "base_encoder.", "online_encoder.", "student.")
-_TEACHERS = ("encoder_k.", "momentum_encoder.", "target_encoder.", "teacher.", "queue", "predictor.")
+__all__ = ["Loaded", "WeightsError", "as_tensors", "count_by_group", "plain_values", "read_classifier"]
+
+# Wrappers that may stand anywhere in a key.
+_INSIDE = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+# Two networks in one file of which the first is the one that is meant: MoCo, MoCo v3, BYOL.
+_PAIRS = (
+    ("encoder_q", "encoder_k"),
+    ("base_encoder", "momentum_encoder"),
+    ("online_encoder", "target_encoder"),
+    ("online_network", "target_network"),
+    ("online_net", "target_net"),
+    ("online_model", "ema_model_copy"),
+)
+_NORMALISATION = ("mean", "std")
+_TRUNK = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+# What may stand beside a trunk without being a part of it. Anything else could be, and is an error.
+_HEAD = re.compile(
+    r"fc|classif|linear|logit|head|proj|predict|prototype|queue|neck|mlp|aux|loss|criterion|teacher|student|momentum|target|online"
+    r"|cent(er|re)|embed|decoder|temperature|normali[sz]|^mean$|^std$|^mu$|^sigma$|n_averaged|num_updates|^updates$|^step$|initted"
+    r"|decay|counter|metric|acc|global_pool|avgpool|last_layer|rot|jigsaw|memory|bank|bottleneck|logvar|ema",
+    re.IGNORECASE,
+)
 
 
-class WeightsError(ValueError):
-    """A weights file that cannot be used: says what is in it and what to do."""
+class _Layout(NamedTuple):
+    """How a project names torchvision's modules: two keys that tell it, and what they become."""
+
+    stem: str
+    block: str
+    rules: tuple[tuple[str, str], ...]
+
+
+_LAYOUTS = (
+    _Layout("conv1.weight", "layer1.0.conv1.weight", ()),
+    # torch.nn.Sequential of a ResNet's children: lightly, mmselfsup, many theses
+    _Layout(
+        "0.weight",
+        "4.0.conv1.weight",
+        ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (r"^([4-7])\.", lambda m: f"layer{int(m[1]) - 3}.")),  # type: ignore[arg-type]
+    ),
+    _Layout(
+        "embedder.embedder.convolution.weight",
+        "encoder.stages.0.layers.0.layer.0.convolution.weight",
+        (
+            (r"^embedder\.embedder\.convolution\.", "conv1."),
+            (r"^embedder\.embedder\.normalization\.", "bn1."),
+            (
+                r"^encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.(convolution|normalization)\.",
+                lambda m: f"layer{int(m[1]) + 1}.{m[2]}.{'conv' if m[4][0] == 'c' else 'bn'}{int(m[3]) + 1}.",  # type: ignore[arg-type]
+            ),
+            (
+                r"^encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.",
+                lambda m: f"layer{int(m[1]) + 1}.{m[2]}.downsample.{0 if m[3][0] == 'c' else 1}.",  # type: ignore[arg-type]
+            ),
+        ),
+    ),
+)
 
 
 @dataclass
@@ -33,211 +85,358 @@ class Loaded:
     """A classifier's tensors.
 
     Attributes:
-        state: torchvision's keys.
-        info: what the file says about itself: mean, std, color_order, arch, method, epoch ...
-        notes: what was taken off or left out, for the report.
+        state: torchvision's keys; beside the trunk only what belongs to it by its name (`fc.`), or is unknown.
+        info: everything that the file says of itself, without tensors: mean, std, arch, settings, epoch ...
+        notes: where the tensors were found and what was left out, for the report.
+        rest: tensors of the same part of the file outside the trunk, under the file's names: heads.
     """
 
     state: dict[str, Tensor]
     info: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    rest: dict[str, Tensor] = field(default_factory=dict)
 
 
-def read_file(path: str | Path) -> Any:
-    """The content of a .pth, .pt, .tar, .safetensors or .pkl file; nothing in it can run.
+class _Candidate(NamedTuple):
+    """A ResNet in a file."""
 
-    Raises:
-        FileNotFoundError: no such file.
-        WeightsError: empty, truncated, not weights at all, or with pickled objects.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    if path.stat().st_size == 0:
-        raise WeightsError(f"{path} is empty (0 bytes); download or save it again")
-    with path.open("rb") as file:
-        head = file.read(200)
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the file: git lfs pull")
-    if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(
-            f"{path} is a web page, not weights: the download gave an error page or a log-in form"
+    part: str  # path of the dictionary that holds it: "state_dict", "teacher.model"; "" is the file itself
+    prefix: str
+    layout: _Layout
+
+    def __str__(self) -> str:
+        named = ([f"--key {self.part}"] if self.part else []) + (
+            [f"--prefix {self.prefix}"] if self.prefix else []
         )
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix == ".pkl":
-        return read_arrays(path)
-    return _read_torch(path, head)
+        return " ".join(named) or "--prefix ''"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError("reading .safetensors needs safetensors: pip install 'keepaug[convert]'") from error
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, ValueError, OSError) as error:
-        raise WeightsError(f"{path} is not a whole safetensors file ({error}); download it again") from error
-
-
-def _read_torch(path: Path, head: bytes) -> Any:
-    if head.startswith(b"PK") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any("/code/" in name for name in archive.namelist()):
-                raise WeightsError(
-                    f"{path} is a TorchScript program, not weights; in the program that made it, torch.save the "
-                    "network's state_dict()"
-                )
-    harmless = [argparse.Namespace, np.dtype, np.ndarray, *_numpy_scalars()]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "GLOBAL" in reason or "Unsupported" in reason or "weights_only" in reason:
-            line = next(
-                (part for part in reason.splitlines() if "GLOBAL" in part), reason.splitlines()[0]
-            ).strip()
-            raise WeightsError(
-                f"{path} holds pickled objects, not only tensors ({line[:200]}); unpickling them could run any program: "
-                "load it where you trust it and torch.save(model.state_dict(), ...)"
-            ) from error
-        raise WeightsError(
-            f"{path} is damaged or not made by torch.save ({reason.splitlines()[0][:200]})"
-        ) from error
-    except Exception as error:  # a truncated file raises half a dozen types
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is damaged or cut short ({reason}); copy or download it again") from error
-
-
-def _numpy_scalars() -> list[Any]:
-    """Checkpoints hold accuracies as numpy numbers."""
-    scalar = np.core.multiarray.scalar if not hasattr(np, "_core") else np._core.multiarray.scalar  # type: ignore[attr-defined]
-    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    return [scalar, *kinds]
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Numpy arrays and plain containers alone."""
-
-    _allowed = (
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy.core.numeric", "_frombuffer"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("collections", "OrderedDict"),
-        ("_codecs", "encode"),
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise WeightsError(
-                f"the pickle wants to load {module}.{name}; only numpy arrays are read, because a pickle can run any program"
-            )
-        return super().find_class(module, name)
-
-
-def read_arrays(path: str | Path) -> Any:
-    """A .pkl of numpy arrays (Detectron2's model zoo format).
-
-    Raises:
-        WeightsError: anything else in it, or a damaged file.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path} is not a pickle of numpy arrays ({error})") from error
-
-
-def read_classifier(path: str | Path, *, key: str | None = None) -> Loaded:
+def read_classifier(path: str | Path, *, key: str | None = None, prefix: str | None = None) -> Loaded:
     """A classifier's tensors under torchvision's keys.
 
-    Unwraps `state_dict`, `model`, `state_dict_ema` ...; strips `module.`, `encoder_q.`, `backbone.` ...; takes the query
-    encoder out of MoCo-style files.
+    Looks through every dictionary of the file for prefixes P under which `P + conv1.weight` and
+    `P + layer1.0.conv1.weight` stand, takes the ResNet below the one that there is, and notes everything it leaves out.
+    Of two networks in files of MoCo and BYOL it takes the query's or online encoder; otherwise several are an error.
 
     Args:
         path: the file.
         key: which part of the file, where it has several (for example state_dict_ema).
+        prefix: of the keys, where one part has several networks (for example backbone.), or where tensors beside the
+            ResNet are not known as a head: given, they are left out.
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: see `read_file`; several parts and no `key`; no tensors.
+        WeightsError: cannot be read; no tensors; several networks and no `key` or `prefix`.
+        ArchitectureError: another network.
     """
-    content = read_file(path)
+    path = Path(path)
+    content = read_file(path, mmap=True)
     if not isinstance(content, Mapping):
         raise WeightsError(
             f"{path} holds a {type(content).__name__}, expected a dictionary of tensors: torch.save(model.state_dict(), ...)"
         )
-    loaded = _unwrap(content, Path(path), key)
-    _strip(loaded)
-    for name in [name for name, value in loaded.state.items() if not isinstance(value, Tensor)]:
-        raise WeightsError(f"{path}: {name} is a {type(loaded.state[name]).__name__}, expected a tensor")
-    return loaded
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
-
-
-def _unwrap(content: Mapping[str, Any], path: Path, key: str | None) -> Loaded:
-    parts = [name for name in (*CONTAINERS, *AVERAGED) if _is_state(content.get(name))]
-    if key is not None:
-        if not _is_state(content.get(key)):
-            raise WeightsError(
-                f"--key {key}: {path} has no tensors there; it has {', '.join(parts) or 'no parts'}"
-            )
-        chosen = key
-    elif not parts:
-        if not _is_state(content):
-            raise WeightsError(
-                f"{path} holds no tensors; its keys are {', '.join(map(str, list(content)[:8]))}: expected a state_dict, or "
-                f"one under {', '.join(CONTAINERS)}"
-            )
-        return Loaded(dict(content))
-    elif len(parts) > 1:
+    parts = dict(_parts(content))
+    if not parts:
+        some = ", ".join(map(str, list(content)[:8]))
         raise WeightsError(
-            f"{path} holds several sets of weights ({', '.join(parts)}), which differ: choose one with --key"
+            f"{path} holds no tensors under names; its keys are {some}: expected a state_dict, or one under state_dict, model ..."
         )
+    if key is not None:
+        chosen = {name: part for name, part in parts.items() if f"{name}.".startswith(f"{key}.")}
+        if not chosen:
+            raise WeightsError(
+                f"--key {key}: {path} has no tensors there; it has {', '.join(filter(None, parts)) or 'no parts'}"
+            )
     else:
-        chosen = parts[0]
-    info = {
-        name: value
-        for name, value in content.items()
-        if isinstance(value, str | int | float | list | tuple | bool) and name != chosen
-    }
-    return Loaded(dict(content[chosen]), info, [f"taken from {chosen!r}"])
+        chosen = parts
+    found = _choose(path, chosen, prefix)
+    part, state = max(chosen.items(), key=lambda item: len(item[1]))
+    whole = found is not None and is_complete(_trunk(parts[found.part], found))
+    if what := (part_of_another(state) or (None if whole else other_network(state))):
+        raise ArchitectureError(what)
+    if found is None:
+        return Loaded(
+            _without_common_prefix(state),
+            _described(content, path, parts),
+            [f"taken from {part!r}"] if part else [],
+        )
+    return _take(found, parts, prefix is not None, _described(content, path, parts))
 
 
-def _strip(loaded: Loaded) -> None:
-    """Wrappers' prefixes off, until torchvision's keys are left."""
-    state: dict[str, Tensor] = OrderedDict(loaded.state)
-    while True:
-        if student := next((p for p in _STUDENTS if any(key.startswith(p) for key in state)), None):
-            left = [key for key in state if not key.startswith(student)]
-            if all(key.startswith(_TEACHERS) for key in left):
-                state = {key.removeprefix(student): v for key, v in state.items() if key.startswith(student)}
-                loaded.notes.append(
-                    f"took {student}*, left out {len(left)} tensors of the other encoder and the queue"
-                )
-                continue
-        prefix = next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
-        if prefix is None and state and any(key.startswith("network.") for key in state):
-            rest = [key for key in state if not key.startswith("network.")]
-            if all(key.startswith("head.") for key in rest):  # our early head
-                state = {key: value for key, value in state.items() if key.startswith("network.")}
-                loaded.notes.append("left out the early head")
-                continue
-        if prefix is None:
+def _parts(content: Mapping[Any, Any], where: str = "") -> Iterable[tuple[str, dict[str, Tensor]]]:
+    """Every dictionary in the file that holds tensors, by its path."""
+    own = {}
+    for key, value in content.items():
+        name = key.decode("latin1") if isinstance(key, bytes) else str(key)
+        if isinstance(value, Mapping):
+            yield from _parts(value, f"{where}.{name}" if where else name)
+        elif (tensor := _as_tensor(value)) is not None:
+            own[_INSIDE.sub("", name)] = tensor
+    if any(value.ndim > 0 for value in own.values()):
+        yield where, own
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))
+    return None
+
+
+def as_tensors(content: Mapping[Any, Any], where: str | Path) -> dict[str, Tensor]:
+    """A flat dictionary of tensors or numpy arrays under string keys.
+
+    Raises:
+        WeightsError: something else in it.
+    """
+    found = {}
+    for key, value in content.items():
+        tensor = _as_tensor(value)
+        if tensor is None:
+            raise WeightsError(
+                f"{where} holds a {type(value).__name__} under {str(key)[:80]!r}, expected arrays alone"
+            )
+        found[key.decode("latin1") if isinstance(key, bytes) else str(key)] = tensor
+    return found
+
+
+def _choose(path: Path, parts: Mapping[str, dict[str, Tensor]], prefix: str | None) -> _Candidate | None:
+    """The one ResNet of the file, or None where there is none.
+
+    Raises:
+        WeightsError: there are several.
+    """
+    everything = [
+        _Candidate(part, key.removesuffix(layout.stem), layout)
+        for part, state in parts.items()
+        for layout in _LAYOUTS
+        for key in state
+        if (key == layout.stem or key.endswith(f".{layout.stem}"))
+        and f"{key.removesuffix(layout.stem)}{layout.block}" in state
+    ]
+    candidates = (
+        everything
+        if prefix is None
+        else [one for one in everything if one.prefix.rstrip(".") == prefix.rstrip(".")]
+    )
+    if prefix is not None and not candidates:
+        known = ", ".join(map(str, everything)) or "none"
+        raise WeightsError(f"--prefix {prefix}: {path} has no ResNet there; it has {known}")
+    whole = [one for one in candidates if is_complete(_trunk(parts[one.part], one))]
+    if not whole:
+        return max(candidates, key=lambda one: len(_trunk(parts[one.part], one)), default=None)
+    different = _distinct(_without_momentum(whole), parts)
+    if len(different) > 1:
+        raise WeightsError(
+            f"{path} holds several sets of weights, which differ: choose one with --key or --prefix ("
+            f"{'; '.join(map(str, different))})"
+        )
+    return different[0]
+
+
+def _without_momentum(candidates: list[_Candidate]) -> list[_Candidate]:
+    def is_copy(one: _Candidate) -> bool:
+        return any(
+            one.prefix != (other := re.sub(rf"(?<![a-z_]){slow}(?![a-z_])", fast, one.prefix))
+            and any(other == rival.prefix and one.part == rival.part for rival in candidates)
+            for fast, slow in _PAIRS
+        )
+
+    return [one for one in candidates if not is_copy(one)]
+
+
+def _distinct(candidates: list[_Candidate], parts: Mapping[str, dict[str, Tensor]]) -> list[_Candidate]:
+    """One of those with equal tensors in one part: a network that is registered under two names is one network."""
+    kept: list[_Candidate] = []
+    for one in sorted(candidates, key=lambda one: len(one.prefix)):
+        mine = _trunk(parts[one.part], one)
+        if not any(
+            one.part == other.part and _equal(mine, _trunk(parts[other.part], other)) for other in kept
+        ):
+            kept.append(one)
+    return kept
+
+
+def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        value.shape == second[key].shape
+        and value.dtype == second[key].dtype
+        and torch.equal(value, second[key])
+        for key, value in first.items()
+    )
+
+
+def _renamed(key: str, layout: _Layout) -> str:
+    for pattern, replacement in layout.rules:
+        key, count = re.subn(pattern, replacement, key)
+        if count:
             break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        loaded.notes.append(f"took the prefix {prefix!r} off")
-    loaded.state = dict(state)
+    return key
+
+
+def _below(state: Mapping[str, Tensor], one: _Candidate) -> dict[str, Tensor]:
+    """Everything below the candidate's prefix, under torchvision's names."""
+    return {
+        _renamed(key.removeprefix(one.prefix), one.layout): value
+        for key, value in state.items()
+        if key.startswith(one.prefix)
+    }
+
+
+def _trunk(state: Mapping[str, Tensor], one: _Candidate) -> dict[str, Tensor]:
+    return {key: value for key, value in _below(state, one).items() if key.partition(".")[0] in _TRUNK}
+
+
+def _take(
+    one: _Candidate, parts: Mapping[str, dict[str, Tensor]], by_hand: bool, info: dict[str, Any]
+) -> Loaded:
+    notes = [f"taken from {one.part!r}"] if one.part else []
+    if one.prefix:
+        notes.append(f"took the prefix {one.prefix!r} off")
+    below = _below(parts[one.part], one)
+
+    def beside(key: str) -> bool:
+        top = key.partition(".")[0]
+        return top not in (*_TRUNK, "fc") and (by_hand or _HEAD.search(top) is not None)
+
+    kept = {key: value for key, value in below.items() if not beside(key)}
+    rest = {key: value for key, value in parts[one.part].items() if not key.startswith(one.prefix)}
+    rest |= {f"{one.prefix}{key}": value for key, value in below.items() if beside(key)}
+    if rest:
+        notes.append(f"left out {count_by_group(rest)}: no part of the ResNet")
+    others = {
+        name: len(part.keys() - set(_NORMALISATION)) for name, part in parts.items() if name != one.part
+    }
+    if others := {name: number for name, number in others.items() if number}:
+        tops = Counter[str]()
+        for name, number in others.items():
+            tops[".".join(name.split(".")[:2])] += number
+        some = list(tops.items())[:6]
+        notes.append(
+            "left out the file's "
+            + ", ".join(f"{name or 'own tensors'} ({number} tensors)" for name, number in some)
+            + (", ..." if len(tops) > 6 else "")
+        )
+    return Loaded(kept, _with_normaliser(info, rest), notes, rest)
+
+
+def count_by_group(keys: Iterable[str]) -> str:
+    """Which modules tensors belong to, and how many each: `fc (2), num_batches_tracked (20)`."""
+    groups = Counter[str]()
+    for key in keys:
+        if key.endswith("num_batches_tracked"):
+            groups["num_batches_tracked"] += 1
+            continue
+        names = key.split(".")
+        wrapped = 0
+        while wrapped < len(names) - 1 and names[wrapped] in (
+            "module",
+            "model",
+            "network",
+            "backbone",
+            "encoder",
+        ):
+            wrapped += 1
+        groups[".".join(names[: wrapped + 1])] += 1
+    some = sorted(groups.items(), key=lambda item: (item[0] == "num_batches_tracked", item[0]))
+    return ", ".join(f"{name} ({number})" for name, number in some[:8]) + (", ..." if len(some) > 8 else "")
+
+
+def _without_common_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For messages about what is no ResNet: the wrappers' prefixes off."""
+    keys = dict(state)
+    while keys and (top := next(iter(keys)).partition(".")[0]) in (
+        "module",
+        "model",
+        "network",
+        "backbone",
+        "encoder",
+    ):
+        if not all(key.startswith(f"{top}.") for key in keys):
+            break
+        keys = {key.removeprefix(f"{top}."): value for key, value in keys.items()}
+    return keys
+
+
+def _described(content: Mapping[Any, Any], path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file, and timm's and Hugging Face's config.json beside it, says of itself."""
+    info = plain_values(
+        {
+            key: value
+            for key, value in content.items()
+            if str(key) not in parts
+            and not str(key).startswith("optim")
+            and (not isinstance(value, Tensor) or key in _NORMALISATION)
+        }
+    )
+    beside = path.with_name("config.json")
+    if path.name in ("model.safetensors", "pytorch_model.bin") and beside.is_file():
+        try:
+            described = json.loads(beside.read_text())
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{beside} beside {path.name} cannot be read ({error})") from error
+        if isinstance(described, dict):
+            info = {**described, **info}
+    for holder in ("pretrained_cfg", "args", "hyper_parameters", "config"):
+        if isinstance(inner := info.get(holder), dict):
+            info |= {
+                key: inner[key]
+                for key in _NORMALISATION
+                if info.get(key) is None and inner.get(key) is not None
+            }
+    return dict(info)
+
+
+def _with_normaliser(info: dict[str, Any], rest: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean and std of a layer that normalises inside the network, where the file says none."""
+    found: dict[str, Any] = {}
+    for key, value in rest.items():
+        name = re.fullmatch(r"(?:.*\.)?(?:new_)?(?:(mean|mu)|(std|sigma))", key)
+        if name and value.numel() == 3 and value.is_floating_point():
+            found.setdefault("mean" if name[1] else "std", value.flatten().tolist())
+    return {**found, **info} if len(found) == 2 else info
+
+
+_SMALL = 16
+
+
+class _Nothing:
+    """In place of what is no plain value."""
+
+
+def plain_values(value: Any) -> Any:
+    """Numbers, strings, lists and dictionaries of a checkpoint as JSON has them; tensors only where they are short.
+
+    Infinite numbers and NaN become the strings "inf", "-inf" and "nan".
+
+    Args:
+        value: what `read_file` gave.
+    """
+    found = _plain(value)
+    return None if found is _Nothing else found
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        array = (
+            value.detach().float().numpy()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else np.asarray(value)
+        )
+        return _plain(array.tolist()) if array.size <= _SMALL and array.dtype.kind in "fiubU" else _Nothing
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    if isinstance(value, argparse.Namespace):
+        return _plain(vars(value))
+    if isinstance(value, Mapping):
+        pairs = {str(key): _plain(item) for key, item in value.items()}
+        return {key: item for key, item in pairs.items() if item is not _Nothing}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_plain(item) for item in value]
+        return [item for item in items if item is not _Nothing]
+    return _Nothing

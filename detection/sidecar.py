@@ -15,6 +15,7 @@ __all__ = [
     "IMAGENET_STD_255",
     "SCHEMA",
     "Sidecar",
+    "of_caffe2",
     "read_sidecar",
     "sidecar_path",
     "write_sidecar",
@@ -68,6 +69,19 @@ class Sidecar:
             source,
             **more,
         )
+
+
+def of_caffe2(architecture: Architecture, *, source: str) -> Sidecar:
+    """What Detectron2's zoo says of its backbones under Caffe2's names (MSRA's ResNets, FAIR's ResNeXts)."""
+    plain = architecture.num_groups == 1
+    return Sidecar.of(
+        architecture,
+        sha256="",
+        source=source,
+        stride_in_1x1=plain,
+        color_order="BGR",
+        pixel_std=(1.0, 1.0, 1.0) if plain else IMAGENET_STD_255,
+    )
 
 
 def sidecar_path(weights: str | Path) -> Path:

@@ -30,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="OUT", help="the backbone; its sidecar is OUT.json")
     add("--format", choices=FORMATS, help="default: by the suffix of OUT")
     add("--key", help="which part of the file, where it holds several sets of weights (state_dict_ema)")
+    add("--prefix", help="of the keys, where one part holds several networks (backbone.); '' for none")
+    add("--arch", help="what the network is, where the file calls it something else (resnet50)")
     add(
         "--mean",
         type=float,
@@ -62,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.output,
             format=args.format,
             key=args.key,
+            prefix=args.prefix,
+            arch=args.arch,
             mean=args.mean,
             std=args.std,
             color_order=args.color_order,

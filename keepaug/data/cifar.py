@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from keepaug.data.folder import open_folder
 from keepaug.data.images import decode_all
+from keepaug.runs.restricted import unpickle_arrays
 
 __all__ = ["CIFAR_MEAN", "CIFAR_STD", "CLASSES", "load_cifar10"]
 
@@ -23,24 +22,6 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads arrays and nothing else: a pickle may otherwise run any program."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(
-                f"the file wants to load {module}.{name}, which CIFAR-10 does not need"
-            )
-        return super().find_class(module, name)
 
 
 def load_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
@@ -90,10 +71,10 @@ def _from_batches(
         images, labels = [], []
         for name in names:
             try:
-                content = _Unpickler(io.BytesIO(read(name)), encoding="latin1").load()
+                content = unpickle_arrays(io.BytesIO(read(name)))
                 images.append(torch.from_numpy(np.array(content["data"])).view(-1, 3, 32, 32))
                 labels.append(torch.tensor(content["labels"]))
-            except (pickle.UnpicklingError, EOFError, KeyError, OSError, RuntimeError) as error:
+            except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
                 raise ValueError(
                     f"{where}/{name} is not a batch of CIFAR-10 ({error}); download it again"
                 ) from error

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from keepaug.runs.files import keep_as, write_atomic
 from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.restricted import read_file
 
 __all__ = [
     "FILE_NAME",
@@ -104,11 +105,8 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
 
 
 def read_weights_only(path: str | Path) -> Any:
-    """`torch.load(weights_only=True)` on the CPU, any failure a ValueError that names the file."""
+    """What `restricted.read_file` reads, any failure a ValueError that names the file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a damaged file
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"{path} cannot be read ({reason[0] if reason else type(error).__name__})"
-        ) from error
+        return read_file(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({str(error).removeprefix(f'{path} ')})") from error
