@@ -29,6 +29,7 @@ __all__ = [
     "check_state",
     "check_weights_against_config",
     "load_detectron2_file",
+    "read_detectron2",
     "read_for_detectron2",
 ]
 
@@ -176,7 +177,7 @@ def load_detectron2_file(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         WeightsError: not readable, or no tensors.
     """
-    return _read_detectron2(path)[0]
+    return read_detectron2(path)[0]
 
 
 def read_for_detectron2(path: str | Path) -> dict[str, Any]:
@@ -192,9 +193,9 @@ def read_for_detectron2(path: str | Path) -> dict[str, Any]:
     return {**rest, "model": tensors, "__author__": "keepaug", "matching_heuristics": bare}
 
 
-def _read_detectron2(path: str | Path) -> tuple[dict[str, Tensor], bool]:
+def read_detectron2(path: str | Path) -> tuple[dict[str, Tensor], bool]:
     """The tensors, and whether Caffe2 named them."""
-    return _tensors(read_file(path), path)
+    return _tensors(read_file(path, mmap=True), path)
 
 
 def _tensors(content: Any, path: str | Path) -> tuple[dict[str, Tensor], bool]:
@@ -223,7 +224,7 @@ def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
         WeightsError: raw classifier weights, or a file changed after its conversion.
     """
     path = Path(weights)
-    state, caffe2 = _read_detectron2(path)
+    state, caffe2 = read_detectron2(path)
     if any(key.removeprefix("module.").startswith(("conv1.", "layer1.", "bn1.")) for key in state) or (
         "state_dict" in state
     ):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detection.architecture import Architecture, detectron2_key, infer
-from detection.checks import _backbone_of, check_name, check_state, load_detectron2_file
+from detection.checks import _backbone_of, check_name, check_state, load_detectron2_file, read_detectron2
 from detection.reading import WeightsError, read_classifier
 from detection.sidecar import (
     IMAGENET_MEAN_255,
@@ -128,13 +128,17 @@ def convert(
     settings = _settings(loaded.info, mean, std, color_order)
     _check_losses(loaded.info)
     notes = loaded.notes + notes
-    provenance = {**loaded.info, "source_sha256": sha256_of(weights), "notes": notes}
+    origin = {"source": weights.name, "source_sha256": sha256_of(weights), "notes": notes}
     tensors = {detectron2_key(name): value for name, value in state.items()}
     partial = output.with_name(f".{output.stem}.partial.{kind}")
     try:
         write_atomic(partial, lambda file: _serialise(tensors, kind, file))
         sidecar = Sidecar.of(
-            architecture, sha256=sha256_of(partial), source=weights.name, provenance=provenance, **settings
+            architecture,
+            sha256=sha256_of(partial),
+            provenance=loaded.info.get("provenance") or loaded.info,
+            **origin,
+            **settings,
         )
         comparisons = verify(partial, architecture, state, sidecar, image=image) if verify_features else []
         written = _fingerprints(tensors)
@@ -246,7 +250,7 @@ def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list
         ValueError: no backbone in the file, or one that is not a torchvision ResNet.
     """
     weights, output = Path(weights), Path(output)
-    state = load_detectron2_file(weights)
+    state, caffe2 = read_detectron2(weights)
     backbone = _backbone_of(state)
     if not backbone:
         raise WeightsError(
@@ -258,12 +262,18 @@ def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list
     if left:
         notes.append(f"left out {left} tensors of the detector (FPN, RPN, heads)")
     sidecar = read_sidecar(weights)
+    if architecture.depth >= 50 and (caffe2 or (sidecar is not None and sidecar.stride_in_1x1)):
+        raise WeightsError(
+            f"{weights}: its strides are in the 1 x 1 convolutions (MODEL.RESNETS.STRIDE_IN_1X1 True); torchvision's "
+            f"{architecture.name} has them in the 3 x 3 and would compute other features"
+        )
     content: dict[str, Any] = {"state_dict": checked, "arch": architecture.name}
     if sidecar is not None:
         content |= {
             "mean": [value / 255 for value in sidecar.pixel_mean],
             "std": [value / 255 for value in sidecar.pixel_std],
             "color_order": sidecar.color_order,
+            "provenance": sidecar.provenance,
         }
     else:
         notes.append("no sidecar: mean, std and colour order are not known and not written")

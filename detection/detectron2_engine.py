@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
+from detection.checks import load_detectron2_file, read_for_detectron2
 from detection.coco import CocoDataset
 from detection.config import ConfigError
 from keepaug.runs.checkpoint import read_weights_only
@@ -173,6 +174,10 @@ def register(name: str, dataset: CocoDataset) -> None:
 class _Checkpointer(DetectionCheckpointer):
     """Writes to a temporary file, then renames: a kill while saving leaves the previous checkpoint usable."""
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Everything that is loaded comes through here: Detectron2's own loader runs what a pickle says."""
+        return read_for_detectron2(filename)
+
     def save(self, name: str, **extra: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
@@ -297,8 +302,6 @@ def _refuse_other_engine(checkpoint: str) -> None:
 
 
 def _load_and_check(checkpointer: DetectionCheckpointer, weights: str, *, whole_detector: bool) -> None:
-    from detection.convert import load_detectron2_file
-
     checkpointer.load(weights, checkpointables=[])
     report = compare_loaded(checkpointer.model.state_dict(), load_detectron2_file(weights))
     logging.getLogger("detectron2").info("Weights from %s: %s", weights, report)

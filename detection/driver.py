@@ -15,6 +15,7 @@ from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.evaluation import CocoMetrics, evaluate, load_results, save_results
 from detection.prepare import Job, Prepared, prepare, scored_split
+from detection.sidecar import started_from
 from keepaug.runs.files import write_json_atomic, write_text_atomic
 from keepaug.runs.result import write_result
 
@@ -140,6 +141,7 @@ def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) 
         synthetic=prepared.dataset["synthetic"],
         shortened=prepared.shortened,
         engine=prepared.engine,
+        started_from=started_from(cfg.MODEL.WEIGHTS),
         wall_time_s=seconds,
         artifacts={"results": RESULTS_FILE, "evaluation": "evaluation.json", **_pictures(output)},
         extra={

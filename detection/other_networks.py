@@ -130,12 +130,14 @@ def _matches(keys: Iterable[str], table: tuple[tuple[str, str], ...]) -> Iterabl
 
 
 _NAME_KEYS = (
-    "arch", "architecture", "architectures", "model", "model_name", "model_arch", "backbone", "backbone_name", "network", "net",
-    "encoder", "encoder_name", "base_model", "base_encoder", "base_arch", "trunk", "model_type",
+    "arch", "architecture", "architectures", "model", "model_name", "model_arch", "backbone",
+    "backbone_name", "network", "net", "encoder", "encoder_name", "base_model", "base_encoder", "base_arch",
+    "trunk", "model_type",
 )  # fmt: skip
 _HOLDERS = (
-    "args", "hyper_parameters", "hparams", "config", "cfg", "meta", "opt", "params", "settings", "model_args", "pretrained_cfg",
-    "provenance", "spec", "backbone", "model", "classy_state_dict",
+    "args", "hyper_parameters", "hparams", "config", "cfg", "meta", "opt", "params", "settings",
+    "model_args", "pretrained_cfg", "provenance", "spec", "options", "backbone", "model",
+    "classy_state_dict",
 )  # fmt: skip
 # Settings that change the features and not the keys: name -> the values of torchvision's ResNet.
 _PLAIN_SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -181,20 +183,26 @@ def _walk(info: Any, wanted: Iterable[str], depth: int, where: str = "") -> list
 
 # Attached to "resnet" these make another network, most of them with a plain ResNet's keys.
 _ATTACHED = {
-    "aa": "anti-aliased by average pooling", "blur": "anti-aliased by blur pooling", "rs": "ResNet-RS", "v2": "ResNetV2",
-    "preact": "ResNetV2", "se": "with attention", "eca": "with attention", "sk": "with attention", "legacyse": "with attention",
-    "nf": "another network", "csp": "another network", "t": "another network", "gc": "with attention", "i": "another network", "ir": "another network", "x": "another network", "d": "a deep stem or dilated", "drn": "dilated",
-    "v1c": "of a deep stem", "v1d": "of a deep stem", "v1s": "of a deep stem", "v1e": "of a deep stem", "cs": "another network",
+    "aa": "anti-aliased by average pooling", "blur": "anti-aliased by blur pooling", "rs": "ResNet-RS",
+    "v2": "ResNetV2", "preact": "ResNetV2", "se": "with attention", "eca": "with attention",
+    "sk": "with attention", "legacyse": "with attention", "nf": "another network", "csp": "another network",
+    "t": "another network", "gc": "with attention", "i": "another network", "ir": "another network",
+    "x": "another network", "d": "a deep stem or dilated", "drn": "dilated", "v1c": "of a deep stem",
+    "v1d": "of a deep stem", "v1s": "of a deep stem", "v1e": "of a deep stem", "cs": "another network",
 }  # fmt: skip
 _BESIDE = {
-    "aa": "anti-aliased", "blur": "anti-aliased", "antialiased": "anti-aliased", "lpf": "anti-aliased", "dilated": "dilated",
-    "dilation": "dilated", "atrous": "dilated", "os8": "dilated", "os16": "dilated", "d8": "dilated", "d16": "dilated",
-    "dc5": "dilated", "caffe": "with its strides in the 1 x 1 convolutions", "msra": "with its strides in the 1 x 1 convolutions",
-    "v1c": "of a deep stem", "v1d": "of a deep stem", "v1s": "of a deep stem", "v1e": "of a deep stem", "v2": "ResNetV2",
-    "vd": "of a deep stem", "vc": "of a deep stem", "ibn": "with instance norms", "dcn": "deformable", "gelu": "with GELU",
-    "silu": "with SiLU", "swish": "with SiLU", "elu": "with ELU", "leaky": "with leaky ReLU", "mish": "with Mish",
-    "frelu": "with FReLU", "prelu": "with PReLU", "ws": "with standardised weights", "gn": "with group norms",
-    "nf": "without norms", "eca": "with attention", "gc": "with attention", "quantized": "quantised", "clip": "CLIP's", "fpn": "a detector", "deeplabv3": "dilated", "fcn": "dilated", "pspnet": "dilated",
+    "aa": "anti-aliased", "blur": "anti-aliased", "antialiased": "anti-aliased", "lpf": "anti-aliased",
+    "dilated": "dilated", "dilation": "dilated", "atrous": "dilated", "os8": "dilated", "os16": "dilated",
+    "d8": "dilated", "d16": "dilated", "dc5": "dilated",
+    "caffe": "with its strides in the 1 x 1 convolutions",
+    "msra": "with its strides in the 1 x 1 convolutions", "v1c": "of a deep stem", "v1d": "of a deep stem",
+    "v1s": "of a deep stem", "v1e": "of a deep stem", "v2": "ResNetV2", "vd": "of a deep stem",
+    "vc": "of a deep stem", "ibn": "with instance norms", "dcn": "deformable", "gelu": "with GELU",
+    "silu": "with SiLU", "swish": "with SiLU", "elu": "with ELU", "leaky": "with leaky ReLU",
+    "mish": "with Mish", "frelu": "with FReLU", "prelu": "with PReLU", "ws": "with standardised weights",
+    "gn": "with group norms", "nf": "without norms", "eca": "with attention", "gc": "with attention",
+    "quantized": "quantised", "clip": "CLIP's", "fpn": "a detector", "deeplabv3": "dilated",
+    "fcn": "dilated", "pspnet": "dilated",
 }  # fmt: skip
 _IN_FILE_NAMES = (
     "aa",

@@ -149,6 +149,8 @@ def read_classifier(path: str | Path, *, key: str | None = None, prefix: str | N
             )
     else:
         chosen = parts
+    if key is None and content.keys() >= {"state_dict_ema", "classes", "provenance"}:
+        chosen = {"state_dict_ema": parts["state_dict_ema"]}  # our own file: what its run evaluated
     found = _choose(path, chosen, prefix)
     part, state = max(chosen.items(), key=lambda item: len(item[1]))
     whole = found is not None and is_complete(_trunk(parts[found.part], found))
@@ -311,7 +313,7 @@ def _take(
     if others := {name: number for name, number in others.items() if number}:
         tops = Counter[str]()
         for name, number in others.items():
-            tops[".".join(name.split(".")[:2])] += number
+            tops[name.partition(".")[0]] += number
         some = list(tops.items())[:6]
         notes.append(
             "left out the file's "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.architecture import Architecture
-from keepaug.runs.files import write_json_atomic
+from keepaug.runs.files import sha256_of, write_json_atomic
 
 __all__ = [
     "IMAGENET_MEAN_255",
@@ -18,6 +18,7 @@ __all__ = [
     "of_caffe2",
     "read_sidecar",
     "sidecar_path",
+    "started_from",
     "write_sidecar",
 ]
 
@@ -40,8 +41,11 @@ class Sidecar:
         color_order: INPUT.FORMAT.
         pixel_mean: three numbers on the 0-255 scale, in the order R, G, B.
         pixel_std: the same.
-        source: the classifier's file.
-        provenance: what the file said of itself, checksum of the source, notes.
+        source: the classifier's file, without folders.
+        source_sha256: of that file.
+        provenance: unabridged, of the run that made the classifier (`keepaug.runs.result.describe_run`); for the file of
+            another program what it says of itself.
+        notes: what was unwrapped and left out.
     """
 
     sha256: str
@@ -54,7 +58,9 @@ class Sidecar:
     color_order: str = "RGB"
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN_255
     pixel_std: tuple[float, ...] = IMAGENET_STD_255
+    source_sha256: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
     @classmethod
@@ -82,6 +88,34 @@ def of_caffe2(architecture: Architecture, *, source: str) -> Sidecar:
         color_order="BGR",
         pixel_std=(1.0, 1.0, 1.0) if plain else IMAGENET_STD_255,
     )
+
+
+def started_from(weights: str | Path) -> dict[str, Any] | None:
+    """What a detector is built on, as `describe_run` takes it; None for random weights.
+
+    Args:
+        weights: MODEL.WEIGHTS.
+
+    Returns:
+        "file" and "sha256" of the classifier where a sidecar tells them, otherwise of `weights` itself, and "provenance" of
+        the run that made it, {} for a file of another program.
+
+    Raises:
+        ValueError: a damaged sidecar.
+    """
+    if not weights:
+        return None
+    sidecar = read_sidecar(weights)
+    if sidecar is None:
+        return {"file": Path(weights).name, "sha256": sha256_of(weights), "provenance": {}}
+    ours = (
+        "kind" in sidecar.provenance or "method" in sidecar.provenance
+    )  # the latter in files of earlier versions
+    return {
+        "file": sidecar.source,
+        "sha256": sidecar.source_sha256 or sidecar.provenance.get("source_sha256", ""),
+        "provenance": sidecar.provenance if ours else {},
+    }
 
 
 def sidecar_path(weights: str | Path) -> Path:

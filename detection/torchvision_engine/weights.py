@@ -125,6 +125,8 @@ def to_detectron2_state(model: Detector) -> dict[str, Tensor]:
 def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Path) -> int:
     """Fill the backbone (and C4's head) from a converted classifier; a whole detector's file fills everything that fits.
 
+    Of a detector of another number of classes or anchors the last layers are left as they are, and that is said.
+
     Args:
         model: to be filled.
         state: Detectron2's keys: bare (`res2...`) or of a detector.
@@ -136,13 +138,20 @@ def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Pa
     Raises:
         WeightsError: a backbone tensor that the file lacks.
     """
-    ready, missing = {}, []
+    own = model.state_dict()
+    ready, missing, fresh = {}, [], []
     for ours, theirs in _names(model).items():
         bare = theirs
         for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
             bare = bare.removeprefix(prefix)
         key = theirs if theirs in state else bare
-        if key in state:
+        if (
+            key in state
+            and _is_last_layer(theirs)
+            and state[key].shape != _their_shape(model, ours, own[ours])
+        ):
+            fresh.append(theirs)
+        elif key in state:
             ready[ours] = state[key]
         elif _is_resnet(bare):
             missing.append(theirs)
@@ -152,7 +161,30 @@ def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Pa
             "with tools/convert_backbone.py and check MODEL.RESNETS against its sidecar"
         )
     _fill(model, ready)
+    if fresh:
+        print(
+            f"note: {', '.join(fresh)} start from random weights: {source} has them for another number of classes or anchors",
+            flush=True,
+        )
     return len(ready)
+
+
+def _is_last_layer(theirs: str) -> bool:
+    """What depends on the number of classes and anchors."""
+    return theirs.startswith(
+        (
+            "roi_heads.box_predictor.",
+            "head.cls_score.",
+            "head.bbox_pred.",
+            "proposal_generator.rpn_head.objectness_logits.",
+            "proposal_generator.rpn_head.anchor_deltas.",
+        )
+    )
+
+
+def _their_shape(model: Detector, ours: str, value: Tensor) -> torch.Size:
+    order = _class_order(model, ours)
+    return (order(value, False) if order else value).shape
 
 
 def _is_resnet(bare: str) -> bool:
