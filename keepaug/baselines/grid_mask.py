@@ -42,10 +42,10 @@ class GridMask:
     Args:
         unit: smallest and largest d in pixels, both included: the side of the repeated unit. The paper takes 96 to 224
             (exclusive in its code) for ImageNet at 224 x 224.
-        ratio: r: the kept lines are r d wide (rounded), so that 1 - (1 - r)^2 of the image is kept; 0.6 on ImageNet, 0.4 on
-            CIFAR-10.
+        ratio: r: the kept lines are r d wide (rounded up, as in the released code), so that about 1 - (1 - r)^2 of the image
+            is kept; 0.6 on ImageNet, 0.4 on CIFAR-10.
         rotate: the angle is a whole number of degrees in [0, rotate); 360 in the released recipe, 1 for no rotation.
-        p: probability per image; the paper lets it rise over the training, see `at`.
+        p: probability per image, 0.8 in the released recipe; the paper lets it rise over the training, see `at`.
         ramp: share of the training over which the probability rises linearly from 0 to p; 0.8 in the released recipe.
         fill: value, or one per channel; 0 is the mean colour of normalised images.
     """
@@ -53,7 +53,7 @@ class GridMask:
     unit: tuple[int, int] = (24, 32)
     ratio: float = 0.4
     rotate: int = 360
-    p: float = 1.0
+    p: float = 0.8
     ramp: float = 0.8
     fill: float | Sequence[float] = 0.0
 
@@ -81,7 +81,7 @@ class GridMask:
         applied, unit, top, left, angle = uniform((5, num), generator)
         low, high = self.unit
         side = (low + (unit * (high - low + 1)).to(torch.int64)).clamp(max=high)
-        kept = torch.floor(side * self.ratio + 0.5).to(torch.int64)
+        kept = torch.ceil(side.double() * self.ratio).to(torch.int64)
         degrees = (angle * self.rotate).floor()
         return Grids(
             torch.where(applied < self.p, side, torch.zeros_like(side)),

@@ -1,4 +1,4 @@
-"""Crop, flip, normalisation and lighting of whole batches."""
+"""Crop, flip, colours and normalisation of whole batches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from torch.nn import functional as F
 from keepaug.transfer import to_device
 
 __all__ = [
+    "BORDERS",
+    "Border",
+    "Colours",
     "CropFlip",
+    "change_colours",
     "crop_flip",
+    "draw_colours",
     "draw_crop_flip",
     "lighting",
     "normalise",
@@ -23,11 +28,13 @@ __all__ = [
 ]
 
 BORDERS = ("zero", "reflect")
+Border = str | tuple[float, ...]
 _MIRROR_BIT = 62  # the highest of an int64 seed, which drawn seeds leave free
 
 # Eigenvalues and eigenvectors of ImageNet's colours (Krizhevsky et al., 2012), RGB in [0, 1].
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+_GREY = (0.299, 0.587, 0.114)
 
 
 class CropFlip(NamedTuple):
@@ -38,18 +45,19 @@ class CropFlip(NamedTuple):
         left: (N,) int64 first column.
         mirrored: (N,) bool.
         padding: pixels on each side.
-        border: what was padded with, "zero" or "reflect" (the image mirrored at its outermost pixels).
+        border: what was padded with, "zero", "reflect" (the image mirrored at its outermost pixels), or a colour, one
+            number per channel (the mean, say, which AutoAugment's code pads with).
     """
 
     top: Tensor
     left: Tensor
     mirrored: Tensor
     padding: int
-    border: str = "zero"
+    border: Border = "zero"
 
 
 def draw_crop_flip(
-    seeds: Tensor, *, padding: int = 4, flip: bool = True, alternate: bool = False, border: str = "zero"
+    seeds: Tensor, *, padding: int = 4, flip: bool = True, alternate: bool = False, border: Border = "zero"
 ) -> CropFlip:
     """The crop and flip of each image, decided by its own seed.
 
@@ -89,12 +97,13 @@ def crop_flip(images: Tensor, place: CropFlip) -> Tensor:
     Raises:
         ValueError: unknown border, or an image too small to be reflected.
     """
-    num, _, height, width = images.shape
+    num, channels, height, width = images.shape
     padding, border, device = place.padding, place.border, images.device
-    if border not in BORDERS or (border == "reflect" and padding >= min(height, width)):
+    known = border in BORDERS if isinstance(border, str) else len(border) == channels
+    if not known or (border == "reflect" and padding >= min(height, width)):
         raise ValueError(
-            f"border must be 'zero' or 'reflect', the latter with padding below {min(height, width)}; got {border!r}, "
-            f"padding {padding}"
+            f"border must be 'zero', 'reflect', with padding below {min(height, width)}, or {channels} numbers; got "
+            f"{border!r}, padding {padding}"
         )
     top, left, mirrored = (to_device(part, device)[:, None] for part in place[:3])
     rows = top + torch.arange(height, device=device)
@@ -106,6 +115,9 @@ def crop_flip(images: Tensor, place: CropFlip) -> Tensor:
         columns = width - 1 - (width - 1 - (columns - padding).abs()).abs()
     else:
         padded = F.pad(images, (padding, padding, padding, padding)).permute(0, 2, 3, 1)
+        if not isinstance(border, str):
+            outside = F.pad(images.new_zeros(height, width, 1), (0, 0, *[padding] * 4), value=1).bool()
+            padded = torch.where(outside, to_device(torch.tensor(border), device, images.dtype), padded)
     batch = torch.arange(num, device=device)[:, None, None]
     return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
@@ -134,7 +146,7 @@ def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
 
 
 def random_crop_flip(
-    images: Tensor, seeds: Tensor, *, padding: int = 4, flip: bool = True, border: str = "zero"
+    images: Tensor, seeds: Tensor, *, padding: int = 4, flip: bool = True, border: Border = "zero"
 ) -> Tensor:
     """Padding, a random crop of the old size and a horizontal flip, each image by its own seed.
 
@@ -161,6 +173,77 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     scale = 1 / (torch.tensor(std).view(shape) * 255)
     device = images.device
     return (images.float() - to_device(shift, device)) * to_device(scale, device)
+
+
+class Colours(NamedTuple):
+    """How the colours of each image change, in all of its views; None where they do not.
+
+    Attributes:
+        strength: (N, 3), of brightness, contrast and saturation: 0 leaves them, 1 takes all away, -1 doubles them.
+        order: (N, 3) int64, which of them comes first, second and third.
+        shift: (N, 3) added to red, green and blue in [0, 255].
+    """
+
+    strength: Tensor | None
+    order: Tensor | None
+    shift: Tensor | None
+
+
+def draw_colours(
+    num: int, *, jitter: float = 0.0, lighting: float = 0.0, generator: torch.Generator | None = None
+) -> Colours:
+    """One draw per image of the ImageNet recipe's colour jitter and PCA noise, as in CutMix's released code.
+
+    Args:
+        num: number of images N.
+        jitter: the strengths are uniform in [-jitter, jitter], their order is random; 0.4 in the recipe.
+        lighting: standard deviation of the coefficients of the PCA noise; 0.1 in the recipe.
+        generator: CPU generator.
+    """
+    strength = order = shift = None
+    if jitter:
+        strength = (2 * torch.rand(num, 3, generator=generator) - 1) * jitter
+        order = torch.rand(num, 3, generator=generator).argsort(dim=1)
+    if lighting:
+        alpha = torch.randn(num, 3, generator=generator) * lighting
+        shift = (alpha * torch.tensor(_EIGENVALUES)) @ torch.tensor(_EIGENVECTORS).T * 255
+    return Colours(strength, order, shift)
+
+
+def change_colours(images: Tensor, strong: Tensor | None, colours: Colours) -> tuple[Tensor, Tensor | None]:
+    """The same change for all views of an image: where they agree before, they agree after, and a pasted patch fits.
+
+    As in the released code nothing is clipped to [0, 255], and the contrast is about the mean grey; that of the clean view
+    for all of them.
+
+    Args:
+        images: (N, 3, H, W), uint8 or floating in [0, 255].
+        strong: another view, (N, 3, H, W), or several, (N, V, 3, H, W); or None.
+        colours: of N images.
+
+    Returns:
+        Both in floating point, in [0, 255] but for what goes beyond.
+    """
+    views = [one if one.is_floating_point() else one.float() for one in (images, strong) if one is not None]
+
+    def per_image(values: Tensor, view: Tensor) -> Tensor:
+        """(N,) or (N, 3) to the shape of a view."""
+        values = to_device(values, view.device, view.dtype)
+        return values.view(len(values), *[1] * (view.ndim - 4), -1, 1, 1)
+
+    if colours.strength is not None and colours.order is not None:
+        grey = to_device(torch.tensor(_GREY), images.device).view(3, 1, 1)
+        for turn in colours.order.unbind(dim=1):
+            share = colours.strength.gather(1, turn[:, None])[:, 0]
+            greys = [(view * grey).sum(dim=-3, keepdim=True) for view in views]
+            mean = greys[0].mean(dim=(1, 2, 3))
+            for index, (view, own) in enumerate(zip(views, greys, strict=True)):
+                target = own * per_image(share * (turn == 2), view)
+                target = target + per_image(mean, view) * per_image(share * (turn == 1), view)
+                views[index] = view * per_image(1 - share, view) + target
+    if colours.shift is not None:
+        views = [view + per_image(colours.shift, view) for view in views]
+    return views[0], views[1] if strong is not None else None
 
 
 def lighting(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from keepaug.data.batch_transforms import CropFlip, crop_flip, draw_crop_flip
+from keepaug.data.batch_transforms import Border, CropFlip, crop_flip, draw_crop_flip
 from keepaug.data.reading import read_image
 from keepaug.runs.progress import progress
 
@@ -92,7 +92,7 @@ class MemoryImages:
         padding: of the random crop in pixels; None for no crop.
         flip: horizontal flip with probability 0.5.
         alternate: each image is mirrored in every second epoch instead, which `make_loader` must then say (`alternate`).
-        border: what is padded with, "zero" or "reflect".
+        border: what is padded with, "zero", "reflect" or a colour.
         policy: strong augmentation for the second view, of uint8 (N, 3, H, W) images by (N,) seeds; `one_by_one` makes one of
             a transform for single images.
         policy_first: the policy sees the whole image, and crop and flip (the same for both views) come after it, as in
@@ -108,7 +108,7 @@ class MemoryImages:
         padding: int | None = None,
         flip: bool = False,
         alternate: bool = False,
-        border: str = "zero",
+        border: Border = "zero",
         policy: BatchTransform | None = None,
         policy_first: bool = False,
     ) -> None:

@@ -150,7 +150,9 @@ class SaliencyCache:
 
 
 def _on_cpu(place: CropFlip) -> CropFlip:
-    return CropFlip(place.top.cpu(), place.left.cpu(), place.mirrored.cpu(), place.padding, place.border)
+    """The same for maps on the CPU, in which a coloured border is empty."""
+    border = "reflect" if place.border == "reflect" else "zero"
+    return CropFlip(place.top.cpu(), place.left.cpu(), place.mirrored.cpu(), place.padding, border)
 
 
 def carried_or_fresh(

@@ -100,7 +100,7 @@ def test_grid_mask_draws_per_image_within_its_ranges() -> None:
     used = drawn.unit > 0
     assert float(used.double().mean()) == pytest.approx(0.7, abs=0.03)
     assert drawn.unit[used].unique().tolist() == [6, 7, 8, 9]
-    for unit, kept in ((6, 2), (7, 3), (8, 3), (9, 4)):  # floor(0.4 d + 0.5)
+    for unit, kept in ((6, 3), (7, 3), (8, 4), (9, 4)):  # ceil(0.4 d)
         some = drawn.unit == unit
         assert drawn.kept[some].unique().tolist() == [kept]
         assert drawn.top[some].unique().tolist() == drawn.left[some].unique().tolist() == list(range(unit))
@@ -112,12 +112,23 @@ def test_grid_mask_probability_rises(images: torch.Tensor) -> None:
     grid = GridMask((4, 6), p=0.8, ramp=0.5)
     assert torch.equal(grid.at(0.0)(images, generator=seeded()), images)
     assert [grid.at(progress).p for progress in (0.25, 0.5, 1.0)] == [0.4, 0.8, 0.8]
-    assert GridMask((4, 6), ramp=0.0).at(0.0).p == 1.0
-    out = GridMask((4, 6), fill=(1.0, 2.0, 3.0))(images, generator=seeded())
+    assert GridMask((4, 6), p=1.0, ramp=0.0).at(0.0).p == 1.0
+    out = GridMask((4, 6), p=1.0, fill=(1.0, 2.0, 3.0))(images, generator=seeded())
     mask = (out != images).all(dim=1)
     assert 0.1 < float(mask.double().mean()) < 0.6
     for channel in range(3):
         assert (out[:, channel][mask] == channel + 1).all()
+
+
+def test_grid_mask_follows_the_released_recipe() -> None:
+    """Probability 0.8 from epoch 240 of 300 on, in a straight line before; lines of ceil(0.6 d) of d from 96 to 223."""
+    grid = GridMask((96, 223), ratio=0.6)
+    for epoch in (0, 24, 120, 239, 240, 299):
+        assert grid.at(epoch / 300).p == pytest.approx(0.8 * min(1, epoch / 240))
+    drawn = grid.at(1.0).sample(5000, generator=seeded())
+    assert float((drawn.unit > 0).double().mean()) == pytest.approx(0.8, abs=0.02)
+    for unit, kept in zip(drawn.unit.tolist(), drawn.kept.tolist(), strict=True):
+        assert not unit or kept == math.ceil(unit * 0.6)
 
 
 # Mixup

@@ -12,13 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from keepaug.data.batch_transforms import lighting, normalise, random_crop_flip
+from keepaug.data.batch_transforms import (
+    Colours,
+    change_colours,
+    draw_colours,
+    lighting,
+    normalise,
+    random_crop_flip,
+)
 from keepaug.data.cifar import load_cifar10
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors
 from keepaug.data.imagenet import train_geometry
 from keepaug.data.images import Batch, FileImages, MemoryImages, decode_all, one_by_one
 from keepaug.data.loader import default_workers, make_loader
+from keepaug.policies import Repeated
 
 
 @pytest.fixture
@@ -166,6 +174,110 @@ def test_normalise_and_lighting() -> None:
     noisy = lighting(wanted.float(), std, generator=torch.Generator().manual_seed(0)) - wanted.float()
     assert (noisy - noisy[:, :, :1, :1]).abs().max() < 1e-5  # one shift per image and channel
     assert len(noisy[:, 0, 0, 0].unique()) == 4
+
+
+def test_a_border_can_have_a_colour() -> None:
+    """As zero padding of normalised images, which is the mean colour."""
+    images, seeds = memory(20).images, torch.arange(20) * 977
+    mean = (125.0, 123.0, 114.0)
+    shifted = images.float() - torch.tensor(mean).view(3, 1, 1)
+    wanted = random_crop_flip(shifted, seeds) + torch.tensor(mean).view(3, 1, 1)
+    got = random_crop_flip(images, seeds, border=mean)
+    assert got.dtype == torch.uint8
+    assert torch.equal(got.float(), wanted)
+    with pytest.raises(ValueError, match=r"or 3 numbers; got \(1, 2\)"):
+        random_crop_flip(images, seeds, border=(1, 2))
+
+
+def slow_jitter(image: torch.Tensor, strength: list[float], order: list[int]) -> torch.Tensor:
+    """CutMix's released colour jitter, from its description: each step moves the image towards black, its mean grey or its
+    own grey by a share that may be negative; nothing is clipped."""
+    image = image.double()
+    for which in order:
+        grey = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+        target = [torch.zeros(()), grey.mean(), grey][which]
+        image = torch.stack([channel + strength[which] * (target - channel) for channel in image])
+    return image
+
+
+def test_colour_jitter_is_the_released_one() -> None:
+    images = memory(12).images
+    drawn = draw_colours(12, jitter=0.4, generator=torch.Generator().manual_seed(1))
+    got, nothing = change_colours(images, None, drawn)
+    assert nothing is None
+    for index, image in enumerate(images):
+        wanted = slow_jitter(image, drawn.strength[index].tolist(), drawn.order[index].tolist())
+        torch.testing.assert_close(got[index], wanted.float(), rtol=1e-5, atol=1e-3)
+    assert float(got.min()) < 0  # the jitter of torchvision would clip
+    assert float(got.max()) > 255
+
+
+def test_draws_of_colours_have_their_distribution() -> None:
+    drawn = draw_colours(60_000, jitter=0.4, lighting=0.1, generator=torch.Generator().manual_seed(2))
+    assert float(drawn.strength.abs().max()) <= 0.4
+    assert float(drawn.strength.mean()) == pytest.approx(0, abs=0.002)
+    assert float(drawn.strength.var()) == pytest.approx(0.4**2 / 3, rel=0.02)
+    orders = (drawn.order * torch.tensor([9, 3, 1])).sum(dim=1).bincount()
+    assert (orders > 0).sum() == 6
+    assert float(orders[orders > 0].min()) > 9500
+    # the covariance of the noise is that of ImageNet's colours, times its strength squared
+    covariance = torch.cov(drawn.shift.double().T / 255)
+    assert float(covariance.trace()) == pytest.approx(0.01 * (0.2175**2 + 0.0188**2 + 0.0045**2), rel=0.03)
+    assert draw_colours(3) == Colours(None, None, None)
+
+
+def identity(image):
+    return image
+
+
+GEOMETRY = {
+    "crop": {"padding": 2},
+    "flip": {"flip": True},
+    "reflected": {"padding": 3, "flip": True, "border": "reflect"},
+    "mean": {"padding": 3, "flip": True, "border": (125, 123, 114)},
+    "alternating": {"padding": 2, "flip": True, "alternate": True},
+    "policy first": {"padding": 2, "flip": True, "policy_first": True},
+    "files": {},
+}
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+@pytest.mark.parametrize(
+    "colours", [{}, {"jitter": 0.4}, {"lighting": 0.1}, {"jitter": 0.4, "lighting": 0.1}]
+)
+@pytest.mark.parametrize("geometry", GEOMETRY)
+def test_what_is_no_policy_is_one_draw_for_all_views(
+    geometry: str, colours: dict[str, float], num_views: int, folder: Path
+) -> None:
+    """With the identity for a policy, the strong view is the clean one, whatever else is drawn."""
+    policy = identity if num_views == 1 else Repeated(identity, num_views)
+    if geometry == "files":
+        (paths, labels), _, classes = open_folder(folder)
+        data = FileImages(paths, labels, classes, geometry=train_geometry(24), policy=policy)
+    else:
+        data = memory(6, policy=one_by_one(policy), **GEOMETRY[geometry])
+    seeds = torch.randint(2**62, (6,), generator=torch.Generator().manual_seed(4))
+    batch = data.load(torch.arange(6), seeds)
+    drawn = draw_colours(6, **colours, generator=torch.Generator().manual_seed(5))
+    clean, strong = change_colours(batch.images, batch.strong, drawn)
+    for view in (strong,) if num_views == 1 else strong.unbind(dim=1):
+        assert torch.equal(view, clean)
+    if colours:
+        change = (clean - batch.images).flatten(1).abs().mean(dim=1)
+        assert (change > 0).all()
+        assert len(change.unique()) == 6
+
+
+def test_a_pasted_patch_has_the_colours_of_its_surroundings() -> None:
+    """The change is one function of the pixels, although the two views differ in their mean."""
+    images = memory(6).images
+    strong = images // 3
+    strong[:, :, :4] = images[:, :, :4]
+    clean, changed = change_colours(
+        images, strong, draw_colours(6, jitter=0.4, lighting=0.1, generator=torch.Generator().manual_seed(0))
+    )
+    torch.testing.assert_close(changed[:, :, :4], clean[:, :, :4])
+    assert not torch.allclose(changed[:, :, 4:], clean[:, :, 4:])
 
 
 def test_strong_view_shares_crop_and_flip() -> None:

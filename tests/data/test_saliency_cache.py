@@ -164,3 +164,11 @@ def test_a_map_carried_into_a_reflected_border_shows_what_the_border_shows(maps:
     moved = cache.lookup(rows, place)
     torch.testing.assert_close(moved, crop_flip(maps[:, None], place)[:, 0], rtol=0, atol=2e-3)
     assert (moved > 0).float().mean() > (cache.lookup(rows, place._replace(border="zero")) > 0).float().mean()
+
+
+def test_a_coloured_border_has_no_saliency(maps: torch.Tensor) -> None:
+    cache = SaliencyCache(40, (HEIGHT, WIDTH))
+    rows = torch.arange(40)
+    cache.update(rows, maps, straight(40), epoch=0)
+    place = draw_crop_flip(seeds_of(40), padding=PADDING, border=(125, 123, 114))
+    assert torch.equal(cache.lookup(rows, place), cache.lookup(rows, place._replace(border="zero")))
