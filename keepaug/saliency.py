@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -144,6 +145,7 @@ def saliency_map(
     images: Tensor,
     labels: Tensor | None = None,
     *,
+    only: Tensor | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
     scale: float = 1.0,
     upsample: str = "bilinear",
@@ -158,6 +160,9 @@ def saliency_map(
         model: the classifier, also wrapped by DistributedDataParallel or torch.compile.
         images: (N, C, H, W) floating, normalised as in training.
         labels: (N,) integer classes, whose logit is used; None uses the largest logit (section 4.3, UDA).
+        only: (N,) bool, the images whose maps are wanted (`keep.draw(images).applied`); the other maps are 0 and cost
+            nothing. On the CPU, where generators without a device draw it: a mask on a GPU is not read back, which would
+            stall the queue, and all maps are computed. None: all images.
         forward: another forward pass of the same network, for example an early head's logits
             (section 3.1); None calls the network.
         scale: below 1 the map is computed on a copy shrunk by antialiased bicubic interpolation and mapped back to
@@ -176,6 +181,9 @@ def saliency_map(
         >>> loss = F.cross_entropy(model(keep(images, heat)), labels)
     """
     _check(images, labels, scale, upsample)
+    if only is not None:
+        options: dict[str, Any] = {"forward": forward, "scale": scale, "upsample": upsample}
+        return _maps_of_some(model, images, labels, only, options)
     num_images, _, height, width = images.shape
     if images.numel() == 0:
         return torch.zeros(num_images, height, width, device=images.device)
@@ -203,6 +211,37 @@ def saliency_map(
             options = {"align_corners": False} if upsample == "bilinear" else {}
             heat = F.interpolate(heat[:, None], size=(height, width), mode=upsample, **options)[:, 0]
         return heat
+
+
+def _maps_of_some(
+    model: nn.Module, images: Tensor, labels: Tensor | None, only: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Maps where `only` holds and 0 elsewhere."""
+    num, device = len(images), images.device
+    if only.shape != (num,) or only.dtype != torch.bool:
+        raise ValueError(
+            f"only must be a bool tensor of the shape ({num},), got {only.dtype} {tuple(only.shape)}"
+        )
+    if only.device.type != "cpu":
+        heat = saliency_map(model, images, labels, **options)
+        return heat.masked_fill(~to_device(only, device)[:, None, None], 0)
+    rows = only.nonzero()[:, 0]
+    heat = torch.zeros(num, *images.shape[2:], device=device)
+    padded = rows
+    if not len(rows):
+        if not dist.is_available() or not dist.is_initialized():
+            return heat
+        padded = torch.zeros(1, dtype=torch.int64)  # a sharded network (FSDP) waits for all processes
+    elif device.type == "cuda" or _is_compiled(options["forward"] or unwrap(model)):
+        # Of eight sizes rather than of all: a new one costs a GPU a search for kernels, and a compiler a compilation.
+        step = -(-num // 8)
+        padded = torch.cat([rows, rows[-1:].expand(-len(rows) % step)])
+    place = to_device(padded, device)
+    some = images[place]
+    if images.is_contiguous(memory_format=torch.channels_last):
+        some = some.contiguous(memory_format=torch.channels_last)
+    own = None if labels is None else labels[to_device(padded, labels.device)]
+    return heat.index_copy_(0, place[: len(rows)], saliency_map(model, some, own, **options)[: len(rows)])
 
 
 def _resize_bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:

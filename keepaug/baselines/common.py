@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from keepaug.regions import PLACEMENTS, Regions, random_regions, sample_regions
+from keepaug.regions import PLACEMENTS, Regions, Size, random_regions, sample_regions
 from keepaug.transfer import to_device
 
 __all__ = [
+    "Draw",
     "applied_to",
     "beta",
     "check_alpha",
@@ -21,6 +24,23 @@ __all__ = [
     "regions_for",
     "uniform",
 ]
+
+
+class Draw(NamedTuple):
+    """What is drawn before importance is looked at: which images are augmented, and how large their regions are.
+
+    Attributes:
+        size: of the regions, one for all or (N, 2) int64 with a size per image (1 x 1 where nothing is done).
+        applied: (N,) bool; None for all images.
+    """
+
+    size: Size
+    applied: Tensor | None
+
+    def first(self) -> Draw:
+        """The same for the first image alone."""
+        size = self.size[:1] if isinstance(self.size, Tensor) else self.size
+        return Draw(size, None if self.applied is None else self.applied[:1])
 
 
 def check_probability(p: float) -> None:
@@ -61,32 +81,32 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor
 def regions_for(
     images: Tensor,
     saliency: Tensor | None,
-    size: int | tuple[int, int] | Tensor,
+    size: Size,
     *,
+    applied: Tensor | None = None,
     tau: float | None,
     prefer: str = "low",
     placement: str,
     generator: torch.Generator | None,
 ) -> Regions:
-    """Uniform regions without tau, saliency-aware ones with it."""
+    """Uniform regions without tau, saliency-aware ones with it; no region where `applied` is False."""
     check_images(images, saliency)
     if tau is None:
         shape = (images.shape[2], images.shape[3])
-        return random_regions(
+        regions = random_regions(
             len(images), shape, size, placement=placement, generator=generator, device=images.device
         )
+        return regions if applied is None else regions.where(applied)
     if saliency is None:
         raise ValueError(
             "this augmentation needs the saliency (N, H, W): saliency_map(model, images, labels), or a map of your own"
         )
-    return sample_regions(
-        to_device(saliency, images.device),
-        size,
-        tau=tau,
-        prefer=prefer,
-        placement=placement,
-        generator=generator,
-    )
+    heat = to_device(saliency, images.device)
+    if applied is not None:
+        # The other maps have no say, so that maps of the augmented images alone draw the same regions.
+        heat = heat.masked_fill(~to_device(applied, images.device)[:, None, None], 0)
+    regions = sample_regions(heat, size, tau=tau, prefer=prefer, placement=placement, generator=generator)
+    return regions if applied is None else regions.where(applied)
 
 
 def applied_to(num: int, p: float, generator: torch.Generator | None) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from keepaug.baselines.common import (
+    Draw,
     applied_to,
     check_images,
     check_placement,
@@ -33,11 +34,42 @@ FILLS: dict[str, tuple[float, ...]] = {
 class _Cutting:
     """Shared by augmentations that fill one region per image."""
 
+    placement: str
+
+    @property
+    def _tau(self) -> float | None:
+        return None
+
+    def draw(self, images: Tensor, *, generator: torch.Generator | None = None) -> Draw:
+        """Which images a call would cut and how large; the others need no saliency map.
+
+        Example:
+            >>> drawn = keep.draw(images)
+            >>> heat = saliency_map(model, images, labels, only=drawn.applied)
+            >>> images = keep(images, heat, drawn=drawn)
+        """
+        raise NotImplementedError
+
     def sample(
-        self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        saliency: Tensor | None = None,
+        *,
+        drawn: Draw | None = None,
+        generator: torch.Generator | None = None,
     ) -> Regions:
         """The regions that a call would cut; height 0 where an image is left alone."""
-        raise NotImplementedError
+        check_images(images, saliency)
+        size, applied = drawn or self.draw(images, generator=generator)
+        return regions_for(
+            images,
+            saliency,
+            size,
+            applied=applied,
+            tau=self._tau,
+            placement=self.placement,
+            generator=generator,
+        )
 
     def _fill(self, images: Tensor, generator: torch.Generator | None) -> float | Sequence[float] | Tensor:
         raise NotImplementedError
@@ -47,6 +79,7 @@ class _Cutting:
         images: Tensor,
         saliency: Tensor | None = None,
         *,
+        drawn: Draw | None = None,
         regions: Regions | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -55,6 +88,7 @@ class _Cutting:
         Args:
             images: (N, C, H, W), after normalisation.
             saliency: (N, H, W), see `saliency_map`; plain augmentations ignore it.
+            drawn: what `draw` gave, for maps of the augmented images alone.
             regions: the regions to cut instead of drawn ones.
             generator: source of randomness; None is torch's global one.
 
@@ -62,7 +96,7 @@ class _Cutting:
             New tensor like `images`.
         """
         if regions is None:
-            regions = self.sample(images, saliency, generator=generator)
+            regions = self.sample(images, saliency, drawn=drawn, generator=generator)
         return cut(images, regions, self._fill(images, generator))
 
 
@@ -87,19 +121,9 @@ class Cutout(_Cutting):
         check_probability(self.p)
         check_placement(self.placement)
 
-    @property
-    def _tau(self) -> float | None:
-        return None
-
-    def sample(
-        self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Regions:
-        """The regions that a call would cut."""
-        applied = applied_to(len(images), self.p, generator)
-        regions = regions_for(
-            images, saliency, self.size, tau=self._tau, placement=self.placement, generator=generator
-        )
-        return regions if applied is None else regions.where(applied)
+    def draw(self, images: Tensor, *, generator: torch.Generator | None = None) -> Draw:
+        """Which images a call would cut."""
+        return Draw(self.size, applied_to(len(images), self.p, generator))
 
     def _fill(self, images: Tensor, generator: torch.Generator | None) -> float | Sequence[float] | Tensor:
         return self.fill
@@ -138,8 +162,9 @@ class RandomErasing(_Cutting):
             raise ValueError(f"aspect_draw must be 'uniform' or 'log_uniform', got {self.aspect_draw!r}")
 
     @property
-    def _tau(self) -> float | None:
-        return None
+    def placement(self) -> str:  # type: ignore[override]
+        """Always whole regions: the released code draws again what does not fit."""
+        return "inside"
 
     def sample_sizes(
         self, num: int, image_size: tuple[int, int], *, generator: torch.Generator | None = None
@@ -165,15 +190,11 @@ class RandomErasing(_Cutting):
             applied = applied & (uniform((num,), generator) < self.p)
         return torch.where(applied[:, None], sizes, torch.ones_like(sizes)), applied
 
-    def sample(
-        self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Regions:
-        """The regions that a call would erase; height 0 where an image is left alone."""
-        check_images(images, saliency)
+    def draw(self, images: Tensor, *, generator: torch.Generator | None = None) -> Draw:
+        """Which images a call would erase, and how large the regions are."""
+        check_images(images)
         shape = (images.shape[2], images.shape[3])
-        sizes, applied = self.sample_sizes(len(images), shape, generator=generator)
-        regions = regions_for(images, saliency, sizes, tau=self._tau, placement="inside", generator=generator)
-        return regions.where(applied)
+        return Draw(*self.sample_sizes(len(images), shape, generator=generator))
 
     def _fill(self, images: Tensor, generator: torch.Generator | None) -> float | Sequence[float] | Tensor:
         if self.fill == "random":

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from keepaug.baselines.common import (
+    Draw,
     applied_to,
     beta,
     check_alpha,
@@ -144,28 +145,37 @@ class CutMix:
             sizes = sizes * (uniform((draws,), generator) < self.p)[:, None]
         return sizes.expand(num, 2)
 
+    def draw(self, images: Tensor, *, generator: torch.Generator | None = None) -> Draw:
+        """Which images a call would mix, and how large the regions are; the others need no saliency map."""
+        check_images(images)
+        sizes = self.sample_sizes(len(images), (images.shape[2], images.shape[3]), generator=generator)
+        return Draw(sizes.clamp(min=1), (sizes > 0).all(dim=1))
+
     def sample(
-        self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        saliency: Tensor | None = None,
+        *,
+        drawn: Draw | None = None,
+        generator: torch.Generator | None = None,
     ) -> Regions:
         """The regions that a call would replace; height 0 where an image is left alone."""
         check_images(images, saliency)
-        sizes = self.sample_sizes(len(images), (images.shape[2], images.shape[3]), generator=generator)
-        regions = self._place(images, saliency, sizes.clamp(min=1), generator)
-        return regions.where((sizes > 0).all(dim=1))
-
-    def _place(
-        self, images: Tensor, saliency: Tensor | None, sizes: Tensor, generator: torch.Generator | None
-    ) -> Regions:
-        if self.per == "image" or not len(images):
-            return regions_for(
-                images, saliency, sizes, tau=self._tau, placement=self.placement, generator=generator
-            )
-        # One box for the whole batch: the importance of a region is then its mean over the batch.
-        mean = None if saliency is None else saliency.float().mean(dim=0, keepdim=True)
-        one = regions_for(
-            images[:1], mean, sizes[:1], tau=self._tau, placement=self.placement, generator=generator
+        drawn = drawn or self.draw(images, generator=generator)
+        whole = self.per == "batch" and len(images) > 0
+        if whole:  # one box for all: the importance of a region is then its mean over the batch
+            saliency = None if saliency is None else saliency.float().mean(dim=0, keepdim=True)
+            drawn = drawn.first()
+        regions = regions_for(
+            images[:1] if whole else images,
+            saliency,
+            drawn.size,
+            applied=drawn.applied,
+            tau=self._tau,
+            placement=self.placement,
+            generator=generator,
         )
-        return Regions(*(part.expand(len(images)) for part in one))
+        return Regions(*(part.expand(len(images)) for part in regions)) if whole else regions
 
     def __call__(
         self,
@@ -173,6 +183,7 @@ class CutMix:
         labels: Tensor,
         saliency: Tensor | None = None,
         *,
+        drawn: Draw | None = None,
         regions: Regions | None = None,
         permutation: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -183,6 +194,7 @@ class CutMix:
             images: (N, C, H, W).
             labels: (N,) integer classes.
             saliency: (N, H, W) of `images`; the plain CutMix ignores it.
+            drawn: what `draw` gave, for maps of the mixed images alone.
             regions: the regions to replace instead of drawn ones.
             permutation: (N,) the partners instead of drawn ones.
             generator: source of randomness; None is torch's global one.
@@ -195,7 +207,7 @@ class CutMix:
         """
         check_labels(images, labels)
         if regions is None:
-            regions = self.sample(images, saliency, generator=generator)
+            regions = self.sample(images, saliency, drawn=drawn, generator=generator)
         permutation = partners(images, permutation, generator)
         mixed = paste(images[permutation], images, regions)
         pixels = images.shape[2] * images.shape[3]
