@@ -178,6 +178,7 @@ class IdentityLoader(Loader):
             sampler.num_identities * sampler.num_images,
             seed=seed,
             shuffle=True,
+            alternate=False,
             drop_last=True,
             num_workers=0,
             rank=rank,

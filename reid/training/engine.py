@@ -33,7 +33,7 @@ from reid.evaluation.scores import Scored, score
 from reid.models.network import ReidNetwork
 from reid.models.weights import describe_network, save_trained
 from reid.torchreid_api import torchreid_module
-from reid.training.erasing import build_eraser, erase, heat_of
+from reid.training.erasing import build_eraser, draw_erasing, erase, heat_of
 from reid.training.losses import CenterLoss, batch_hard_triplet, learning_rate
 
 __all__ = ["BEST", "KeepEngine"]
@@ -142,7 +142,10 @@ class KeepEngine(_Engine):
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            heat = heat_of(self.eraser, self.network, images, labels, scale=config.saliency_scale)
+            regions_generator = make_generator(config.seed, "regions", self.step)
+            drawn = draw_erasing(self.eraser, images, generator=regions_generator, world=world)
+            scale = config.saliency_scale
+            heat = heat_of(self.eraser, self.network, images, labels, drawn, scale=scale, world=world)
             read_heat = None
             if heat is not None:
                 heat, read_heat = only_finite(heat)
@@ -150,7 +153,8 @@ class KeepEngine(_Engine):
                 self.eraser,
                 images,
                 heat,
-                regions_generator=make_generator(config.seed, "regions", self.step),
+                drawn,
+                regions_generator=regions_generator,
                 fill_generator=make_generator(config.seed, "fill", self.step, world.rank),
                 world=world,
             )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from keepaug.baselines import RandomErasing
+from keepaug.baselines.common import Draw
 from keepaug.keep import KeepRandomErasing
 from keepaug.regions import Regions
 from keepaug.runs.distributed import Distributed, gather_all
@@ -13,7 +14,7 @@ from keepaug.saliency import saliency_map
 from reid.config import ReidConfig
 from reid.models.network import ReidNetwork
 
-__all__ = ["build_eraser", "erase", "heat_of"]
+__all__ = ["build_eraser", "draw_erasing", "erase", "heat_of"]
 
 
 def build_eraser(config: ReidConfig) -> RandomErasing | None:
@@ -26,35 +27,65 @@ def build_eraser(config: ReidConfig) -> RandomErasing | None:
     return RandomErasing(config.p, area, aspect, config.fill)
 
 
+def draw_erasing(
+    eraser: RandomErasing | None,
+    images: Tensor,
+    *,
+    generator: torch.Generator,
+    world: Distributed | None = None,
+) -> Draw | None:
+    """Which images of all processes are erased and how large their regions are; None without erasing.
+
+    All processes draw for the whole batch from equal generators, so that they together erase what one process would.
+
+    Args:
+        eraser: from `build_eraser`.
+        images: (N, 3, H, W) of this process.
+        generator: the same on all processes.
+        world: this process among others; None: it is alone.
+    """
+    return None if eraser is None else eraser.draw(_of_all(images, world), generator=generator)
+
+
 def heat_of(
-    eraser: RandomErasing | None, network: ReidNetwork, images: Tensor, labels: Tensor, *, scale: float
+    eraser: RandomErasing | None,
+    network: ReidNetwork,
+    images: Tensor,
+    labels: Tensor,
+    drawn: Draw | None,
+    *,
+    scale: float,
+    world: Distributed | None = None,
 ) -> Tensor | None:
-    """(N, H, W) saliency of the identity classifier's logit of the label; None where the eraser needs none."""
-    if not isinstance(eraser, KeepRandomErasing):
+    """(N, H, W) saliency of the identity classifier's logit of the label, 0 for images that are not erased.
+
+    None where the eraser needs none.
+    """
+    if not isinstance(eraser, KeepRandomErasing) or drawn is None or drawn.applied is None:
         return None
-    return saliency_map(network, images, labels, forward=network.logits, scale=scale)
+    only = drawn.applied[_own(len(images), world)]
+    return saliency_map(network, images, labels, only=only, forward=network.logits, scale=scale)
 
 
 def erase(
     eraser: RandomErasing | None,
     images: Tensor,
     heat: Tensor | None,
+    drawn: Draw | None,
     *,
     regions_generator: torch.Generator,
     fill_generator: torch.Generator,
     world: Distributed | None = None,
 ) -> tuple[Tensor, Regions | None]:
-    """Erase one region per image, each of its own size.
-
-    All processes draw the regions of the whole batch from the same generator, so that they together erase what one process
-    would; only random filling differs.
+    """Erase one region per drawn image, each of its own size.
 
     Args:
         eraser: from `build_eraser`.
         images: (N, 3, H, W) normalized.
         heat: from `heat_of`.
-        regions_generator: the same on all processes.
-        fill_generator: of this process.
+        drawn: from `draw_erasing`.
+        regions_generator: the one of `draw_erasing`.
+        fill_generator: of this process: random filling is the only thing that differs between numbers of processes.
         world: this process among others; None: it is alone.
 
     Returns:
@@ -62,10 +93,18 @@ def erase(
     """
     if eraser is None:
         return images, None
-    number, rank, world_size = len(images), 0, 1
-    if world is not None:
-        rank, world_size = world.rank, world.world_size
-    shape = images.new_empty((number * world_size, 1, *images.shape[2:]))
-    whole = eraser.sample(shape, gather_all(heat) if heat is not None else None, generator=regions_generator)
-    own = Regions(*(value[rank * number : (rank + 1) * number] for value in whole))
+    everyones = None if heat is None else gather_all(heat)
+    whole = eraser.sample(_of_all(images, world), everyones, drawn=drawn, generator=regions_generator)
+    own = Regions(*(value[_own(len(images), world)] for value in whole))
     return eraser(images, heat, regions=own, generator=fill_generator), own
+
+
+def _of_all(images: Tensor, world: Distributed | None) -> Tensor:
+    """The shape and place of all processes' images, for draws."""
+    number = len(images) * (1 if world is None else world.world_size)
+    return images.new_empty((number, 1, *images.shape[2:]))
+
+
+def _own(number: int, world: Distributed | None) -> slice:
+    rank = 0 if world is None else world.rank
+    return slice(rank * number, (rank + 1) * number)

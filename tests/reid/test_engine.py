@@ -234,10 +234,13 @@ def test_saliency_is_of_the_identity_classifiers_logit_and_keep_stays_below_tau(
     engine = make("p=1.0", "erasing=keep", "saliency_scale=1.0")
     batch = next(iter(engine.train_loader))
     images = normalise(batch.images, engine.config.mean, engine.config.std)
-    heat = reid.training.erasing.heat_of(engine.eraser, engine.network, images, batch.labels, scale=1.0)
     generators = [torch.Generator().manual_seed(1), torch.Generator()]
+    drawn = reid.training.erasing.draw_erasing(engine.eraser, images, generator=generators[0])
+    heat = reid.training.erasing.heat_of(
+        engine.eraser, engine.network, images, batch.labels, drawn, scale=1.0
+    )
     _, regions = reid.training.erasing.erase(
-        engine.eraser, images, heat, regions_generator=generators[0], fill_generator=generators[1]
+        engine.eraser, images, heat, drawn, regions_generator=generators[0], fill_generator=generators[1]
     )
     network = engine.network.eval()
     pixels = images.clone().requires_grad_(True)
@@ -254,6 +257,28 @@ def test_saliency_is_of_the_identity_classifiers_logit_and_keep_stays_below_tau(
         own = float(heat[number, top : top + height, left : left + width].double().sum())
         below = int((values < own * (1 - 1e-6)).sum())
         assert below < 0.6 * len(values)
+
+
+def test_only_erased_images_are_looked_at(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At p = 0.5 the pass costs half; the network sees in it what it erases, and nothing else."""
+    engine = make("p=0.5", "erasing=keep", "identities=6", "images=4")
+    engine.network.train()
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(
+        engine.network, "logits", lambda images: _noted(found, engine.network(images)[0], images)
+    )
+    engine.forward_network = Recording(engine.network, found)
+    batch = next(iter(engine.train_loader))
+    engine.forward_backward(batch)
+    clean = normalise(batch.images, engine.config.mean, engine.config.std)
+    erased = (found["inputs"] != clean).flatten(1).any(dim=1)
+    assert 4 < int(erased.sum()) < 20
+    assert len(found["saliency"]) == int(erased.sum())
+
+
+def _noted(found: dict[str, Any], logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    found["saliency"] = images
+    return logits
 
 
 def test_random_erasing_needs_no_saliency(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

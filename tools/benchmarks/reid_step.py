@@ -1,0 +1,82 @@
+"""What KeepRandomErasing adds to a step of Bag of Tricks, for `tools/benchmark.py reid`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from keepaug.data.images import Batch
+from keepaug.runs.distributed import Distributed
+from keepaug.runs.timing import Table, interleaved
+from reid.config import ReidConfig, resolve
+from reid.models.weights import build
+from reid.training.engine import KeepEngine
+
+__all__ = ["reid_section"]
+
+_STEPS = {
+    "plain step": {"erasing": "none"},
+    "RandomErasing": {"erasing": "random"},
+    "KeepRandomErasing, low resolution": {"erasing": "keep"},
+    "KeepRandomErasing, full resolution": {"erasing": "keep", "saliency_scale": 1.0},
+    "KeepRandomErasing of every image, low resolution": {"erasing": "keep", "p": 1.0},
+}
+
+
+def reid_section(
+    device: torch.device,
+    *,
+    arch: Sequence[str] = (),
+    rounds: int = 7,
+    bf16: bool = False,
+    processor_time: bool = False,
+    shrink: bool = False,
+) -> tuple[Table, dict[str, Any]]:
+    """Whole steps of the recipe at p = 0.5, as multiples of the step without erasing.
+
+    On a CPU an eighth of the recipe's 64 images; each round erases other images.
+    """
+    name = [*arch, "resnet18" if shrink else "resnet50"][0]
+    identities, side = (2, 64) if shrink else (16 if device.type == "cuda" else 4, 256)
+    variants: dict[str, Callable[[], object]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for title, settings in _STEPS.items():
+            config = ReidConfig(
+                arch=name,
+                recipe="custom",
+                height=side,
+                width=side // 2,
+                identities=identities,
+                images=2 if shrink else 4,
+                precision="bf16" if bf16 else "float32",
+                channels_last=True,
+                checkpoint_every=0,
+                **settings,  # type: ignore[arg-type]
+            )
+            engine, batch = _engine(config, device, folder)
+            variants[title] = partial(engine.forward_backward, batch)
+        seconds = interleaved(variants, 1 if shrink else rounds, device, processor_time=processor_time)
+    base = seconds["plain step"]
+    rows = [[title, f"{1000 * value:.0f}", f"{value / base:.3f}"] for title, value in seconds.items()]
+    head = f"{name}, {len(batch.images)} images of {side} x {side // 2}{', bf16' if bf16 else ''}"
+    figures = {title: value / base for title, value in seconds.items()} | {"plain step (s)": base}
+    return ([head, "ms", "of the plain step"], rows), figures
+
+
+def _engine(config: ReidConfig, device: torch.device, folder: str) -> tuple[KeepEngine, Batch]:
+    """An engine on drawn images, without a data set."""
+    config = resolve(config)
+    torch.manual_seed(0)
+    labels = torch.arange(config.identities).repeat_interleave(config.images)
+    pixels = torch.randint(256, (len(labels), 3, config.height, config.width), dtype=torch.uint8)
+    loader = SimpleNamespace(epoch=0, sampler=range(10**6))
+    manager: Any = SimpleNamespace(train_loader=loader, test_loader={}, targets=[], labels=labels.tolist())
+    world = Distributed(0, 1, 0, device)
+    engine = KeepEngine(manager, build(config, config.identities), config, world, output=folder)
+    engine.network.train()
+    return engine, Batch(pixels, None, labels, torch.arange(len(labels)))
