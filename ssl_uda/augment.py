@@ -72,7 +72,14 @@ def draw_step(
     generator = make_generator(config.seed, "step", step)
     seeds = [torch.randint(2**62, (count,), generator=generator) for count in (labelled, num, num)]
     low, high = config.levels
-    policy = draw_policy(num, num_ops=config.num_ops, levels=(low, high), p=config.p, generator=generator)
+    policy = draw_policy(
+        num,
+        policy=config.policy,
+        num_ops=config.num_ops,
+        levels=(low, high),
+        p=config.p,
+        generator=generator,
+    )
     cutout = None
     part = part_of(num, rank, world_size)
     if config.cutout:

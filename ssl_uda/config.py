@@ -4,88 +4,134 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from keepaug.models.networks import ARCHITECTURES, STEMS
 from keepaug.regions import PLACEMENTS
 from keepaug.runs.config import ConfigError, option
-from ssl_uda.losses import CONSISTENCY, TSA
+from ssl_uda.algorithms import ALGORITHMS
+from ssl_uda.algorithms.supervised import TSA
+from ssl_uda.algorithms.uda import CONSISTENCY
+from ssl_uda.policy import POLICIES
 from ssl_uda.split import SPLITS
 
-__all__ = ["METHODS", "UdaConfig", "check", "is_shortened"]
+__all__ = ["UdaConfig", "check", "is_shortened", "label"]
 
-METHODS = ("supervised", "rand_augment", "keep_rand_augment")
+UNLABELLED = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.unlabelled)
 
 
 @dataclass
 class UdaConfig:
-    """All settings; `key=value` on the command line changes one. The defaults are Google's recipe for CIFAR-10."""
+    """All settings; `key=value` on the command line changes one. The defaults are Google's UDA recipe for CIFAR-10."""
 
-    name: str = option("", help="of the run; empty: dataset-arch-method-NUMlabels")
+    REPLACED: ClassVar = {
+        "method": "it is two settings now: supervised is algorithm=supervised, rand_augment is algorithm=uda, "
+        "keep_rand_augment is algorithm=uda keep=true"
+    }
+
+    name: str = option("", help="of the run; empty: dataset-arch-ALGORITHM-NUMlabels", bookkeeping=True)
     seed: int = option(0, low=0)
     # data
     dataset: str = option("cifar10", choices=("cifar10", "image_folder"))
-    root: str = option("", help="folder of the data")
+    root: str = option("", help="folder of the data", bookkeeping=True)
     image_size: int = option(0, low=0, help="resize to that side when reading; 0: as the files are")
     num_labels: int = option(4000, low=1)
     split: str = option("first", choices=SPLITS, help="first: Google's, unbalanced")
-    split_seed: int = option(-1, low=-1, help="of split=balanced; -1: the run's seed")
-    unlabelled: str = option("all", choices=("all", "rest"), help="all: Google's, labelled ones included")
+    split_seed: int = option(-1, low=-1, help="of split=balanced; -1: the run's seed", used_by=("balanced",))
+    unlabelled: str = option(
+        "all", choices=("all", "rest"), help="all: Google's, labelled ones included", used_by=UNLABELLED
+    )
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
     limit_val: int = option(0, low=0)
     # network
     arch: str = option("wrn28_2", help=f"wrnDEPTH_WIDTH, {', '.join(ARCHITECTURES)}")
-    stem: str = option("cifar", choices=STEMS, help="of the ResNets")
+    stem: str = option("cifar", choices=STEMS, help="of the ResNets", used_by=("resnet",))
+    # algorithm
+    algorithm: str = option(
+        "uda",
+        choices=tuple(ALGORITHMS),
+        help="supervised: the labelled images alone; fixmatch: configs/ssl_uda/cifar10_fixmatch.yaml has its settings",
+    )
+    keep: bool = option(
+        False, help="paste an important region of the clean view into the strong one", used_by=UNLABELLED
+    )
     # augmentation
-    method: str = option("keep_rand_augment", choices=METHODS)
     padding: int = option(4, low=0, help="reflected border of the random crop")
     flip: bool = True
     crops: str = option(
-        "shared", choices=("shared", "independent"), help="of the two views; independent: Google's"
+        "shared",
+        choices=("shared", "independent"),
+        help="of the two views; independent: Google's",
+        used_by=UNLABELLED,
     )
-    num_ops: int = option(2, low=1)
-    levels: list[int] = option([1, 9], low=0, high=10, help="smallest and largest magnitude")
-    p: float = option(0.5, low=0, high=1, help="probability of each operation")
-    cutout: int = option(16, low=0, help="side, after the policy and the paste; 0: none")
-    tau: float = option(0.6, low=0, high=1, help="keep: quantile of the region scores")
-    size: int = option(16, low=1, help="keep: side of the pasted region")
-    paste_placement: str = option("inside", choices=PLACEMENTS)
-    saliency_scale: float = option(0.5, low=0.05, high=1, help="keep: resolution of the saliency pass")
+    policy: str = option(
+        "uda", choices=tuple(POLICIES), help="operations of the strong view", used_by=UNLABELLED
+    )
+    num_ops: int = option(2, low=1, used_by=UNLABELLED)
+    levels: list[int] = option(
+        [1, 9], low=0, high=10, help="smallest and largest magnitude", used_by=UNLABELLED
+    )
+    p: float = option(0.5, low=0, high=1, help="probability of each operation", used_by=UNLABELLED)
+    cutout: int = option(16, low=0, help="side, after the policy and the paste; 0: none", used_by=UNLABELLED)
+    tau: float = option(0.6, low=0, high=1, help="quantile of the region scores", used_by=("keep",))
+    size: int = option(16, low=1, help="side of the pasted region", used_by=("keep",))
+    paste_placement: str = option("inside", choices=PLACEMENTS, used_by=("keep",))
+    saliency_scale: float = option(
+        0.5, low=0.05, high=1, help="resolution of the saliency pass", used_by=("keep",)
+    )
     # objective
-    temperature: float = option(0.4, low=1e-3, help="of the target; below 1 sharpens")
-    confidence: float = option(0.8, low=-1, high=1, help="smallest probability that counts; -1: all")
-    consistency: str = option("kl", choices=CONSISTENCY)
-    weight: float = option(1.0, low=0, help="of the consistency loss")
-    entropy: float = option(0.0, low=0, help="weight of the entropy term")
-    tsa: str = option("off", choices=TSA, help="training signal annealing")
+    temperature: float = option(0.4, low=1e-3, help="of the target; below 1 sharpens", used_by=("uda",))
+    confidence: float = option(
+        0.8,
+        low=-1,
+        high=1,
+        help="smallest probability that counts; -1: all; FixMatch 0.95",
+        used_by=UNLABELLED,
+    )
+    consistency: str = option("kl", choices=CONSISTENCY, used_by=("uda",))
+    weight: float = option(1.0, low=0, help="of the unlabelled images' loss", used_by=UNLABELLED)
+    entropy: float = option(0.0, low=0, help="weight of the entropy term", used_by=("uda",))
+    tsa: str = option("off", choices=TSA, help="training signal annealing", used_by=("supervised", "uda"))
     target_mode: str = option(
         "train",
         choices=("train", "eval"),
         help="how the clean view runs; train: Google's, one batch with the rest",
+        used_by=UNLABELLED,
     )
     # optimisation
     steps: int = option(500_000, low=1)
     recipe_steps: int = option(500_000, low=0, help="a run with fewer steps is marked as shortened")
     batch_size: int = option(64, low=1, help="labelled images, of all processes together")
-    unlabelled_ratio: int = option(7, low=1, help="unlabelled images for each labelled one")
+    unlabelled_ratio: int = option(
+        7, low=1, help="unlabelled images for each labelled one", used_by=UNLABELLED
+    )
     lr: float = option(0.03, low=0)
     warmup_steps: int = option(0, low=0)
     momentum: float = option(0.9, low=0, high=1)
     nesterov: bool = True
-    weight_decay: float = option(5e-4, low=0, help="on all parameters, BatchNorm's and biases included")
+    weight_decay: float = option(5e-4, low=0)
+    decay: str = option(
+        "all", choices=("all", "kernels"), help="kernels: not on BatchNorm and biases, FixMatch's"
+    )
     ema: float = option(0.9999, low=0, high=0.999999, help="decay of the averaged weights; 0: none")
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     # machine
-    device: str = "auto"
-    precision: str = option("float32", choices=("float32", "bf16"))
-    channels_last: bool = False
-    compile: bool = False
+    device: str = option("auto", bookkeeping=True)
+    precision: str = option("float32", choices=("float32", "bf16"), precision=True)
+    channels_last: bool = option(False, precision=True)
+    compile: bool = option(False, precision=True)
     sync_batchnorm: bool = option(True, help="statistics over all processes, so that N equal one")
     # bookkeeping
-    log_every: int = option(100, low=1, help="steps")
+    log_every: int = option(100, low=1, help="steps", bookkeeping=True)
     eval_every: int = option(5000, low=1, help="steps")
-    checkpoint_every: int = option(5000, low=1, help="steps")
-    tensorboard: bool = True
-    pictures: bool = option(True, help="draw the views of a few images")
+    checkpoint_every: int = option(5000, low=1, help="steps", bookkeeping=True)
+    tensorboard: bool = option(True, bookkeeping=True)
+    pictures: bool = option(True, help="draw the views of a few images", bookkeeping=True)
+
+    def users(self) -> set[str]:
+        """Whose settings are in use: the algorithm's, and keep's, the split's and the network's."""
+        users = {self.algorithm, self.split, "wrn" if self.arch.startswith("wrn") else "resnet"}
+        return users | ({"keep"} if self.keep and ALGORITHMS[self.algorithm].unlabelled else set())
 
 
 def check(config: UdaConfig) -> None:
@@ -106,10 +152,10 @@ def check(config: UdaConfig) -> None:
         raise ConfigError(f"levels must be [low, high] with low <= high, got {config.levels}")
     if config.nesterov and config.momentum == 0:
         raise ConfigError("nesterov needs momentum above 0: set nesterov=false or momentum=0.9")
-    if config.crops == "independent" and config.method == "keep_rand_augment":
+    if config.crops == "independent" and "keep" in config.users():
         raise ConfigError(
             "crops=independent shifts the views against each other, so that no region of one can be pasted into the "
-            "other: set crops=shared or method=rand_augment"
+            "other: set crops=shared or keep=false"
         )
     if config.entropy and config.target_mode == "eval":
         raise ConfigError(
@@ -121,3 +167,8 @@ def is_shortened(config: UdaConfig) -> bool:
     """Whether less is done than the recipe says."""
     less = config.limit_train or config.limit_val or config.steps < config.recipe_steps
     return bool(less) or config.arch != "wrn28_2"
+
+
+def label(config: UdaConfig) -> str:
+    """`uda-keep-250labels`: what names a run beside its data and network."""
+    return f"{config.algorithm}{'-keep' if 'keep' in config.users() else ''}-{config.num_labels}labels"

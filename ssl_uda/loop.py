@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import time
@@ -28,13 +29,14 @@ from keepaug.runs.progress import progress
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.transfer import start_reading, to_device
+from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, part_of, weak_view
 from ssl_uda.batchnorm import synchronise
-from ssl_uda.config import UdaConfig, check, is_shortened
+from ssl_uda.config import UdaConfig, check, is_shortened, label
 from ssl_uda.data import Data, Stream, open_data
 from ssl_uda.pictures import draw_views
 from ssl_uda.schedule import learning_rate
-from ssl_uda.step import look, sample_paste, uda_loss
+from ssl_uda.step import look, sample_paste, step_loss
 
 __all__ = ["build", "train"]
 
@@ -103,10 +105,15 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
 
 
 def build(config: UdaConfig, num_classes: int) -> nn.Module:
-    """The network with random weights; Wide ResNets with the shortcut of UDA's code."""
-    if config.arch.startswith("wrn"):
-        return build_network(config.arch, num_classes, shortcut="raw")
-    return build_network(config.arch, num_classes, stem=config.stem)
+    """The network with random weights; Wide ResNets with the shortcut and the last layer of UDA's code."""
+    if not config.arch.startswith("wrn"):
+        return build_network(config.arch, num_classes, stem=config.stem)
+    network = build_network(config.arch, num_classes, shortcut="raw")
+    bound = (
+        num_classes**-0.5
+    )  # by the outputs: `fc` of google-research/uda, `image/randaugment/custom_ops.py`
+    nn.init.uniform_(network.fc.weight, -bound, bound)  # type: ignore[union-attr, arg-type]
+    return network
 
 
 def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
@@ -131,11 +138,10 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
         # torch.compile wraps; checkpoints are taken from the module inside.
         forward, seen = torch.compile(forward), torch.compile(network)
     optimizer = torch.optim.SGD(
-        network.parameters(),
+        _parameter_groups(network, config),
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
     )
     return _Run(
         config,
@@ -151,11 +157,22 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
     )
 
 
+def _parameter_groups(network: nn.Module, config: UdaConfig) -> list[dict[str, Any]]:
+    """All parameters with weight decay, or with decay=kernels those of convolutions and linear layers alone."""
+    parameters = list(network.parameters())
+    if config.decay == "all":
+        return [{"params": parameters, "weight_decay": config.weight_decay}]
+    return [
+        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
 def _train(run: _Run, output: Path, folder: RunFolder | None, earlier: float, started: float) -> None:
     config = run.config
     bar: Any = progress(
         range(run.step, config.steps),
-        config.method,
+        config.algorithm,
         total=config.steps,
         initial=run.step,
         disable=not run.world.is_main,
@@ -197,11 +214,9 @@ def _step(run: _Run, step: int, rate: float, output: Path) -> dict[str, Tensor]:
     labels = data.labels[chosen]
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         views, target_logits, read_heat = None, None, None
-        if config.method != "supervised":
+        if ALGORITHMS[config.algorithm].unlabelled:
             views, target_logits, read_heat = _unlabelled(run, step, draws)
-        parts = uda_loss(
-            run.forward, images, labels, views, target_logits, config, step, len(data.classes), world
-        )
+        parts = step_loss(run.forward, images, labels, views, target_logits, config, step, world)
     read_loss = start_reading(parts.total)
     run.optimizer.zero_grad(set_to_none=True)
     parts.total.backward()
@@ -327,8 +342,7 @@ def _finish(run: _Run, output: Path, folder: RunFolder | None, seconds: float) -
     write_result(
         output,
         kind="ssl_uda",
-        name=config.name
-        or f"{data.identity['name']}-{config.arch}-{config.method}-{config.num_labels}labels",
+        name=config.name or f"{data.identity['name']}-{config.arch}-{label(config)}",
         metrics=metrics,
         seed=config.seed,
         config=to_dict(config),
@@ -358,7 +372,7 @@ def _save_weights(run: _Run, path: Path) -> None:
         "mean": list(run.data.mean),
         "std": list(run.data.std),
         "color_order": "RGB",
-        "method": run.config.method,
+        "method": label(run.config),
     }
     if run.ema is not None:
         content["state_dict_ema"] = {key: value.cpu() for key, value in run.ema.state_dict().items()}
@@ -378,7 +392,7 @@ def _draw(run: _Run, path: Path) -> Path:
     )
     images = data.images[data.split.unlabelled[run.unlabelled.batch(0)[:num]].to(run.world.device)]
     views = make_views(images, few, config, data.mean, data.std)
-    keep = UdaConfig(**{**to_dict(config), "method": "keep_rand_augment"})
+    keep = dataclasses.replace(config, keep=True)
     _, heat = look(run.network, views.clean, keep)
     assert heat is not None
     rows = [views.clean, finish_strong(views, None, few, config)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from keepaug.transfer import to_device
 
-__all__ = ["OPERATIONS", "Draws", "apply_policy", "draw_policy"]
+__all__ = ["OPERATIONS", "POLICIES", "Draws", "apply_policy", "draw_policy"]
 
 MAX_LEVEL = 10
 _HIDDEN_COLOUR = (125, 122, 113)  # of the recipe's Cutout operation
@@ -29,7 +29,7 @@ class Draws(NamedTuple):
     """What is done to each of N images in each of K turns; on the CPU.
 
     Attributes:
-        operation: (N, K) int64, position in `OPERATIONS`.
+        operation: (N, K) int64, position in `OPERATIONS`; -1 leaves the image as it is.
         level: (N, K) int64, magnitude.
         applied: (N, K) bool.
         negative: (N, K) bool, the direction of geometric operations.
@@ -50,6 +50,7 @@ class Draws(NamedTuple):
 def draw_policy(
     num: int,
     *,
+    policy: str = "uda",
     num_ops: int = 2,
     levels: tuple[int, int] = (1, 9),
     p: float = 0.5,
@@ -59,14 +60,17 @@ def draw_policy(
 
     Args:
         num: number of images N.
+        policy: name in `POLICIES`, whose operations are equally probable.
         num_ops: turns K; 2 in the recipe.
         levels: smallest and largest magnitude, within [0, 10]; 1 to 9 in the recipe.
         p: probability of each operation; 0.5 in the recipe.
         generator: CPU generator.
 
     Raises:
-        ValueError: levels or p out of range.
+        ValueError: levels or p out of range, unknown policy.
     """
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     low, high = levels
     if not 0 <= low <= high <= MAX_LEVEL:
         raise ValueError(f"levels must be (low, high) with 0 <= low <= high <= {MAX_LEVEL}, got {levels}")
@@ -74,7 +78,7 @@ def draw_policy(
         raise ValueError(f"p must be in [0, 1] and num_ops 1 or more, got p={p}, num_ops={num_ops}")
     shape = (num, num_ops)
     return Draws(
-        torch.randint(len(OPERATIONS), shape, generator=generator),
+        POLICIES[policy][torch.randint(len(POLICIES[policy]), shape, generator=generator)],
         torch.randint(low, high + 1, shape, generator=generator),
         torch.rand(shape, generator=generator) < p,
         torch.rand(shape, generator=generator) < 0.5,
@@ -295,3 +299,11 @@ _APPLY: dict[str, Operation] = {
 }
 OPERATIONS = tuple(_APPLY)
 """The recipe's fifteen operations, in its order."""
+POLICIES = {
+    "uda": torch.arange(len(OPERATIONS)),
+    # Identity (-1) instead of Invert and Cutout: google-research/fixmatch, `libml/augment.py`
+    "fixmatch": torch.tensor(
+        [-1, *(number for number, name in enumerate(OPERATIONS) if name not in ("Invert", "Cutout"))]
+    ),
+}
+"""Which operations a policy draws from."""

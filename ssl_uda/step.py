@@ -1,10 +1,9 @@
-"""One step of UDA: views, targets, saliency, one forward pass, the loss."""
+"""One step: targets, saliency, one forward pass, the algorithm's loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,33 +13,11 @@ from keepaug.regions import Regions
 from keepaug.runs.distributed import Distributed
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
+from ssl_uda.algorithms import ALGORITHMS, LossParts, Outputs
 from ssl_uda.augment import Views, paste_rule
 from ssl_uda.config import UdaConfig
-from ssl_uda.losses import (
-    confidence_mask,
-    consistency_losses,
-    entropies,
-    masked_mean,
-    sharpened,
-    supervised_losses,
-    tsa_mask,
-    tsa_threshold,
-)
 
-__all__ = ["LossParts", "look", "sample_paste", "shares_forward", "uda_loss"]
-
-
-@dataclass(frozen=True)
-class LossParts:
-    """The loss and what it is made of, for one process's images.
-
-    Attributes:
-        total: what is differentiated.
-        figures: detached 0-d tensors by name, means over this process's images.
-    """
-
-    total: Tensor
-    figures: dict[str, Tensor]
+__all__ = ["look", "sample_paste", "shares_forward", "step_loss"]
 
 
 def shares_forward(config: UdaConfig) -> bool:
@@ -50,8 +27,7 @@ def shares_forward(config: UdaConfig) -> bool:
     view at full resolution. With target_mode=train BatchNorm mixes the images of the concatenated batch, so that its
     gradient is not the image's own; a map of low resolution looks at another, smaller image.
     """
-    keep = config.method == "keep_rand_augment"
-    return keep and config.target_mode == "eval" and config.saliency_scale == 1
+    return config.keep and config.target_mode == "eval" and config.saliency_scale == 1
 
 
 def look(network: nn.Module, clean: Tensor, config: UdaConfig) -> tuple[Tensor | None, Tensor | None]:
@@ -63,8 +39,8 @@ def look(network: nn.Module, clean: Tensor, config: UdaConfig) -> tuple[Tensor |
         config: settings.
 
     Returns:
-        The logits (N, classes) with target_mode=eval, else None; and the max-logit saliency (N, H, W) with
-        keep_rand_augment, else None. Both detached.
+        The logits (N, classes) with target_mode=eval, else None; and the max-logit saliency (N, H, W) with keep,
+        else None. Both detached.
     """
     logits: list[Tensor] = []
 
@@ -74,7 +50,7 @@ def look(network: nn.Module, clean: Tensor, config: UdaConfig) -> tuple[Tensor |
         return output
 
     heat = None
-    if config.method == "keep_rand_augment":
+    if config.keep:
         forward = watched if shares_forward(config) else None
         heat = saliency_map(network, clean, forward=forward, scale=config.saliency_scale)
     if config.target_mode == "eval" and not logits:
@@ -112,7 +88,7 @@ def sample_paste(
     return Regions(*(values[first : first + len(heat)] for values in regions))
 
 
-def uda_loss(
+def step_loss(
     forward: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
@@ -120,20 +96,18 @@ def uda_loss(
     target_logits: Tensor | None,
     config: UdaConfig,
     step: int,
-    num_classes: int,
     world: Distributed | None = None,
 ) -> LossParts:
-    """UDA's loss from one forward pass over labelled, clean and strong images together.
+    """The algorithm's loss from one forward pass over labelled, clean and strong images together.
 
     Args:
         forward: of the training network, through DDP and torch.compile.
         images: (B, 3, H, W) labelled images.
         labels: (B,) int64.
-        views: of the unlabelled images, the strong one as it is trained on; None for supervised training.
+        views: of the unlabelled images, the strong one as it is trained on; None where the algorithm uses none.
         target_logits: (N, classes) of the clean view with target_mode=eval: it is then left out of the forward pass.
         config: settings.
-        step: for training signal annealing.
-        num_classes: K.
+        step: for what changes with it.
         world: the processes, whose mean loss is minimised.
     """
     parts = [images]
@@ -142,28 +116,10 @@ def uda_loss(
     batch = torch.cat(parts)
     if config.channels_last:
         batch = batch.contiguous(memory_format=torch.channels_last)
-    logits = forward(batch)
-    labelled = logits[: len(images)]
-    losses = supervised_losses(labelled, labels)
-    mask = tsa_mask(labelled, labels, tsa_threshold(config.tsa, step, config.steps, num_classes))
-    if world is not None and world.active:  # times the processes, because DDP takes their mean
-        supervised = masked_mean(losses, mask, world.sum(mask.sum())) * world.world_size
+    logits = forward(batch).split([len(part) for part in parts])
+    if views is None:
+        outputs = Outputs(logits[0], logits[0][:0], logits[0][:0])
     else:
-        supervised = masked_mean(losses, mask)
-    figures = {"supervised": supervised.detach(), "trained_share": mask.mean()}
-    total = supervised
-    if views is not None:
-        clean = target_logits
-        if clean is None:
-            clean = logits[len(images) : len(images) + len(views.strong)]
-        strong = logits[-len(views.strong) :]
-        confident = confidence_mask(clean, config.confidence)
-        distances = consistency_losses(sharpened(clean, config.temperature), strong, config.consistency)
-        consistency = (distances * confident).mean()
-        total = total + config.weight * consistency
-        figures |= {"consistency": consistency.detach(), "mask_rate": confident.mean()}
-        if config.entropy:
-            entropy = entropies(clean).mean()
-            total = total + config.entropy * entropy
-            figures["entropy"] = entropy.detach()
-    return LossParts(total, {"loss": total.detach(), **figures})
+        outputs = Outputs(logits[0], logits[1] if target_logits is None else target_logits, logits[-1])
+    loss = ALGORITHMS[config.algorithm].loss(outputs, labels, config, step, world)
+    return LossParts(loss.total, {"loss": loss.total.detach(), **loss.figures})

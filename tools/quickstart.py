@@ -27,7 +27,11 @@ from keepaug.runs.result import FILE_NAME
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("none", "cutmix", "keep_cutmix")
 RECIPES = ("bag_of_tricks", "bag_of_tricks_keep")
-UDA_METHODS = ("supervised", "rand_augment", "keep_rand_augment")
+FEW_LABELS = {
+    "supervised": ("algorithm=supervised",),
+    "uda": ("algorithm=uda",),
+    "uda-keep": ("algorithm=uda", "keep=true"),
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Quickstart:
         return [
             ("draw the datasets", self.draw),
             (
-                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and {len(UDA_METHODS)} few-label networks",
+                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and {len(FEW_LABELS)} few-label networks",
                 self.train_networks,
             ),
             ("convert them to Detectron2's format and verify the features", self.convert),
@@ -151,7 +155,7 @@ class Quickstart:
             {
                 **{f"backbones/{method}": self._backbone(method) for method in reversed(METHODS)},
                 **{f"reid/{recipe}": self._reid(recipe) for recipe in reversed(RECIPES)},
-                **{f"uda/{method}": self._uda(method) for method in reversed(UDA_METHODS)},
+                **{f"uda/{name}": self._uda(name) for name in reversed(FEW_LABELS)},
             }
         )
 
@@ -171,12 +175,12 @@ class Quickstart:
             *(f"root={self.people}", f"recipe={recipe}", *self.scale.reid),
         ]
 
-    def _uda(self, method: str) -> list[str]:
+    def _uda(self, name: str) -> list[str]:
         return [
             str(ROOT / "tools" / "train_uda.py"),
             *("--config", str(ROOT / "configs" / "quickstart" / "uda.yaml")),
-            *("--output", str(self.output / "uda" / method), "--resume"),
-            *(f"root={self.few_labels}", f"method={method}", *self.scale.uda),
+            *("--output", str(self.output / "uda" / name), "--resume"),
+            *(f"root={self.few_labels}", *FEW_LABELS[name], *self.scale.uda),
         ]
 
     def convert(self) -> None:

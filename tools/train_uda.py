@@ -1,6 +1,6 @@
-"""Train on few labels and many unlabelled images: UDA with RandAugment or KeepRandAugment, or the labelled images alone.
+"""Train on few labels and many unlabelled images: UDA or FixMatch, plain or with Keep, or the labelled images alone.
 
-    python tools/train_uda.py --config configs/ssl_uda/cifar10_4000.yaml root=DATA method=keep_rand_augment --seeds 0 1 2
+    python tools/train_uda.py --config configs/ssl_uda/cifar10_4000.yaml root=DATA keep=true --seeds 0 1 2
     torchrun --nproc-per-node 4 tools/train_uda.py --config configs/ssl_uda/cifar10_4000.yaml root=DATA
 
 Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an interruption and
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from keepaug.runs.command import config_parser, run_seeds
 from ssl_uda import UdaConfig, train
+from ssl_uda.config import label
 
 SHRINK = [
     "steps=2",
@@ -30,7 +31,7 @@ SHRINK = [
 
 def build_parser() -> argparse.ArgumentParser:
     return config_parser(
-        __doc__, UdaConfig, configs="configs/ssl_uda", output="runs/NAME-METHOD-NUMlabels-seedSEED"
+        __doc__, UdaConfig, configs="configs/ssl_uda", output="runs/NAME-ALGORITHM-NUMlabels-seedSEED"
     )
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def name(config: UdaConfig) -> str:
         stem = config.name or (args.config.stem if args.config else config.dataset)
-        return f"{stem}-{config.method}-{config.num_labels}labels"
+        return f"{stem}-{label(config)}"
 
     return run_seeds(args, UdaConfig, shrink=SHRINK, name=name, train=train)
 

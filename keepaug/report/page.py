@@ -92,7 +92,9 @@ def _name(group: Group) -> str:
     if first["kind"] == "reid":
         return f"{config['recipe']} ({config['arch']}, {first['name']})"
     if first["kind"] == "ssl_uda":
-        return f"{config['method']} ({config['arch']}, {config['num_labels']} labels)"
+        keep = " + Keep" if config.get("keep") else ""
+        algorithm = config.get("algorithm") or config.get("method")  # the older name
+        return f"{algorithm}{keep} ({config['arch']}, {config['num_labels']} labels)"
     return "Regions" if first["kind"] == "fidelity" else str(first["name"])
 
 

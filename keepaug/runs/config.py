@@ -236,6 +236,8 @@ def _fields(cls: Any) -> dict[str, Any]:
 def _check_keys(content: Mapping[str, Any], cls: type, where: str, prefix: str) -> None:
     fields = _fields(cls)
     for key, value in content.items():
+        if replaced := getattr(cls, "REPLACED", {}).get(key):
+            raise ConfigError(f"{where}: {prefix}{key} is no setting any more: {replaced}")
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=2)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(fields)}"

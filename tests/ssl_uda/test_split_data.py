@@ -103,7 +103,9 @@ def test_reflected_crop_against_padding_and_slicing() -> None:
 
 
 def settings(*more: str) -> UdaConfig:
-    return load_config(UdaConfig, None, ["root=x", "batch_size=8", "unlabelled_ratio=4", "size=10", *more])
+    return load_config(
+        UdaConfig, None, ["root=x", "batch_size=8", "unlabelled_ratio=4", "keep=true", "size=10", *more]
+    )
 
 
 def test_views_share_crop_and_flip_so_that_the_paste_is_aligned() -> None:
@@ -152,7 +154,7 @@ def test_cutout_comes_after_the_paste_and_empty_pixels_are_the_mean_colour() -> 
 
 
 def test_independent_crops_are_googles_order() -> None:
-    config = settings("crops=independent", "method=rand_augment")
+    config = load_config(UdaConfig, None, ["batch_size=8", "unlabelled_ratio=4", "crops=independent"])
     images = torch.randint(256, (32, 3, 24, 24), dtype=torch.uint8)
     draws = draw_step(config, 0, (24, 24))
     alone = draws._replace(policy=draws.policy._replace(applied=torch.zeros_like(draws.policy.applied)))
@@ -216,6 +218,22 @@ def test_folders_drawn_and_resized(tmp_path: Path) -> None:
 def test_contradictions(options: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(settings(*options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["algorithm=supervised", "temperature=0.5"], "temperature is for uda; .*supervised"),
+        (["algorithm=supervised", "keep=true"], "keep is for uda, fixmatch"),
+        (["algorithm=fixmatch", "tsa=exp"], "tsa is for supervised, uda"),
+        (["size=8"], "size is for keep"),
+        (["split_seed=3"], "split_seed is for balanced"),
+        (["stem=imagenet"], "stem is for resnet"),
+    ],
+)
+def test_settings_that_nothing_uses(options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(UdaConfig, None, options)
 
 
 def test_defaults_are_the_recipe() -> None:

@@ -41,9 +41,23 @@ def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:
     header = path.read_text().split("\n_base_")[0]
     for word in (f"tools/train_uda.py --config {path.relative_to(ROOT)}", "Time:", "Expected"):
         assert word in header
-    whole = path.stem in ("cifar10_4000", "cifar10_2500", "cifar10_250")
+    whole = path.stem in ("cifar10_4000", "cifar10_2500", "cifar10_250", "cifar10_fixmatch")
     assert whole == (not is_shortened(settings))
-    if whole:
+    if path.stem == "cifar10_fixmatch":  # section 4 and appendix B of its paper
+        assert (settings.num_labels, settings.steps, settings.lr, settings.batch_size) == (
+            250,
+            2**20,
+            0.03,
+            64,
+        )
+        assert (settings.confidence, settings.weight, settings.unlabelled_ratio) == (0.95, 1, 7)
+        assert (settings.ema, settings.weight_decay, settings.momentum, settings.nesterov) == (
+            0.999,
+            5e-4,
+            0.9,
+            True,
+        )
+    elif whole:
         assert settings.num_labels == int(path.stem.partition("_")[2])
         assert (settings.arch, settings.steps, settings.ema, settings.batch_size) == (
             "wrn28_2",
@@ -76,9 +90,10 @@ def test_seeds_mean_and_spread_resume_and_mistakes(
     assert tool.main([*config, "--output", str(tmp_path / "runs-seed3")]) == 2
     assert "holds a run already" in capsys.readouterr().err
     for wrong, message in (
-        (["methd=supervised"], "did you mean method?"),
+        (["algorthm=supervised"], "did you mean algorithm?"),
+        (["method=keep_rand_augment"], "keep_rand_augment is algorithm=uda keep=true"),
         (["root=/nowhere"], "no folder /nowhere"),
-        (["method=uda"], "method is 'uda'; allowed"),
+        (["algorithm=mixmatch"], "algorithm is 'mixmatch'; allowed"),
         (["num_labels=999"], "num_labels is 999, there are"),
         (["cutout"], "must be key=value, got cutout"),
     ):
@@ -89,16 +104,16 @@ def test_seeds_mean_and_spread_resume_and_mistakes(
 
 def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: Path) -> None:
     base = load_config(UdaConfig, ROOT / "configs" / "ssl_uda" / "cifar10_4000.yaml", ["root=x"])
-    runs = [(4000, "keep_rand_augment", 95.5, False), (2500, "rand_augment", 94.0, False)]
-    runs += [(4000, "rand_augment", 50.0, True), (250, "rand_augment", 91.0, False)]
-    for number, (labels, method, accuracy, shortened) in enumerate(runs):
+    runs = [(4000, True, 95.5, False), (2500, False, 94.0, False)]
+    runs += [(4000, False, 50.0, True), (250, False, 91.0, False)]
+    for number, (labels, keep, accuracy, shortened) in enumerate(runs):
         write_result(
             tmp_path / str(number),
             kind="ssl_uda",
             name=f"run{labels}",
             metrics={"accuracy": accuracy, "best": accuracy, "median_last_20": accuracy},
             seed=0,
-            config={**vars(base), "num_labels": labels, "method": method},
+            config={**vars(base), "num_labels": labels, "keep": keep},
             dataset={"name": "cifar10", "sizes": {"train": 50_000}, "checksum": "0"},
             synthetic=False,
             shortened=shortened,
@@ -113,7 +128,7 @@ def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: 
     }
     assert "most likely 250" in table_markdown(filled)
     markdown, page = write_report(tmp_path, tmp_path / "report")
-    assert "rand_augment (wrn28_2, 250 labels)" in markdown.read_text()
+    assert "uda (wrn28_2, 250 labels)" in markdown.read_text()
     assert "most likely 250" in page.read_text()
 
 

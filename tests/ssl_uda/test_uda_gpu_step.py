@@ -22,19 +22,21 @@ from ssl_uda.split import split_labels
 
 
 @pytest.mark.parametrize(
-    ("method", "crops"),
+    ("algorithm", "keep", "crops"),
     [
-        ("supervised", "shared"),
-        ("rand_augment", "shared"),
-        ("rand_augment", "independent"),
-        ("keep_rand_augment", "shared"),
+        ("supervised", False, "shared"),
+        ("uda", False, "shared"),
+        ("uda", False, "independent"),
+        ("uda", True, "shared"),
+        ("fixmatch", True, "shared"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:CUDA is not available", "ignore:Accessing the data pointer")
-def test_a_step_waits_for_its_loss_alone(method: str, crops: str) -> None:
+def test_a_step_waits_for_its_loss_alone(algorithm: str, keep: bool, crops: str) -> None:
     config = UdaConfig(
         arch="wrn10_1",
-        method=method,
+        algorithm=algorithm,
+        keep=keep,
         crops=crops,
         num_labels=20,
         batch_size=4,
@@ -72,5 +74,5 @@ def test_a_step_waits_for_its_loss_alone(method: str, crops: str) -> None:
         ):
             loop._step(run, 0, 0.1, Path("nowhere"))
     assert watch.waits == []
-    number = 2 if method == "keep_rand_augment" else 1
+    number = 2 if keep else 1
     assert events == ["start"] * number + ["optimizer"] + ["read"] * number

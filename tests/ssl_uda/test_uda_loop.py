@@ -9,21 +9,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
 
 from keepaug.data.synthetic import write_classification
 from keepaug.runs.config import ConfigError, load_config
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.saliency import saliency_map
-from ssl_uda import METHODS, UdaConfig, train
+from ssl_uda import ALGORITHMS, UdaConfig, train
+from ssl_uda.algorithms import fixmatch
+from ssl_uda.algorithms.fixmatch import pseudo_labels
+from ssl_uda.algorithms.uda import sharpened
 from ssl_uda.augment import Views
 from ssl_uda.batchnorm import SyncedBatchNorm2d, synchronise
 from ssl_uda.loop import build
-from ssl_uda.losses import sharpened
-from ssl_uda.step import look, shares_forward, uda_loss
+from ssl_uda.policy import apply_policy, draw_policy
+from ssl_uda.step import look, shares_forward, step_loss
 
 ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / "tools" / "train_uda.py")
@@ -33,16 +38,22 @@ TINY = [
     "num_labels=6",
     "split=balanced",
     "batch_size=4",
-    "unlabelled_ratio=2",
     "steps=3",
-    "size=8",
-    "cutout=8",
     "lr=0.01",
-    "confidence=0.3",
     "ema=0.9",
     "tensorboard=false",
     "pictures=false",
 ]
+UNLABELLED = ["unlabelled_ratio=2", "cutout=8", "confidence=0.3"]
+KEEP = [*UNLABELLED, "keep=true", "size=8"]
+UDA = ["confidence=0.4", "weight=2"]
+VARIANTS = {
+    "supervised": ["algorithm=supervised"],
+    "uda": UNLABELLED,
+    "uda-keep": KEEP,
+    "fixmatch": ["algorithm=fixmatch", *UNLABELLED],
+    "fixmatch-keep": ["algorithm=fixmatch", *KEEP],
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +62,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_classification(root, num_train=30, num_val=10, num_classes=2, size=(20, 20), colour_cue=0.8)
 
 
-def config(root: Path, *more: str) -> UdaConfig:
-    return load_config(UdaConfig, None, [f"root={root}", *TINY, *more])
+def config(root: Path, *more: str, variant: str = "uda-keep") -> UdaConfig:
+    return load_config(UdaConfig, None, [f"root={root}", *TINY, *VARIANTS[variant], *more])
 
 
 class Recorded(nn.Module):
@@ -69,7 +80,7 @@ class Recorded(nn.Module):
 
 
 def small(*more: str) -> UdaConfig:
-    return load_config(UdaConfig, None, ["root=x", "confidence=0.4", "weight=2", *more])
+    return load_config(UdaConfig, None, ["root=x", *(() if "algorithm=supervised" in more else UDA), *more])
 
 
 def test_loss_is_one_forward_over_labelled_clean_and_strong() -> None:
@@ -77,7 +88,7 @@ def test_loss_is_one_forward_over_labelled_clean_and_strong() -> None:
     network = Recorded()
     images, labels = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
     views = Views(torch.randn(6, 3, 2, 2), torch.randn(6, 3, 2, 2))
-    parts = uda_loss(network, images, labels, views, None, small(), 0, 3)
+    parts = step_loss(network, images, labels, views, None, small(), 0)
     assert len(network.batches) == 1
     assert torch.equal(network.batches[0], torch.cat([images, views.clean, views.strong]))
     clean, strong = network.fc(views.clean.flatten(1)), network.fc(views.strong.flatten(1))
@@ -100,7 +111,7 @@ def test_options_of_the_loss() -> None:
     views = Views(torch.randn(6, 3, 2, 2), torch.randn(6, 3, 2, 2))
 
     def total(*more: str, views: Views | None = views, target: Tensor | None = None) -> float:
-        return float(uda_loss(network, images, labels, views, target, small(*more), 10, 3).total.detach())
+        return float(step_loss(network, images, labels, views, target, small(*more), 10).total.detach())
 
     plain = total()
     clean = network.fc(views.clean.flatten(1))
@@ -110,9 +121,9 @@ def test_options_of_the_loss() -> None:
     target = sharpened(clean, 0.4)
     extra = (-(target * target.log()).sum(1) * (clean.softmax(1).amax(1) > 0.4)).mean()
     assert total("consistency=cross_entropy") == pytest.approx(plain + 2 * float(extra))
-    supervised = total(views=None)
+    supervised = total("algorithm=supervised", views=None)
     assert total("weight=0") == pytest.approx(supervised)
-    assert total("tsa=exp", "steps=100", views=None) != pytest.approx(supervised)
+    assert total("algorithm=supervised", "tsa=exp", "steps=100", views=None) != pytest.approx(supervised)
     network.batches.clear()
     assert total(target=clean.detach()) == pytest.approx(plain)  # without BatchNorm the two modes are one
     assert len(network.batches[0]) == 10  # the clean view is not run again
@@ -128,7 +139,7 @@ def test_shared_pass_is_exact_where_it_is_used() -> None:
     calls = []
     network.register_forward_hook(lambda module, inputs, output: calls.append(module.training))
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    shared = small("target_mode=eval", "saliency_scale=1")
+    shared = small("keep=true", "target_mode=eval", "saliency_scale=1")
     assert shares_forward(shared)
     logits, heat = look(network, clean, shared)
     assert calls == [False]
@@ -138,15 +149,15 @@ def test_shared_pass_is_exact_where_it_is_used() -> None:
     assert torch.equal(logits, alone)
     assert torch.equal(heat, saliency_map(network, clean))
     calls.clear()
-    other = small("target_mode=eval", "saliency_scale=0.5")
+    other = small("keep=true", "target_mode=eval", "saliency_scale=0.5")
     logits, heat = look(network, clean, other)
     assert calls == [False, False]
     torch.testing.assert_close(logits, alone)
     assert torch.equal(heat, saliency_map(network, clean, scale=0.5))
     calls.clear()
-    assert look(network, clean, small("method=rand_augment")) == (None, None)
+    assert look(network, clean, small()) == (None, None)
     assert not calls
-    assert look(network, clean, small("method=rand_augment", "target_mode=eval"))[1] is None
+    assert look(network, clean, small("target_mode=eval"))[1] is None
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert network.training
     # and why it is not with target_mode=train: the training-mode gradient is another one
@@ -155,9 +166,13 @@ def test_shared_pass_is_exact_where_it_is_used() -> None:
     assert not torch.allclose(gradient.abs().amax(1), saliency_map(network, clean), rtol=0.1)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_and_records_itself(method: str, drawn: Path, tmp_path: Path) -> None:
-    settings = config(drawn, f"method={method}", "pictures=true", "log_every=1", "eval_every=1")
+def test_variants_are_all_algorithms() -> None:
+    assert {config(Path("x"), variant=name).algorithm for name in VARIANTS} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_algorithm_runs_and_records_itself(variant: str, drawn: Path, tmp_path: Path) -> None:
+    settings = config(drawn, "pictures=true", "log_every=1", "eval_every=1", variant=variant)
     metrics = train(settings, tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["metrics"] == metrics
@@ -176,7 +191,8 @@ def test_every_method_runs_and_records_itself(method: str, drawn: Path, tmp_path
     )
     assert (tmp_path / result["artifacts"]["views"]).stat().st_size > 1000
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert ("train/mask_rate" in lines[0]) == (method != "supervised")
+    assert ("train/mask_rate" in lines[0]) == (variant != "supervised")
+    assert result["name"] == f"drawn-wrn10_1-{variant}-6labels"
 
 
 def test_averaged_weights_and_statistics_are_what_is_evaluated(drawn: Path, tmp_path: Path) -> None:
@@ -216,7 +232,15 @@ def run_tool(*arguments: str, processes: int = 1) -> str:
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_uninterrupted(drawn: Path, tmp_path: Path) -> None:
-    options = [f"root={drawn}", *TINY, "steps=40", "checkpoint_every=1", "log_every=1", "eval_every=10"]
+    options = [
+        f"root={drawn}",
+        *TINY,
+        *KEEP,
+        "steps=40",
+        "checkpoint_every=1",
+        "log_every=1",
+        "eval_every=10",
+    ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_tool(*options, "--output", str(whole))
     process = subprocess.Popen(
@@ -242,7 +266,7 @@ def test_killed_and_resumed_is_uninterrupted(drawn: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_two_processes_are_one(drawn: Path, tmp_path: Path) -> None:
     """Same images, draws, pasted regions, BatchNorm statistics, annealing and loss; equal up to float32 rounding."""
-    options = [f"root={drawn}", *TINY, "tsa=linear", "weight=3", "log_every=1", "saliency_scale=0.5"]
+    options = [f"root={drawn}", *TINY, *KEEP, "tsa=linear", "weight=3", "log_every=1", "saliency_scale=0.5"]
     run_tool(*options, "--output", str(tmp_path / "one"))
     run_tool(*options, "--output", str(tmp_path / "two"), processes=2)
     result = json.loads((tmp_path / "two" / "result.json").read_text())
@@ -286,12 +310,12 @@ def test_resume_refuses_other_settings_and_other_data(drawn: Path, tmp_path: Pat
         train(config(other), tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize(("method", "what"), [("rand_augment", "loss"), ("keep_rand_augment", "saliency")])
-def test_diverging_stops_with_the_step(method: str, what: str, drawn: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("variant", "what"), [("uda", "loss"), ("uda-keep", "saliency")])
+def test_diverging_stops_with_the_step(variant: str, what: str, drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(
         NonFiniteLossError, match=f"the {what} is .* at step 1; the last good checkpoint is .*checkpoint.pt"
     ):
-        train(config(drawn, "lr=1e20", "steps=20", "checkpoint_every=1", f"method={method}"), tmp_path)
+        train(config(drawn, "lr=1e20", "steps=20", "checkpoint_every=1", variant=variant), tmp_path)
 
 
 def test_unlabelled_images_teach(tmp_path: Path) -> None:
@@ -299,10 +323,10 @@ def test_unlabelled_images_teach(tmp_path: Path) -> None:
     root = write_classification(
         tmp_path / "d", num_train=24, num_val=8, num_classes=2, size=(16, 16), colour_cue=0.8
     )
-    base = ["confidence=-1", "method=rand_augment", "ema=0"]
+    base = ["confidence=-1", "ema=0"]
     first = torch.load
-    train(config(root, *base), tmp_path / "with")
-    train(config(root, *base, "weight=0"), tmp_path / "without")
+    train(config(root, *base, variant="uda"), tmp_path / "with")
+    train(config(root, *base, "weight=0", variant="uda"), tmp_path / "without")
     ours, without = (
         first(tmp_path / name / "weights.pt", weights_only=True)["state_dict"] for name in ("with", "without")
     )
@@ -341,3 +365,48 @@ def test_bf16_channels_last_eval_targets(drawn: Path, tmp_path: Path) -> None:
     ]
     metrics = train(config(drawn, *options, "clip_norm=1"), tmp_path)
     assert 0 <= metrics["accuracy"] <= 100
+
+
+def striped(root: Path) -> Path:
+    """Stripes, across or along: clean ones to learn from, strongly augmented ones to be evaluated on."""
+    generator = torch.Generator().manual_seed(0)
+    for split, num in (("train", 160), ("val", 200)):
+        labels = torch.arange(num) % 2
+        period, phase = (torch.rand(2, num, 1, generator=generator) * 4 + 4).unbind()
+        wave = (torch.arange(20) * 2 * torch.pi / period + 2 * phase).sin()
+        across, along = (wave[:, None].expand(-1, 20, 20), wave[:, :, None].expand(-1, 20, 20))
+        pattern = torch.where(labels[:, None, None] == 0, along, across)[:, None]
+        colours = 40 + 60 * torch.rand(num, 3, 1, 1, generator=generator)
+        noise = 12 * torch.randn(num, 3, 20, 20, generator=generator)
+        images = (128 + pattern * colours + noise).clamp(0, 255).to(torch.uint8)
+        if split == "val":
+            draws = draw_policy(num, policy="fixmatch", levels=(5, 9), p=1.0, generator=generator)
+            images, _ = apply_policy(images, draws)
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            path = root / split / "ab"[label] / f"{number:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(image).save(path)
+    return root
+
+
+def test_fixmatch_learns_what_four_labels_do_not_teach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strongly augmented images are recognised; not without the second loss, and not when it points to other classes."""
+    root = striped(tmp_path / "stripes")
+    options = ["num_labels=4", "steps=24", "lr=0.06", "ema=0", "flip=false", "unlabelled_ratio=8", "seed=3"]
+    options += ["confidence=0.8", "cutout=6", "policy=fixmatch", "algorithm=fixmatch"]
+
+    def accuracy(name: str, *more: str) -> float:
+        settings = load_config(UdaConfig, None, [f"root={root}", *TINY, *options, *more])
+        return train(settings, tmp_path / name)["accuracy"]
+
+    right = accuracy("right")
+    without = accuracy("without", "weight=0")
+
+    def wrong(*given: Any) -> tuple[Tensor, Tensor]:
+        believed, mask = pseudo_labels(*given)
+        return (believed + 1) % 2, mask
+
+    monkeypatch.setattr(fixmatch, "pseudo_labels", wrong)
+    assert right > 85 > 78 > max(without, accuracy("wrong"))

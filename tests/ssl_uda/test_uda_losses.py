@@ -8,16 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_uda.losses import (
-    confidence_mask,
-    consistency_losses,
-    entropies,
-    masked_mean,
-    sharpened,
-    supervised_losses,
-    tsa_mask,
-    tsa_threshold,
-)
+from keepaug.runs.config import load_config
+from ssl_uda.algorithms import Outputs
+from ssl_uda.algorithms.fixmatch import fixmatch_loss
+from ssl_uda.algorithms.supervised import masked_mean, supervised_losses, tsa_mask, tsa_threshold
+from ssl_uda.algorithms.uda import confidence_mask, consistency_losses, entropies, sharpened
+from ssl_uda.config import UdaConfig
 from ssl_uda.schedule import learning_rate
 
 LOG = math.log
@@ -132,3 +128,33 @@ def test_learning_rate_is_seven_sixteenths_of_a_cosine() -> None:
     assert learning_rate(1000, 1000, 0.03) == pytest.approx(0.03 * 0.19509, rel=1e-4)
     assert [learning_rate(step, 110, 0.1, 10) for step in (0, 5, 10)] == pytest.approx([0, 0.05, 0.1])
     assert learning_rate(60, 110, 0.1, 10) == pytest.approx(0.1 * math.cos(7 * math.pi / 32))
+
+
+def test_fixmatch_is_its_algorithm_one_image_after_the_other() -> None:
+    """Equations 3 and 4, in loops, from probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    labelled = (2 * torch.randn(4, 3, generator=generator)).requires_grad_()
+    weak = (2 * torch.randn(9, 3, generator=generator)).requires_grad_()
+    strong = (2 * torch.randn(9, 3, generator=generator)).requires_grad_()
+    labels = torch.tensor([2, 0, 1, 1])
+    threshold, weight = 0.8, 1.5
+    supervised = sum(-math.log(labelled[b].softmax(0)[labels[b]].item()) for b in range(4)) / 4
+    unlabelled, believed = 0.0, 0
+    for b in range(9):
+        q = weak[b].softmax(0).tolist()
+        if max(q) >= threshold:
+            believed += 1
+            unlabelled += -math.log(strong[b].softmax(0)[q.index(max(q))].item())
+    assert 0 < believed < 9
+    config = load_config(
+        UdaConfig, None, ["algorithm=fixmatch", f"confidence={threshold}", f"weight={weight}"]
+    )
+    parts = fixmatch_loss(Outputs(labelled, weak, strong), labels, config, 0)
+    assert parts.total.item() == pytest.approx(supervised + weight * unlabelled / 9, rel=1e-5)
+    assert parts.figures["mask_rate"].item() == pytest.approx(believed / 9)
+    parts.total.backward()
+    assert weak.grad is None  # the pseudo-label is a constant
+    hidden = weak.softmax(1).amax(1) < threshold
+    assert not strong.grad[hidden].any()
+    assert strong.grad[~hidden].any(dim=1).all()
+    assert labelled.grad.any()

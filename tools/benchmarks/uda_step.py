@@ -12,12 +12,12 @@ from torchvision.transforms.v2 import functional as tv
 
 from keepaug.ops import paste
 from keepaug.runs.timing import Table, interleaved
+from ssl_uda.algorithms.supervised import supervised_losses
 from ssl_uda.augment import draw_step, finish_strong, make_views, weak_view
 from ssl_uda.config import UdaConfig
 from ssl_uda.loop import build
-from ssl_uda.losses import supervised_losses
 from ssl_uda.policy import OPERATIONS, Draws, apply_policy
-from ssl_uda.step import look, sample_paste, uda_loss
+from ssl_uda.step import look, sample_paste, step_loss
 
 __all__ = ["uda_section"]
 
@@ -34,7 +34,7 @@ def uda_section(
     """The plain UDA step of the recipe (on a CPU an eighth of its batch) against what is added to it."""
     chosen = [*(name for name in arch if name.startswith("wrn")), "wrn10_1" if shrink else "wrn28_2"][0]
     batch_size = 2 if shrink else (64 if device.type == "cuda" else 8)
-    config = UdaConfig(arch=chosen, batch_size=batch_size, method="rand_augment")
+    config = UdaConfig(arch=chosen, batch_size=batch_size)
     torch.manual_seed(0)
     network = build(config, 10).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -59,7 +59,7 @@ def uda_section(
 
     def train(settings: UdaConfig, target: Tensor | None) -> None:
         with autocast():
-            parts = uda_loss(network, images, labels, views, target, settings, 0, 10)
+            parts = step_loss(network, images, labels, views, target, settings, 0)
         optimizer.zero_grad()
         parts.total.backward()
         optimizer.step()
@@ -76,13 +76,13 @@ def uda_section(
         optimizer.step()
 
     def saliency(scale: float) -> None:
-        settings = UdaConfig(saliency_scale=scale)
+        settings = UdaConfig(keep=True, saliency_scale=scale)
         with autocast():
             look(network, clean, settings)
 
     def eval_step(scale: float) -> None:
         """target_mode=eval with Keep: target and saliency before, labelled and strong images in training mode."""
-        settings = UdaConfig(arch=chosen, target_mode="eval", saliency_scale=scale)
+        settings = UdaConfig(arch=chosen, keep=True, target_mode="eval", saliency_scale=scale)
         prepare()
         with autocast():
             target, _ = look(network, clean, settings)

@@ -1,28 +1,51 @@
-"""UDA's objective (Xie et al., 2020), one small pure function for each part, as in google-research/uda `image/main.py`."""
+"""Unsupervised data augmentation (Xie et al., 2020), as in google-research/uda `image/main.py`."""
 
 from __future__ import annotations
 
-import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-__all__ = [
-    "CONSISTENCY",
-    "TSA",
-    "confidence_mask",
-    "consistency_losses",
-    "entropies",
-    "masked_mean",
-    "sharpened",
-    "supervised_losses",
-    "tsa_mask",
-    "tsa_threshold",
-]
+from keepaug.runs.distributed import Distributed
+from ssl_uda.algorithms.common import LossParts, Outputs
+from ssl_uda.algorithms.supervised import supervised_loss
 
-TSA = ("off", "linear", "log", "exp")
+if TYPE_CHECKING:
+    from ssl_uda.config import UdaConfig
+
+__all__ = ["CONSISTENCY", "confidence_mask", "consistency_losses", "entropies", "sharpened", "uda_loss"]
+
 CONSISTENCY = ("kl", "cross_entropy")
+
+
+def uda_loss(
+    outputs: Outputs, labels: Tensor, config: UdaConfig, step: int, world: Distributed | None = None
+) -> LossParts:
+    """The labelled images' loss, and the divergence of the strong view's prediction from the clean view's, sharpened.
+
+    Args:
+        outputs: logits of all three.
+        labels: (B,) int64.
+        config: settings.
+        step: for training signal annealing.
+        world: the processes.
+
+    Returns:
+        The loss (equation 1); the consistency is a mean over all images, those below the confidence counting 0.
+    """
+    parts = supervised_loss(outputs, labels, config, step, world)
+    clean, strong = outputs.clean, outputs.strong
+    confident = confidence_mask(clean, config.confidence)
+    distances = consistency_losses(sharpened(clean, config.temperature), strong, config.consistency)
+    consistency = (distances * confident).mean()
+    total = parts.total + config.weight * consistency
+    figures = parts.figures | {"consistency": consistency.detach(), "mask_rate": confident.mean()}
+    if config.entropy:
+        entropy = entropies(clean).mean()
+        total = total + config.entropy * entropy
+        figures["entropy"] = entropy.detach()
+    return LossParts(total, figures)
 
 
 def sharpened(logits: Tensor, temperature: float) -> Tensor:
@@ -93,61 +116,3 @@ def entropies(logits: Tensor) -> Tensor:
     """
     logs = logits.float().log_softmax(dim=1)
     return -(logs.exp() * logs).sum(dim=1)
-
-
-def tsa_threshold(schedule: str, step: int, total_steps: int, num_classes: int) -> float:
-    """Training signal annealing: above which probability of its label an image is left out, from 1/K up to 1.
-
-    Args:
-        schedule: "linear" t, "log" 1 - exp(-5 t), "exp" exp(5 (t - 1)) with t = step / total_steps, or "off" (infinity).
-        step: from 0.
-        total_steps: of the run.
-        num_classes: K.
-
-    Raises:
-        ValueError: unknown schedule.
-    """
-    share = step / total_steps
-    if schedule == "off":
-        return math.inf
-    if schedule == "linear":
-        risen = share
-    elif schedule == "log":
-        risen = 1 - math.exp(-5 * share)
-    elif schedule == "exp":
-        risen = math.exp(5 * (share - 1))
-    else:
-        raise ValueError(f"schedule must be one of {', '.join(TSA)}, got {schedule!r}")
-    return risen * (1 - 1 / num_classes) + 1 / num_classes
-
-
-def tsa_mask(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """0 for labelled images whose label is predicted with a probability above the threshold; without gradient.
-
-    Args:
-        logits: (N, classes).
-        labels: (N,) int64.
-        threshold: see `tsa_threshold`.
-
-    Returns:
-        (N,) float32 of 0 and 1.
-    """
-    right = logits.detach().float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    return (right <= threshold).float()
-
-
-def supervised_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each labelled image, (N,) float32."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
-
-
-def masked_mean(losses: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
-    """Sum of the losses let through, divided by their number, or by 1 where there are none.
-
-    Args:
-        losses: (N,).
-        mask: (N,) of 0 and 1.
-        count: the number to divide by instead of the mask's sum, where this process holds a part of the batch only.
-    """
-    count = mask.sum() if count is None else count
-    return (losses * mask).sum() / count.clamp(min=1)

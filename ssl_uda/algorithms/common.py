@@ -1,0 +1,59 @@
+"""What every algorithm is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from keepaug.runs.distributed import Distributed
+
+if TYPE_CHECKING:
+    from ssl_uda.config import UdaConfig
+
+__all__ = ["Algorithm", "LossParts", "Outputs"]
+
+
+class Outputs(NamedTuple):
+    """Logits of one step's images, those of this process.
+
+    Attributes:
+        labelled: (B, classes).
+        clean: (N, classes) of the weakly augmented unlabelled images; N is 0 where the algorithm uses none.
+        strong: (N, classes) of the same images, strongly augmented.
+    """
+
+    labelled: Tensor
+    clean: Tensor
+    strong: Tensor
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The loss and what it is made of, for one process's images.
+
+    Attributes:
+        total: what is differentiated; the mean over the processes is minimised.
+        figures: detached 0-d tensors by name, means over this process's images.
+    """
+
+    total: Tensor
+    figures: dict[str, Tensor]
+
+
+Loss: TypeAlias = "Callable[[Outputs, Tensor, UdaConfig, int, Distributed | None], LossParts]"
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What makes one algorithm another.
+
+    Attributes:
+        loss: of the outputs, the labels (B,), the settings, the step and the processes.
+        unlabelled: whether it uses the unlabelled images.
+    """
+
+    loss: Loss
+    unlabelled: bool = True
