@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,9 @@ import pytest
 import torch
 
 DATA_ROOT = Path(os.environ.get("KEEPAUG_DATA") or Path.home() / ".cache" / "keepaug" / "data")
+# What the tests find out about their images is of no use to later runs.
+os.environ["KEEPAUG_CACHE"] = tempfile.mkdtemp(prefix="keepaug-cache-")
+atexit.register(shutil.rmtree, os.environ["KEEPAUG_CACHE"], ignore_errors=True)
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 

@@ -171,12 +171,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image, original: Image.Image) -> Image.Image:
-    low, high = image.getchannel("A").getextrema()
-    if high == 0:
+    opacity = np.asarray(image.getchannel("A"))
+    if not opacity.any():
         raise ImageError(
             f"{_name(original)} (mode {original.mode}) is transparent all over: there is nothing to see; save it without alpha"
         )
-    if low < 255:
+    if opacity.min() < 255:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 

@@ -1,0 +1,37 @@
+"""Files that only save time: deleted, damaged or unwritable, they cost the time and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+__all__ = ["cache_file", "locked"]
+
+
+def cache_file(kind: str, *parts: str, suffix: str) -> Path:
+    """The file in `$KEEPAUG_CACHE` (default `~/.cache/keepaug`) for what `parts` determine; its folder need not exist.
+
+    Args:
+        kind: folder in the cache.
+        parts: everything that the content depends on and that the content itself does not say.
+        suffix: of the file.
+    """
+    folder = Path(os.environ.get("KEEPAUG_CACHE") or Path.home() / ".cache" / "keepaug").expanduser()
+    name = hashlib.blake2b("\0".join(parts).encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    return folder / kind / f"{name}{suffix}"
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, timeout: float = 3600) -> Iterator[None]:
+    """One process at a time fills the file `path`; without a lock where none can be made, or after `timeout` seconds."""
+    lock = FileLock(f"{path}.lock", timeout=timeout)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, Timeout, NotImplementedError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock)
+        yield
