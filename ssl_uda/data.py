@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from keepaug.data.checking import read_all
 from keepaug.data.cifar import load_cifar10
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_tensors, is_synthetic
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.data.reading import read_image
 from keepaug.runs.config import ConfigError
-from keepaug.runs.progress import progress
 from keepaug.runs.seeds import make_generator
 from ssl_uda.config import UdaConfig
 from ssl_uda.split import Split, choose_labelled, split_labels
@@ -152,8 +151,7 @@ def _read(paths: Sequence[Path], side: int, description: str) -> Tensor:
             image = image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=None)
         return pil_to_tensor(image)
 
-    with ThreadPoolExecutor(4) as pool:
-        images = list(progress(pool.map(one, paths), description, total=len(paths)))
+    images = read_all(one, paths, description)
     for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             raise ConfigError(

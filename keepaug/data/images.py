@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.batch_transforms import Border, CropFlip, crop_flip, draw_crop_flip
+from keepaug.data.checking import read_all
 from keepaug.data.reading import read_image
-from keepaug.runs.progress import progress
 
 __all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode_all", "one_by_one"]
 
@@ -193,14 +192,13 @@ def decode_all(paths: Sequence[Path], description: str) -> Tensor:
     """All images as one (N, 3, H, W) uint8 tensor.
 
     Raises:
-        ValueError: an unreadable image, or sizes that differ.
+        ValueError: unreadable images, or sizes that differ.
     """
 
     def one(path: Path) -> Tensor:
         return pil_to_tensor(read_image(path))
 
-    with ThreadPoolExecutor(4) as pool:
-        images = list(progress(pool.map(one, paths), description, total=len(paths)))
+    images = read_all(one, paths, description)
     for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             raise ValueError(

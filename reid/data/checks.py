@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from keepaug.data.reading import read_size
-from keepaug.runs.progress import progress
 from reid.data.layouts import SPLITS, Record, ReidData
 
-__all__ = ["check_data", "check_duplicates", "check_matches", "check_readable"]
+__all__ = ["check_data", "check_duplicates", "check_matches"]
 
 _EXAMPLES = 5
 
@@ -25,7 +22,7 @@ def check_data(
     allow_duplicates: bool = False,
     splits: Sequence[str] = SPLITS,
 ) -> None:
-    """Everything that can be told without decoding images; see `check_readable` for those.
+    """Everything that can be told without decoding images; see `keepaug.data.checking` for those.
 
     Args:
         data: the dataset.
@@ -132,31 +129,6 @@ def check_duplicates(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
             f"{len(same)} image(s) exist more than once under different names: {_some(same)}; remove the copies, or set "
             "allow_duplicates=true"
         )
-
-
-def check_readable(paths: Sequence[Path], *, threads: int = 4, description: str = "checking images") -> None:
-    """Decode every file; raise with the number of those that cannot be read.
-
-    Raises:
-        ValueError: unreadable images.
-    """
-
-    def problem(path: Path) -> str | None:
-        try:
-            read_size(path)
-        except ValueError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(progress(pool.map(problem, paths), description, total=len(paths)))
-    raise_unreadable([text for text in found if text], len(paths))
-
-
-def raise_unreadable(problems: Sequence[str], total: int) -> None:
-    """Raise when there are problems."""
-    if problems:
-        raise ValueError(f"{len(problems)} of {total} images cannot be read: {_some(problems)}")
 
 
 def _some(items: Sequence[object]) -> str:

@@ -12,10 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.batch_transforms import random_crop_flip
+from keepaug.data.checking import check_images, read_all
 from keepaug.data.images import Batch
 from keepaug.data.reading import read_image
-from keepaug.runs.progress import progress
-from reid.data.checks import check_readable, raise_unreadable
 
 __all__ = ["ResizedImages"]
 
@@ -63,7 +62,7 @@ class ResizedImages:
         if in_memory:
             self._cache = self._read_all(description)
         else:
-            check_readable(self.paths, threads=threads, description=description)
+            check_images(self.paths, threads=threads, description=description)
 
     @staticmethod
     def gigabytes(num_images: int, size: tuple[int, int]) -> float:
@@ -96,14 +95,8 @@ class ResizedImages:
     def _read_all(self, description: str) -> Tensor:
         images = torch.empty(len(self.paths), 3, *self.size, dtype=torch.uint8)
 
-        def read(index: int) -> str | None:
-            try:
-                images[index] = self._read(self.paths[index])
-            except ValueError as error:
-                return str(error)
-            return None
+        def read(index: int) -> None:
+            images[index] = self._read(self.paths[index])
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            found = list(progress(pool.map(read, range(len(images))), description, total=len(images)))
-        raise_unreadable([text for text in found if text], len(images))
+        read_all(read, range(len(images)), description, threads=self.threads)
         return images
