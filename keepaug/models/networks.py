@@ -93,8 +93,9 @@ def build_network(
             depths and widths; `lab` and `lab_large`, which learn CIFAR-10 in minutes; any classification network as
             `torchvision:NAME` or `timm:NAME`.
         num_classes: size of the output.
-        stem: "imagenet" (7 x 7 stride 2 and max pooling), or "cifar" (3 x 3 stride 1, no pooling), as the ResNet-18 of
-            Cutout's released code; for torchvision's ResNets. Only the former can become a Detectron2 backbone.
+        stem: "imagenet" (7 x 7 stride 2 and max pooling), or "cifar" (3 x 3 stride 1, no pooling, and PyTorch's own
+            initialisation of convolutions, whose standard deviation is about 0.6 of torchvision's for ResNets), as the
+            ResNet-18 of Cutout's released code; for torchvision's ResNets. Only the former can become a Detectron2 backbone.
         dropout: in the blocks of torchvision's ResNets (`drop_resnet`) and Wide ResNets; timm's `drop_rate`.
         drop_path: in torchvision's ResNets; timm's `drop_path_rate`.
         drop_block: in torchvision's ResNets; timm's `drop_block_rate`.
@@ -148,7 +149,9 @@ def _build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
 def _use_cifar_stem(network: nn.Module, arch: str) -> None:
     if isinstance(network, ResNet):
         network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
         network.maxpool = nn.Identity()  # type: ignore[assignment]
     elif ":" in arch:
         raise ValueError(f"stem=cifar is for torchvision's ResNets, got {arch}: set stem=imagenet")

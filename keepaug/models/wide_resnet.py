@@ -63,7 +63,8 @@ def wide_resnet(
         dropout: between a block's convolutions; 0.3 in the Wide ResNet paper and in Cutout's released code for
             WRN-28-10, none in AutoAugment's and in UDA's.
         shortcut: what goes into the 1 x 1 convolution where the shape changes: "activated" as in the authors' and
-            Cutout's code, "raw" as in UDA's (google-research/uda, `residual_only_activation`). The sizes are equal.
+            Cutout's code, "raw" as in UDA's (google-research/uda, `residual_only_activation`), which also draws the last
+            layer's weights up to 1 / sqrt(num_classes) instead of 1 / sqrt(channels). The sizes are equal.
 
     Raises:
         ValueError: a depth that is not 6 n + 4, a width below 1, dropout outside [0, 1), unknown shortcut.
@@ -91,4 +92,7 @@ def wide_resnet(
     tail = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
     network = StagedNetwork(conv(3, 16, 3), stages, tail, channels=channels, num_classes=num_classes)
     initialise(network)
+    if shortcut == "raw":
+        bound = num_classes**-0.5
+        nn.init.uniform_(network.fc.weight, -bound, bound)
     return network

@@ -116,6 +116,25 @@ def test_initialisation() -> None:
     assert {(norm.momentum, norm.eps) for norm in norms} == {(0.1, 1e-5)}
 
 
+def test_initialisation_is_that_of_the_released_code() -> None:
+    """Cutout's ResNet-18: uniform up to 1 / sqrt(fan in), PyTorch's default. UDA's last layer: up to 1 / sqrt(classes)."""
+    torch.manual_seed(0)
+    network = build_network("resnet18", 10, stem="cifar")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            assert module.weight.abs().max().item() <= fan_in**-0.5
+            assert module.weight.std().item() == pytest.approx((3 * fan_in) ** -0.5, rel=0.03)
+    assert network.layer3[0].conv1.weight.std().item() == pytest.approx(0.017, abs=5e-4)
+    torchvision = build_network("resnet18", 10).layer3[0].conv1.weight
+    assert torchvision.std().item() == pytest.approx(0.029, abs=5e-4)
+    for shortcut, bound in (("activated", 128**-0.5), ("raw", 10**-0.5)):
+        layer = build_network("wrn28_2", 10, shortcut=shortcut).fc
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert not layer.bias.any()
+
+
 def test_dropout_of_wide_resnets_is_between_the_convolutions_and_only_in_training() -> None:
     torch.manual_seed(0)
     network = build_network("wrn10_1", 10, dropout=0.3)
