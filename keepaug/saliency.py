@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from keepaug.modes import evaluating
 from keepaug.transfer import to_device
 
 __all__ = ["saliency_map", "unwrap"]
@@ -28,74 +28,16 @@ def unwrap(model: nn.Module) -> nn.Module:
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode and frozen parameters inside; every flag and the random state as found outside."""
-    modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), evaluating(model):
         try:
-            for module, _ in modes:
-                module.training = False
             for parameter in trainable:
                 parameter.requires_grad_(False)  # a compiled graph would compute their gradients otherwise
             yield
         finally:
-            for module, training in modes:
-                module.training = training
             for parameter in trainable:
                 parameter.requires_grad_(True)
-
-
-class _AffineBatchNorm(TorchFunctionMode):
-    """BatchNorm in evaluation as what it is, one factor and one shift per channel, on a CPU.
-
-    The CPU's own backward pass goes through the input once more and sums what only the weights' gradients need, frozen or
-    not. Forward, the bits are the same: the factor and the shift are the operation's own, of ones and of zeros.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
-            if _is_affine(given):
-                return _affine_batch_norm(**given)
-        return func(*args, **kwargs)
-
-
-_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-
-
-def _is_affine(given: dict[str, Any]) -> bool:
-    pixels, weight = given["input"], given.get("weight")
-    return (
-        not given.get("training", False)
-        and pixels.ndim == 4
-        and pixels.device.type == "cpu"
-        and given["running_mean"] is not None
-        and given["running_mean"].dtype == pixels.dtype in (torch.float32, torch.float64)
-        and not (weight is not None and weight.requires_grad)
-    )
-
-
-def _affine_batch_norm(
-    input: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    nothing = torch.zeros_like(running_mean)
-    last = input.is_contiguous(memory_format=torch.channels_last)
-    # Both memory formats have kernels of their own, which round differently.
-    zeros = input.new_zeros(2, input.shape[1], 2, 2)
-    zeros = zeros.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    shift = torch.batch_norm(zeros, weight, bias, running_mean, running_var, False, momentum, eps, False)
-    factor = torch.batch_norm(zeros + 1, weight, None, nothing, running_var, False, momentum, eps, False)
-    return torch.addcmul(shift[:1, :, :1, :1].contiguous(), input, factor[:1, :, :1, :1].contiguous())
 
 
 def _check(images: Tensor, labels: Tensor | None, scale: float, upsample: str) -> None:
@@ -117,11 +59,6 @@ def _check(images: Tensor, labels: Tensor | None, scale: float, upsample: str) -
         raise ValueError(f"scale must be in (0, 1], got {scale}; 0.5 halves the resolution")
     if upsample not in ("bilinear", "nearest"):
         raise ValueError(f"upsample must be 'bilinear' or 'nearest', got {upsample!r}")
-
-
-def _is_compiled(forward: object) -> bool:
-    """A module or a function that torch.compile wrapped: it makes the same step of its own, and better."""
-    return hasattr(forward, "_orig_mod") or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def _pick(logits: Tensor, labels: Tensor | None, num_images: int) -> Tensor:
@@ -198,8 +135,7 @@ def saliency_map(
             pixels = _resize_bicubic(pixels, size)
         with _undisturbed(network, images.device):
             pixels = pixels.detach().requires_grad_(True)
-            with nullcontext() if _is_compiled(forward or network) else _AffineBatchNorm():
-                logits = (forward or network)(pixels)
+            logits = (forward or network)(pixels)
             target = _pick(logits, labels, num_images).sum()
             if not target.requires_grad:
                 raise ValueError(

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
-    **dict.fromkeys(["keepaug.transfer", "keepaug.saliency", "keepaug.regions", "keepaug.ops"], 0),
+    **dict.fromkeys(
+        ["keepaug.transfer", "keepaug.modes", "keepaug.saliency", "keepaug.regions", "keepaug.ops"], 0
+    ),
     **dict.fromkeys(["keepaug.keep", "keepaug.baselines", "keepaug.policies"], 1),
     **dict.fromkeys(["keepaug.runs", "keepaug.data", "keepaug.models"], 2),
     **dict.fromkeys(["keepaug.classify", "keepaug.report"], 3),

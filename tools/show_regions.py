@@ -33,6 +33,7 @@ from keepaug.data.batch_transforms import normalise
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.data.reading import read_image
 from keepaug.models.networks import ARCHITECTURES, build_network
+from keepaug.models.weights import load_classifier
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.seeds import make_generator
 
@@ -69,14 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
     if args.weights is not None:
-        content = read_weights_only(args.weights)
-        if not isinstance(content, dict) or "arch" not in content:
-            raise ValueError(
-                f"{args.weights} was not written by tools/train_classifier.py; use --torchvision and --arch"
-            )
-        network = build_network(content["arch"], content["num_classes"], stem=content["stem"])
-        network.load_state_dict(content["state_dict"])
-        return network, content["mean"], content["std"]
+        trained = load_classifier(args.weights)
+        return trained.network, trained.mean, trained.std
     state = read_weights_only(args.torchvision)
     if "fc.weight" not in state:
         raise ValueError(f"{args.torchvision} has no classifier (fc.weight); saliency needs a logit")

@@ -1,7 +1,7 @@
 """Training classifiers with KeepAugment and its baselines."""
 
-from keepaug.classify.config import METHODS, SALIENCY, ClassifyConfig
+from keepaug.classify.config import SALIENCY, ClassifyConfig
 from keepaug.classify.loop import train
-from keepaug.classify.methods import build_method
+from keepaug.classify.methods import METHODS
 
-__all__ = ["METHODS", "SALIENCY", "ClassifyConfig", "build_method", "train"]
+__all__ = ["METHODS", "SALIENCY", "ClassifyConfig", "train"]

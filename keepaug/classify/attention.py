@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from keepaug.models.networks import build_network
-from keepaug.runs.checkpoint import read_weights_only
+from keepaug.models.weights import Classifier, load_classifier
+from keepaug.modes import evaluating
 
 __all__ = ["feature_attention", "load_teacher", "stages_of"]
 
@@ -47,41 +47,26 @@ def feature_attention(network: nn.Module, images: Tensor) -> Tensor:
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         found.append(output)
 
-    modes = [(module, module.training) for module in network.modules()]
     handle = stages_of(network)[-1].register_forward_hook(keep)
     try:
-        for module, _ in modes:
-            module.training = False
-        network(images)
+        with evaluating(network):
+            network(images)
     finally:
         handle.remove()
-        for module, training in modes:
-            module.training = training
     return found[0].float().abs().mean(dim=1)
 
 
-def load_teacher(path: str | Path, classes: list[str]) -> nn.Module:
-    """The network in a `weights.pt` of this project, frozen.
+def load_teacher(path: str | Path, classes: list[str]) -> Classifier:
+    """The network in a `weights.pt` of this project.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: not such a file, or a network for other classes.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: teacher wants the weights.pt of a run")
-    content = read_weights_only(path)
-    if not isinstance(content, dict) or (
-        missing := {"arch", "stem", "state_dict", "classes"} - content.keys()
-    ):
+    teacher = load_classifier(path)
+    if teacher.classes != classes:
         raise ValueError(
-            f"{path} is no weights.pt of a run"
-            + (f": it lacks {', '.join(sorted(missing))}" if isinstance(content, dict) else "")
+            f"the teacher {path} knows {len(teacher.classes)} classes and the data has {len(classes)}, or they differ; "
+            "take one trained on this data"
         )
-    if content["classes"] != classes:
-        raise ValueError(
-            f"the teacher {path} knows {len(content['classes'])} classes and the data has {len(classes)}, or they differ; take "
-            "one trained on this data"
-        )
-    network = build_network(content["arch"], len(classes), stem=content["stem"])
-    network.load_state_dict(content["state_dict"])
-    return network.eval().requires_grad_(False)
+    return teacher

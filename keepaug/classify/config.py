@@ -4,40 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keepaug.classify.methods import METHODS
 from keepaug.models.early import AFTER
 from keepaug.models.networks import STEMS, check_arch
+from keepaug.models.weights import NetworkSpec
 from keepaug.policies import OPERATIONS, ORDERS
 from keepaug.regions import PLACEMENTS
 from keepaug.runs.config import ConfigError, option
 
-__all__ = ["IN_THE_NETWORK", "METHODS", "SALIENCY", "ClassifyConfig", "check"]
+__all__ = ["SALIENCY", "ClassifyConfig", "check", "network_spec"]
 
-METHODS = (
-    "none",
-    "cutout",
-    "keep_cutout",
-    "cutmix",
-    "keep_cutmix",
-    "random_erasing",
-    "keep_random_erasing",
-    "rand_augment",
-    "keep_rand_augment",
-    "auto_augment",
-    "keep_auto_augment",
-    "grid_mask",
-    "aug_mix",
-    "attentive_cutmix",
-    "mixup",
-    "manifold_mixup",
-    "dropout",
-    "drop_path",
-    "drop_block",
-)
-IN_THE_NETWORK = (
-    "dropout",
-    "drop_path",
-    "drop_block",
-)  # options of the network, which also go with other methods
 SALIENCY = ("full", "low_resolution", "early_head", "low_resolution_early")
 
 
@@ -45,11 +21,11 @@ SALIENCY = ("full", "low_resolution", "early_head", "low_resolution_early")
 class ClassifyConfig:
     """All settings; `key=value` on the command line changes one."""
 
-    name: str = option("", help="of the run; empty: dataset-arch-method")
+    name: str = option("", help="of the run; empty: dataset-arch-method", bookkeeping=True)
     seed: int = option(0, low=0)
     # data
     dataset: str = option("image_folder", choices=("cifar10", "image_folder", "imagenet"))
-    root: str = option("", help="folder of the data")
+    root: str = option("", help="folder of the data", bookkeeping=True)
     loading: str = option(
         "auto", choices=("auto", "memory", "files"), help="auto: memory, but files for imagenet"
     )
@@ -61,7 +37,10 @@ class ClassifyConfig:
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
     limit_val: int = option(0, low=0)
     num_workers: int = option(
-        -1, low=-1, help="decoding processes; -1: none on a CPU, up to 4 (in memory) or 16 (files) for a GPU"
+        -1,
+        low=-1,
+        help="decoding processes; -1: none on a CPU, up to 4 (in memory) or 16 (files) for a GPU",
+        bookkeeping=True,
     )
     # network
     arch: str = option("resnet18", help="resnet18, resnet50, wrn28_10 ...: see keepaug.models.build_network")
@@ -71,53 +50,132 @@ class ClassifyConfig:
     drop_block: float = option(0.0, low=0, high=0.99, help="share of the features that blocks cover")
     # augmentation
     method: str = option("none", choices=METHODS)
-    saliency: str = option("full", choices=SALIENCY, help="how the keep methods see what is important")
+    saliency: str = option(
+        "full",
+        choices=SALIENCY,
+        help="how the keep methods see what is important",
+        used_by=("keep", "attention"),
+    )
     reuse_every: int = option(
-        1, low=1, help="compute each saliency map once in that many epochs and carry it through crop and flip"
+        1,
+        low=1,
+        help="compute each saliency map once in that many epochs and carry it through crop and flip",
+        used_by=("keep",),
     )
-    tau: float = option(0.6, low=0, high=1, help="quantile of the region scores")
-    size: int = option(16, low=1, help="cut or paste side in pixels; paper: 16 on CIFAR-10, 40 on ImageNet")
-    placement: str = option("clipped", choices=PLACEMENTS, help="of cutout and cutmix, Keep or not")
-    paste_placement: str = option("inside", choices=PLACEMENTS)
-    alpha: float = option(1.0, low=1e-6, help="cutmix, mixup, manifold_mixup: lambda ~ Beta(alpha, alpha)")
+    tau: float = option(0.6, low=0, high=1, help="quantile of the region scores", used_by=("keep",))
+    size: int = option(
+        16,
+        low=1,
+        help="cut or paste side in pixels; paper: 16 on CIFAR-10, 40 on ImageNet",
+        used_by=("cutout", "paste"),
+    )
+    placement: str = option(
+        "clipped", choices=PLACEMENTS, help="of cutout and cutmix, Keep or not", used_by=("cutout", "cutmix")
+    )
+    paste_placement: str = option("inside", choices=PLACEMENTS, used_by=("paste",))
+    alpha: float = option(
+        1.0,
+        low=1e-6,
+        help="cutmix, mixup, manifold_mixup: lambda ~ Beta(alpha, alpha)",
+        used_by=("cutmix", "mixup", "manifold_mixup"),
+    )
     per: str = option(
-        "image", choices=("image", "batch"), help="cutmix: one box, mixup: one lambda, per image or per batch"
+        "image",
+        choices=("image", "batch"),
+        help="cutmix: one box, mixup: one lambda, per image or per batch",
+        used_by=("cutmix", "mixup", "manifold_mixup"),
     )
-    p: float = option(1.0, low=0, high=1, help="probability of the cut; random erasing: 0.5 in its paper")
-    area: list[float] = option([0.02, 0.4], low=0, high=1, help="random erasing: share of the image")
-    aspect: list[float] = option([0.3, 3.3333], low=0, help="random erasing: height / width")
-    fill: str = option("zero", choices=("zero", "random", "bot"), help="random erasing")
-    num_ops: int = option(2, low=1, help="rand_augment")
-    magnitude: int = option(9, low=0, high=30, help="rand_augment")
-    operations: str = option("rand_augment", choices=OPERATIONS, help="rand_augment: whose operations")
-    policy: str = option("cifar10", choices=("cifar10", "imagenet"), help="auto_augment")
+    p: float = option(
+        1.0,
+        low=0,
+        high=1,
+        help="probability of the cut; random erasing: 0.5 in its paper",
+        used_by=(
+            "cutout",
+            "cutmix",
+            "random_erasing",
+            "grid_mask",
+            "mixup",
+            "manifold_mixup",
+            "attentive_cutmix",
+        ),
+    )
+    area: list[float] = option(
+        [0.02, 0.4], low=0, high=1, help="random erasing: share of the image", used_by=("random_erasing",)
+    )
+    aspect: list[float] = option(
+        [0.3, 3.3333], low=0, help="random erasing: height / width", used_by=("random_erasing",)
+    )
+    fill: str = option(
+        "zero", choices=("zero", "random", "bot"), help="random erasing", used_by=("random_erasing",)
+    )
+    num_ops: int = option(2, low=1, help="rand_augment", used_by=("rand_augment",))
+    magnitude: int = option(9, low=0, high=30, help="rand_augment", used_by=("rand_augment",))
+    operations: str = option(
+        "rand_augment", choices=OPERATIONS, help="rand_augment: whose operations", used_by=("rand_augment",)
+    )
+    policy: str = option(
+        "cifar10", choices=("cifar10", "imagenet"), help="auto_augment", used_by=("auto_augment",)
+    )
     policy_order: str = option(
-        "after_crop", choices=ORDERS, help="before_crop: as in AutoAugment's CIFAR code (loading=memory)"
+        "after_crop",
+        choices=ORDERS,
+        help="before_crop: as in AutoAugment's CIFAR code (loading=memory)",
+        used_by=("policy",),
     )
-    cutout_after: int = option(0, low=0, help="cutout of that side after an image-level policy; 0: none")
-    grid_unit: list[int] = option([24, 32], low=2, help="grid_mask: smallest and largest unit in pixels")
-    grid_ratio: float = option(0.4, low=0.01, high=0.99, help="grid_mask: kept share of a unit's side")
-    grid_rotate: int = option(360, low=1, high=360, help="grid_mask: angles below that; 1: none")
+    cutout_after: int = option(
+        0, low=0, help="cutout of that side after an image-level policy; 0: none", used_by=("policy",)
+    )
+    grid_unit: list[int] = option(
+        [24, 32], low=2, help="grid_mask: smallest and largest unit in pixels", used_by=("grid_mask",)
+    )
+    grid_ratio: float = option(
+        0.4, low=0.01, high=0.99, help="grid_mask: kept share of a unit's side", used_by=("grid_mask",)
+    )
+    grid_rotate: int = option(
+        360, low=1, high=360, help="grid_mask: angles below that; 1: none", used_by=("grid_mask",)
+    )
     grid_ramp: float = option(
-        0.8, low=0, high=1, help="grid_mask: share of the run over which p rises from 0"
+        0.8,
+        low=0,
+        high=1,
+        help="grid_mask: share of the run over which p rises from 0",
+        used_by=("grid_mask",),
     )
-    severity: int = option(3, low=1, high=10, help="aug_mix")
-    all_ops: bool = option(False, help="aug_mix: colour operations too")
+    severity: int = option(3, low=1, high=10, help="aug_mix", used_by=("aug_mix",))
+    all_ops: bool = option(False, help="aug_mix: colour operations too", used_by=("aug_mix",))
     consistency: float = option(
-        12.0, low=0, help="aug_mix: weight of the Jensen-Shannon loss; 0: none, one view"
+        12.0,
+        low=0,
+        help="aug_mix: weight of the Jensen-Shannon loss; 0: none, one view",
+        used_by=("aug_mix",),
     )
     attention: str = option(
-        "saliency", choices=("saliency", "features"), help="attentive_cutmix: gradient, or last feature map"
+        "saliency",
+        choices=("saliency", "features"),
+        help="attentive_cutmix: gradient, or last feature map",
+        used_by=("attentive_cutmix",),
     )
-    attention_grid: int = option(7, low=1, help="attentive_cutmix: cells per side")
-    num_patches: int = option(6, low=1, help="attentive_cutmix: cells pasted")
-    teacher: str = option("", help="attentive_cutmix: weights.pt whose attention it is; empty: the network's")
-    hidden_layers: int = option(3, low=1, help="manifold_mixup: layers to draw from, the images one of them")
-    early_after: str = option("stage", choices=AFTER, help="where the early head sits")
-    early_weight: float = option(0.3, low=0, help="its loss weight")
+    attention_grid: int = option(
+        7, low=1, help="attentive_cutmix: cells per side", used_by=("attentive_cutmix",)
+    )
+    num_patches: int = option(6, low=1, help="attentive_cutmix: cells pasted", used_by=("attentive_cutmix",))
+    teacher: str = option(
+        "",
+        help="attentive_cutmix: weights.pt whose attention it is; empty: the network's",
+        used_by=("attentive_cutmix",),
+        bookkeeping=True,
+    )
+    hidden_layers: int = option(
+        3,
+        low=1,
+        help="manifold_mixup: layers to draw from, the images one of them",
+        used_by=("manifold_mixup",),
+    )
+    early_after: str = option("stage", choices=AFTER, help="where the early head sits", used_by=("early",))
+    early_weight: float = option(0.3, low=0, help="its loss weight", used_by=("early",))
     # optimisation
     epochs: int = option(300, low=1)
-    recipe_epochs: int = option(300, low=0, help="a run with fewer epochs is marked as shortened")
     max_steps: int = option(0, low=0, help="stop after that many steps; 0: no")
     batch_size: int = option(128, low=1, help="of all processes together")
     lr: float = option(0.1, low=0)
@@ -125,23 +183,46 @@ class ClassifyConfig:
     nesterov: bool = True
     weight_decay: float = option(5e-4, low=0)
     schedule: str = option("cosine", choices=("cosine", "multistep"))
-    milestones: list[int] = option([], low=1, help="multistep: epochs")
-    gamma: float = option(0.1, low=0, help="multistep: factor")
+    milestones: list[int] = option([], low=1, help="multistep: epochs", used_by=("multistep",))
+    gamma: float = option(0.1, low=0, help="multistep: factor", used_by=("multistep",))
     warmup_epochs: float = option(0.0, low=0)
     label_smoothing: float = option(0.0, low=0, high=1)
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     ema: float = option(0.0, low=0, high=0.999999, help="decay of the averaged weights; 0: none")
     # machine
-    device: str = "auto"
-    precision: str = option("float32", choices=("float32", "bf16"))
-    channels_last: bool = False
-    compile: bool = False
+    device: str = option("auto", bookkeeping=True)
+    precision: str = option("float32", choices=("float32", "bf16"), precision=True)
+    channels_last: bool = option(False, bookkeeping=True)
+    compile: bool = option(False, bookkeeping=True)
     # bookkeeping
-    log_every: int = option(50, low=1, help="steps")
+    log_every: int = option(50, low=1, help="steps", bookkeeping=True)
     eval_every: int = option(1, low=1, help="epochs")
-    checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only")
-    tensorboard: bool = True
-    pictures: bool = option(True, help="draw what the augmentation did to a few images")
+    checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only", bookkeeping=True)
+    tensorboard: bool = option(True, bookkeeping=True)
+    pictures: bool = option(True, help="draw what the augmentation did to a few images", bookkeeping=True)
+
+    def users(self) -> set[str]:
+        """What these settings choose, as `used_by` of the fields names it: the method, its traits, what they need."""
+        method = METHODS[self.method]
+        chosen = {self.method, method.base, *method.traits, self.schedule}
+        if method.base == "attentive_cutmix" and self.attention == "saliency":
+            chosen.add("attention")
+        if chosen & {"keep", "attention"} and self.saliency in ("early_head", "low_resolution_early"):
+            chosen.add("early")
+        return chosen
+
+    @property
+    def from_files(self) -> bool:
+        """Whether images are decoded as they are needed, and not held in memory."""
+        return self.loading == "files" or (self.loading == "auto" and self.dataset == "imagenet")
+
+
+def network_spec(config: ClassifyConfig, num_classes: int) -> NetworkSpec:
+    """The network of the settings."""
+    drops = {
+        key: getattr(config, key) for key in ("dropout", "drop_path", "drop_block") if getattr(config, key)
+    }
+    return NetworkSpec(config.arch, num_classes, {"stem": config.stem, **drops})
 
 
 def check(config: ClassifyConfig) -> None:
@@ -171,32 +252,33 @@ def check(config: ClassifyConfig) -> None:
 
 
 def _check_method(config: ClassifyConfig) -> None:
-    if config.method in IN_THE_NETWORK and getattr(config, config.method) == 0:
+    method = METHODS[config.method]
+    if "network" in method.traits and getattr(config, config.method) == 0:
         raise ConfigError(
-            f"method={config.method} does nothing at {config.method}=0: give the probability, for example {config.method}=0.1"
+            f"method={config.method} does nothing at {config.method}=0: give the probability, for example "
+            f"{config.method}=0.1"
         )
     if config.method == "manifold_mixup" and config.compile:
         raise ConfigError(
             "manifold_mixup mixes inside the network, where a compiled one does not let it: set compile=false"
         )
-    from_files = config.loading == "files" or (config.loading == "auto" and config.dataset == "imagenet")
-    if config.policy_order == "before_crop" and from_files:
+    if "policy" in method.traits and config.policy_order == "before_crop" and config.from_files:
         raise ConfigError(
             "policy_order=before_crop needs images of one size in memory: set policy_order=after_crop (ImageNet's order)"
         )
-    if config.reuse_every > 1 and (from_files or not config.method.startswith("keep_")):
+    if config.reuse_every > 1 and (config.from_files or "keep" not in method.traits):
         raise ConfigError(
             f"reuse_every={config.reuse_every} keeps the maps of a keep_ method's images held in memory (loading=memory); "
             f"got method={config.method}, loading={config.loading}: set reuse_every=1"
         )
-    if config.attention_grid**2 < config.num_patches:
+    if config.method == "attentive_cutmix" and config.attention_grid**2 < config.num_patches:
         raise ConfigError(
-            f"num_patches={config.num_patches} of {config.attention_grid} x {config.attention_grid} cells: take fewer, or a "
-            "larger attention_grid"
+            f"num_patches={config.num_patches} of {config.attention_grid} x {config.attention_grid} cells: take fewer, or "
+            "a larger attention_grid"
         )
     if config.teacher and config.method != "attentive_cutmix":
         raise ConfigError(f"teacher is for attentive_cutmix; method={config.method} does not use it")
-    if config.teacher and config.saliency in ("early_head", "low_resolution_early"):
+    if config.teacher and "early" in config.users():
         raise ConfigError(
             f"a teacher has no early head: set saliency=full or low_resolution, not {config.saliency}"
         )

@@ -20,6 +20,7 @@ from keepaug.data.batch_transforms import CropFlip, crop_flip, draw_crop_flip, n
 from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD, load_cifar10
 from keepaug.data.saliency_cache import SaliencyCache
 from keepaug.models import EarlyHeadNetwork, build_network
+from keepaug.models.weights import load_classifier
 from keepaug.regions import region_scores, sample_regions
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.seeds import make_generator
@@ -118,15 +119,9 @@ def _load(path: Path | None) -> _Weights:
         return _Weights(
             network, CIFAR_MEAN, CIFAR_STD, "random weights (--weights takes a trained weights.pt)"
         )
-    content = read_weights_only(path)
-    if not isinstance(content, dict) or "arch" not in content:
-        raise ValueError(f"{path} is no weights.pt of tools/train_classifier.py")
-    network = build_network(content["arch"], content["num_classes"], stem=content["stem"])
-    network.load_state_dict(content["state_dict"])
-    if "early_head" in content:
-        network = EarlyHeadNetwork(network, after=content["early_after"])
-        network.head.load_state_dict(content["early_head"])
-    return _Weights(network, tuple(content["mean"]), tuple(content["std"]), str(path))
+    trained = load_classifier(path)
+    network = trained.network if trained.early_head is None else trained.with_early_head()
+    return _Weights(network, trained.mean, trained.std, str(path))
 
 
 def _earlier(path: Path, network: nn.Module) -> tuple[nn.Module, str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.baselines import HiddenMix, mixed_inside
 from keepaug.classify.attention import feature_attention, load_teacher, stages_of
-from keepaug.classify.config import IN_THE_NETWORK, ClassifyConfig, check
+from keepaug.classify.config import ClassifyConfig, check, network_spec
 from keepaug.classify.datasets import Datasets, open_datasets
 from keepaug.classify.losses import learning_rate, loss_of
-from keepaug.classify.methods import Labels, Method, build_method, compute_saliency, needs_early_head
+from keepaug.classify.methods import METHODS, Cutting, Labels, Step, Views, compute_saliency
 from keepaug.classify.pictures import draw_augmented
 from keepaug.data.batch_transforms import draw_crop_flip, lighting, normalise
 from keepaug.data.images import Batch, Images, MemoryImages
@@ -26,23 +25,17 @@ from keepaug.data.loader import Loader, default_workers, make_loader
 from keepaug.data.saliency_cache import SaliencyCache, carried_or_fresh
 from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
-from keepaug.models.networks import build_network
-from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
-from keepaug.runs.checkpoint import load_checkpoint, save_checkpoint
-from keepaug.runs.config import ConfigError, to_dict
+from keepaug.models.weights import NetworkSpec, identity_of, save_classifier
+from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma
-from keepaug.runs.files import write_atomic
-from keepaug.runs.folder import RunFolder
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.progress import progress
-from keepaug.runs.result import write_result
+from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
 from keepaug.transfer import start_reading, to_device
 
 __all__ = ["train"]
-
-MAY_CHANGE = ("device", "num_workers", "log_every", "checkpoint_every", "tensorboard", "pictures", "root")
 
 
 @dataclass
@@ -53,8 +46,9 @@ class _Run:
     world: Distributed
     data: Datasets
     loader: Loader
-    method: Method
+    augment: Step
     network: nn.Module
+    spec: NetworkSpec
     trained: nn.Module  # the network, with its early head if there is one
     forward: Callable[[Tensor], Any]  # through DDP and torch.compile
     seen: nn.Module  # what the saliency pass runs
@@ -62,10 +56,12 @@ class _Run:
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
     teacher: nn.Module | None
+    started_from: dict[str, Any] | None
     cache: SaliencyCache | None  # with reuse_every
     hits: Tensor  # right answers and images since the epoch began
     step: int = 0
-    history: list[float] | None = None  # accuracy after each evaluation
+    evaluated: int = 0  # the step of the last evaluation
+    history: list[float] = field(default_factory=list)  # accuracy after each evaluation
 
 
 def train(config: ClassifyConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
@@ -86,28 +82,21 @@ def train(config: ClassifyConfig, output: str | Path, *, resume: bool = False) -
         ValueError: settings or data that cannot be used (ConfigError among them), before training.
         NonFiniteLossError: the loss is no longer a number.
     """
-    started = time.monotonic()
     check(config)
-    output = Path(output)
     world = setup(config.device)
-    data = open_datasets(config)
-    seed_everything(config.seed)
-    run = _prepare(config, world, data)
-    folder = None
     try:
-        if world.is_main:
-            folder = RunFolder(
-                output, to_dict(config), resume=resume, may_change=MAY_CHANGE, tensorboard=config.tensorboard
-            )
-        world.barrier()
-        earlier = _restore(run, output, folder) if resume else 0.0
-        _train(run, output, folder, earlier, started)
-        metrics = _finish(run, output, folder, earlier + time.monotonic() - started)
+        data = open_datasets(config)
+        seed_everything(config.seed)
+        run = _prepare(config, world, data)
+        with Recorder(
+            output, config, kind="classify", main=world.is_main, tensorboard=config.tensorboard
+        ) as recorder:
+            _claim(run, recorder, resume)
+            world.barrier()
+            _train(run, recorder)
+            return _finish(run, recorder)
     finally:
-        if folder is not None:
-            folder.close()
         world.close()
-    return metrics
 
 
 def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run:
@@ -122,10 +111,10 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         world_size=world.world_size,
         pin_memory=world.device.type == "cuda",
     )
-    inside = {key: getattr(config, key) for key in IN_THE_NETWORK if getattr(config, key)}
-    network = build_network(config.arch, len(data.train.classes), stem=config.stem, **inside)
+    spec = network_spec(config, len(data.train.classes))
+    network = spec.build()
     trained: nn.Module = network
-    if needs_early_head(config):
+    if "early" in config.users():
         trained = EarlyHeadNetwork(network, after=config.early_after)
     trained.to(world.device)
     if config.channels_last:
@@ -153,14 +142,21 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
             f"hidden_layers={config.hidden_layers}: {config.arch} has {len(stages_of(network))} stages, and the images are "
             "one layer more"
         )
-    teacher = load_teacher(config.teacher, data.train.classes).to(world.device) if config.teacher else None
+    teacher, started_from = None, None
+    if config.teacher:
+        loaded = load_teacher(config.teacher, data.train.classes)
+        teacher, started_from = (
+            loaded.network.to(world.device),
+            identity_of(config.teacher, loaded.provenance),
+        )
     return _Run(
         config,
         world,
         data,
         loader,
-        build_method(config),
+        METHODS[config.method].build(config),
         network,
+        spec,
         trained,
         forward,
         seen,
@@ -168,10 +164,32 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         optimizer,
         ema,
         teacher,
+        started_from,
         _make_cache(config, data),
         torch.zeros(2, dtype=torch.float64, device=world.device),
-        history=[],
     )
+
+
+def _claim(run: _Run, recorder: Recorder, resume: bool) -> None:
+    config, data = run.config, run.data
+    state = recorder.claim(
+        resume,
+        name=config.name or f"{data.identity['name']}-{config.arch}-{config.method}",
+        dataset=data.identity,
+        synthetic=data.synthetic,
+        shortened=bool(config.limit_train or config.limit_val or config.max_steps),
+        started_from=run.started_from,
+        model=run.trained,
+        optimizer=run.optimizer,
+        ema=run.ema,
+        loader=run.loader,
+        saliency_cache=run.cache,
+        history=run.history,
+    )
+    run.step = state["step"]
+    run.evaluated = state.get("evaluated", run.step)
+    if run.world.is_main and "hits" in state:
+        run.hits.copy_(state["hits"])  # of all processes together
 
 
 def _num_workers(config: ClassifyConfig, world: Distributed, images: Images) -> int:
@@ -192,8 +210,9 @@ def _total_steps(run: _Run) -> int:
     return min(total, run.config.max_steps) if run.config.max_steps else total
 
 
-def _train(run: _Run, output: Path, folder: RunFolder | None, earlier: float, started: float) -> None:
+def _train(run: _Run, recorder: Recorder) -> None:
     config, total = run.config, _total_steps(run)
+    _evaluate_if_due(run, recorder)  # interrupted between a checkpoint and its evaluation
     while run.step < total:
         epoch = run.loader.epoch
         bar = progress(
@@ -207,22 +226,22 @@ def _train(run: _Run, output: Path, folder: RunFolder | None, earlier: float, st
         if run.loader.position == 0:
             run.hits.zero_()
         for batch in bar:
-            loss = _step(run, batch, output)
+            loss = _step(run, batch, recorder.last_checkpoint)
             run.step += 1
-            if folder is not None and (run.step % config.log_every == 0 or run.step == total):
+            if run.step % config.log_every == 0 or run.step == total:
                 rate = run.optimizer.param_groups[0]["lr"]
-                folder.log(run.step, {"train/loss": loss, "train/lr": rate})
+                recorder.log(run.step, {"train/loss": loss, "train/lr": rate})
             if run.step == total:
                 break
             if config.checkpoint_every and run.step % config.checkpoint_every == 0:
-                _save(run, output, earlier + time.monotonic() - started)
-        done = run.step >= total
-        if done or run.loader.epoch % config.eval_every == 0:
-            _evaluate_and_log(run, folder)
-        _save(run, output, earlier + time.monotonic() - started)
+                _save(run, recorder)
+        if recorder.last_checkpoint is None:
+            _save(run, recorder)  # an evaluation may fail
+        _evaluate_if_due(run, recorder)
+        _save(run, recorder)
 
 
-def _step(run: _Run, batch: Batch, output: Path) -> float:
+def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     config, device = run.config, run.world.device
     # Every step has its own streams, so that a resumed run, whatever it drew before, goes on as the first one.
     torch.manual_seed(derive_seed(config.seed, "network", run.step, run.world.rank))
@@ -234,13 +253,13 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
         images = lighting(images, run.data.std, strength=config.lighting, generator=generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         heat, read_heat = None, None
-        if run.method.needs_saliency:
+        if METHODS[config.method].needs_saliency:
             heat, read_heat = only_finite(_heat(run, images, labels, batch))
         progress = run.step / (config.epochs * len(run.loader))
-        step = run.method.step if run.method.at is None else run.method.at(progress)
+        augment = run.augment.at(progress) if isinstance(run.augment, Cutting) else run.augment
         if config.drop_path or config.drop_block:
             schedule_drops(run.network, progress)
-        inputs, targets = step(images, strong, labels, heat, generator)
+        inputs, targets = augment(Views(images, labels, strong, heat), generator)
         loss = _forward(run, inputs, targets)
     read_loss = start_reading(loss)
     run.optimizer.zero_grad(set_to_none=True)
@@ -253,11 +272,10 @@ def _step(run: _Run, batch: Batch, output: Path) -> float:
     if run.ema is not None:
         run.ema.update(run.network)
     # Here, so that a GPU has the rest of the step to do while the host waits.
-    known = output / CHECKPOINT if (output / CHECKPOINT).is_file() else None
     if read_heat is not None:
-        check_finite(float(read_heat()), run.step, known, what="saliency")
+        check_finite(float(read_heat()), run.step, last_checkpoint, what="saliency")
     value = float(read_loss())
-    check_finite(value, run.step, known)
+    check_finite(value, run.step, last_checkpoint)
     return value
 
 
@@ -334,13 +352,17 @@ def _evaluate(run: _Run) -> dict[str, float]:
     return {"accuracy": 100 * float(counts[0] / counts[2]), "top5": 100 * float(counts[1] / counts[2])}
 
 
-def _evaluate_and_log(run: _Run, folder: RunFolder | None) -> None:
+def _evaluate_if_due(run: _Run, recorder: Recorder) -> None:
+    """After the last step, and after each epoch that `eval_every` names."""
+    between_epochs = run.loader.position == 0 and run.loader.epoch % run.config.eval_every == 0
+    if run.step == run.evaluated or not (run.step >= _total_steps(run) or between_epochs):
+        return
     values = _evaluate(run)
-    run.history = [*(run.history or []), values["accuracy"]]
-    running = _train_accuracy(run)
-    if folder is not None:
-        logged = {f"val/{key}": value for key, value in values.items()}
-        folder.log(run.step, logged | {f"train/{key}": value for key, value in running.items()})
+    run.history.append(values["accuracy"])
+    run.evaluated = run.step
+    running = {f"train/{key}": value for key, value in _train_accuracy(run).items()}
+    recorder.log(run.step, {f"val/{key}": value for key, value in values.items()} | running)
+    if run.world.is_main:
         print(f"step {run.step}: accuracy {values['accuracy']:.2f} %", flush=True)
 
 
@@ -350,48 +372,14 @@ def _train_accuracy(run: _Run) -> dict[str, float]:
     return {"accuracy": 100 * right / total} if total else {}
 
 
-def _save(run: _Run, output: Path, seconds: float) -> None:
+def _save(run: _Run, recorder: Recorder) -> None:
     if run.cache is not None and run.world.active:
         run.cache.share(lambda part: run.world.sum(part.to(run.world.device)).cpu())
-    hits = run.world.sum(run.hits)
-    if not run.world.is_main:
-        return
-    state = {
-        "model": run.trained.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "ema": run.ema.state_dict() if run.ema is not None else None,
-        "loader": run.loader.state_dict(),
-        "saliency_cache": run.cache.state_dict() if run.cache is not None else None,
-        "hits": hits,
-        "step": run.step,
-        "history": run.history,
-        "seconds": seconds,
-    }
-    save_checkpoint(output, state)
+    recorder.save(run.step, hits=run.world.sum(run.hits), evaluated=run.evaluated)
 
 
-def _restore(run: _Run, output: Path, folder: RunFolder | None) -> float:
-    state = load_checkpoint(output)
-    if state is None:
-        return 0.0
-    run.trained.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    if run.ema is not None:
-        run.ema.load_state_dict(state["ema"])
-    run.loader.load_state_dict(state["loader"])
-    if run.cache is not None:
-        run.cache.load_state_dict(state["saliency_cache"])
-    if run.world.is_main:
-        run.hits.copy_(state["hits"])  # of all processes together
-    run.step, run.history = state["step"], state["history"]
-    if folder is not None:
-        folder.truncate_metrics(run.step)
-        print(f"resuming at step {run.step}", flush=True)
-    return float(state["seconds"])
-
-
-def _finish(run: _Run, output: Path, folder: RunFolder | None, seconds: float) -> dict[str, float]:
-    config, history = run.config, run.history or []
+def _finish(run: _Run, recorder: Recorder) -> dict[str, float]:
+    config, history = run.config, run.history
     values = _evaluate(run)
     metrics = {
         **values,
@@ -399,54 +387,25 @@ def _finish(run: _Run, output: Path, folder: RunFolder | None, seconds: float) -
         "best": max(history, default=values["accuracy"]),
         "median_last_20": statistics.median(history[-20:] or [values["accuracy"]]),
     }
-    if folder is None:
+    if not run.world.is_main:
         return metrics
-    save_weights(run, output / "weights.pt")
+    save_classifier(
+        recorder.path / "weights.pt",
+        run.network,
+        run.spec,
+        classes=run.data.train.classes,
+        mean=run.data.mean,
+        std=run.data.std,
+        provenance=recorder.provenance | {"steps": run.step, "metrics": metrics},
+        averaged=run.ema.state_dict() if run.ema is not None else None,
+        early=run.trained if isinstance(run.trained, EarlyHeadNetwork) else None,
+    )
     artifacts = {"weights": "weights.pt"}
     if config.pictures:
-        artifacts["pictures"] = _draw(run, output / "augmented.png").name
-    name = config.name or f"{run.data.identity['name']}-{config.arch}-{config.method}"
-    write_result(
-        output,
-        kind="classify",
-        name=name,
-        metrics=metrics,
-        seed=config.seed,
-        config=to_dict(config),
-        dataset=run.data.identity,
-        synthetic=run.data.synthetic,
-        shortened=_is_shortened(config),
-        wall_time_s=seconds,
-        artifacts=artifacts,
-        extra={"steps": run.step, "history": history, "world_size": run.world.world_size},
-    )
+        artifacts["pictures"] = _draw(run, recorder.path / "augmented.png").name
+    extra = {"steps": run.step, "history": history, "world_size": run.world.world_size}
+    recorder.finish(metrics, artifacts=artifacts, extra=extra)
     return metrics
-
-
-def _is_shortened(config: ClassifyConfig) -> bool:
-    less_data = config.limit_train or config.limit_val or config.max_steps
-    return bool(less_data) or config.epochs < config.recipe_epochs
-
-
-def save_weights(run: _Run, path: Path) -> None:
-    """`weights.pt`: torchvision's keys and what the network expects as input; read by tools/convert_backbone.py."""
-    content: dict[str, Any] = {
-        "state_dict": {key: value.cpu() for key, value in run.network.state_dict().items()},
-        "arch": run.config.arch,
-        "stem": run.config.stem,
-        "num_classes": len(run.data.train.classes),
-        "classes": run.data.train.classes,
-        "mean": list(run.data.mean),
-        "std": list(run.data.std),
-        "color_order": "RGB",
-        "method": run.config.method,
-    }
-    if run.ema is not None:
-        content["state_dict_ema"] = {key: value.cpu() for key, value in run.ema.state_dict().items()}
-    if isinstance(run.trained, EarlyHeadNetwork):
-        content["early_head"] = {key: value.cpu() for key, value in run.trained.head.state_dict().items()}
-        content["early_after"] = run.config.early_after
-    write_atomic(path, lambda file: torch.save(content, file))
 
 
 def _draw(run: _Run, path: Path) -> Path:
@@ -457,10 +416,10 @@ def _draw(run: _Run, path: Path) -> Path:
     labels = batch.labels.to(images.device)
     heat = (
         _fresh_heat(run, images, labels)
-        if run.method.needs_saliency
+        if METHODS[run.config.method].needs_saliency
         else compute_saliency(run.trained, images, labels, "full")
     )
     generator = make_generator(run.config.seed, "pictures")
-    inputs, _ = run.method.step(images, strong, labels, heat, generator)
+    inputs, _ = run.augment(Views(images, labels, strong, heat), generator)
     inputs = inputs[-len(images) :]  # the last view, where there are several
     return draw_augmented(images, heat, inputs, path, mean=run.data.mean, std=run.data.std)

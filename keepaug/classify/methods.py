@@ -1,9 +1,14 @@
-"""The methods as one step on a normalised batch; a method and its Keep version differ in selection alone."""
+"""The methods: one entry of `METHODS` each. A method and its Keep version are built from the same settings.
+
+A new one is an entry here (what builds it, whose settings it shares, its traits), its augmentation's own file, and a test; the
+fields of `ClassifyConfig` say by `used_by` which methods and traits use them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,62 +27,251 @@ from keepaug.baselines import (
     RandomErasing,
     three_views,
 )
-from keepaug.classify.config import IN_THE_NETWORK, ClassifyConfig
 from keepaug.data.images import BatchTransform, one_by_one
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.policies import BatchPolicy, Repeated, aug_mix, auto_augment, rand_augment
 from keepaug.saliency import saliency_map
 
-__all__ = [
-    "Method",
-    "build_batch_policy",
-    "build_method",
-    "build_policy",
-    "compute_saliency",
-    "needs_early_head",
-]
+if TYPE_CHECKING:
+    from keepaug.classify.config import ClassifyConfig
+
+__all__ = ["METHODS", "Labels", "Method", "Views", "build_batch_policy", "build_policy", "compute_saliency"]
 
 Labels = Tensor | MixedLabels | ConsistentLabels | HiddenMix
-Step = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, torch.Generator | None], tuple[Tensor, Labels]]
+
+
+class Views(NamedTuple):
+    """A batch between loading and the forward pass.
+
+    Attributes:
+        images: (N, 3, H, W) normalised, cropped and flipped.
+        labels: (N,) int64.
+        strong: the same images after the method's policy, (N, 3, H, W), or (N, 2, 3, H, W) for two views; None without one.
+        saliency: (N, H, W) float32; None where the method needs none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    strong: Tensor | None = None
+    saliency: Tensor | None = None
+
+
+class Step(Protocol):
+    """What a method does to a batch; its `augment` is the augmentation itself, for other programs to take."""
+
+    def __call__(self, views: Views, generator: torch.Generator | None = None) -> tuple[Tensor, Labels]:
+        """What the network is trained on, and its labels."""
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """No augmentation beyond crop and flip, or one inside the network."""
+
+    augment: None = None
+
+    def __call__(self, views: Views, generator: torch.Generator | None = None) -> tuple[Tensor, Labels]:
+        """The images as they are."""
+        return views.images, views.labels
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """Cutout's kind: images change, labels stay."""
+
+    augment: Cutout | RandomErasing | GridMask
+
+    def __call__(self, views: Views, generator: torch.Generator | None = None) -> tuple[Tensor, Labels]:
+        """Cut."""
+        return self.augment(views.images, views.saliency, generator=generator), views.labels
+
+    def at(self, progress: float) -> Cutting:
+        """The same at a progress of the training in [0, 1]; only GridMask changes."""
+        return Cutting(self.augment.at(progress)) if isinstance(self.augment, GridMask) else self
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """CutMix's kind: labels are mixed too."""
+
+    augment: CutMix | Mixup | AttentiveCutMix | ManifoldMixup
+
+    def __call__(self, views: Views, generator: torch.Generator | None = None) -> tuple[Tensor, Labels]:
+        """Mix."""
+        return self.augment(views.images, views.labels, views.saliency, generator=generator)
+
+
+@dataclass(frozen=True)
+class Pasting:
+    """An image-level policy (done by the loader), what is kept pasted back, then Cutout.
+
+    Attributes:
+        augment: None for the plain policy.
+        cutout: applied last, as in AutoAugment's recipe; None for none.
+    """
+
+    augment: KeepPaste | None
+    cutout: Cutout | None = None
+
+    def __call__(self, views: Views, generator: torch.Generator | None = None) -> tuple[Tensor, Labels]:
+        """Paste and cut.
+
+        Raises:
+            ValueError: there is no strong view.
+        """
+        if views.strong is None:
+            raise ValueError("an image-level method needs the strongly augmented view")
+        inputs = views.strong
+        if self.augment is not None:
+            inputs = self.augment(views.images, inputs, views.saliency, generator=generator)
+        return (inputs if self.cutout is None else self.cutout(inputs, generator=generator)), views.labels
+
+
+@dataclass(frozen=True)
+class Consistent:
+    """AugMix with its consistency loss: the image and two augmented views.
+
+    Attributes:
+        weight: of the Jensen-Shannon loss.
+    """
+
+    weight: float
+    augment: None = None
+
+    def __call__(self, views: Views, generator: torch.Generator | None = None) -> tuple[Tensor, Labels]:
+        """All three views after one another.
+
+        Raises:
+            ValueError: there are not two strong views.
+        """
+        if views.strong is None or views.strong.ndim != 5:
+            raise ValueError("AugMix's consistency loss needs two augmented views (N, 2, 3, H, W)")
+        first, second = views.strong[:, 0], views.strong[:, 1]
+        return three_views(views.images, first, second, views.labels, weight=self.weight)
+
+
+Policy = v2.Transform | Repeated
 
 
 @dataclass(frozen=True)
 class Method:
-    """What happens to a batch between loading and the forward pass.
+    """One method.
 
     Attributes:
-        step: `(images, strong, labels, saliency, generator) -> (inputs, labels)`, images (N, 3, H, W) normalised.
-        needs_saliency: a map (N, H, W) must be passed.
-        needs_strong: the strongly augmented view must be passed.
-        at: where the method changes during the training, the step at a progress in [0, 1].
+        base: the plain method whose settings it shares; its own name if it is one.
+        build: the step, from the settings.
+        traits: "keep" (needs a saliency map, has tau), "saliency" (needs a map all the same), "policy" (needs the strong
+            view), "paste" (pastes regions of `size` back), "network" (is an option of the network, which goes with other
+            methods too); settings name them in `used_by`.
+        policy: the image-level augmentation of the strong view, from the settings.
     """
 
-    step: Step
-    needs_saliency: bool
-    needs_strong: bool
-    at: Callable[[float], Step] | None = None
+    base: str
+    build: Callable[[ClassifyConfig], Step]
+    traits: frozenset[str] = frozenset()
+    policy: Callable[[ClassifyConfig], Policy] | None = None
+
+    @property
+    def needs_saliency(self) -> bool:
+        """Whether its step wants a map."""
+        return bool(self.traits & {"keep", "saliency"})
 
 
-def needs_early_head(config: ClassifyConfig) -> bool:
-    """Whether the network is trained with an early head."""
-    looks = config.method.startswith("keep_") or (
-        config.method == "attentive_cutmix" and config.attention == "saliency"
+def _pair(values: list[Any]) -> tuple[Any, Any]:
+    return values[0], values[1]
+
+
+def _cutout(config: ClassifyConfig) -> dict[str, Any]:
+    return {"size": config.size, "placement": config.placement, "p": config.p}
+
+
+def _erasing(config: ClassifyConfig) -> dict[str, Any]:
+    return {"p": config.p, "area": _pair(config.area), "aspect": _pair(config.aspect), "fill": config.fill}
+
+
+def _cutmix(config: ClassifyConfig) -> dict[str, Any]:
+    return {"alpha": config.alpha, "p": config.p, "placement": config.placement, "per": config.per}
+
+
+def _grid_mask(config: ClassifyConfig) -> GridMask:
+    return GridMask(
+        _pair(config.grid_unit), config.grid_ratio, config.grid_rotate, config.p, config.grid_ramp
     )
-    return looks and config.saliency in ("early_head", "low_resolution_early")
 
 
-def build_policy(config: ClassifyConfig) -> v2.Transform | Repeated | None:
+def _after(config: ClassifyConfig) -> Cutout | None:
+    return Cutout(config.cutout_after) if config.cutout_after else None
+
+
+def _plain_policy(config: ClassifyConfig) -> Pasting:
+    return Pasting(None, _after(config))
+
+
+def _keep_policy(config: ClassifyConfig) -> Pasting:
+    return Pasting(KeepPaste(config.size, config.tau, config.paste_placement), _after(config))
+
+
+def _rand_augment(config: ClassifyConfig) -> Policy:
+    return rand_augment(config.num_ops, config.magnitude, operations=config.operations)
+
+
+def _auto_augment(config: ClassifyConfig) -> Policy:
+    return auto_augment(config.policy)
+
+
+def _aug_mix(config: ClassifyConfig) -> Policy:
+    policy = aug_mix(config.severity, all_ops=config.all_ops)
+    return Repeated(policy, 2) if config.consistency else policy
+
+
+KEEP, POLICY = frozenset({"keep"}), frozenset({"policy"})
+PASTE, NETWORK = frozenset({"keep", "policy", "paste"}), frozenset({"network"})
+
+METHODS: dict[str, Method] = {
+    "none": Method("none", lambda config: Unchanged()),
+    "cutout": Method("cutout", lambda config: Cutting(Cutout(**_cutout(config)))),
+    "keep_cutout": Method(
+        "cutout", lambda config: Cutting(KeepCutout(**_cutout(config), tau=config.tau)), KEEP
+    ),
+    "cutmix": Method("cutmix", lambda config: Mixing(CutMix(**_cutmix(config)))),
+    "keep_cutmix": Method(
+        "cutmix", lambda config: Mixing(KeepCutMix(**_cutmix(config), tau=config.tau)), KEEP
+    ),
+    "random_erasing": Method("random_erasing", lambda config: Cutting(RandomErasing(**_erasing(config)))),
+    "keep_random_erasing": Method(
+        "random_erasing", lambda config: Cutting(KeepRandomErasing(**_erasing(config), tau=config.tau)), KEEP
+    ),
+    "rand_augment": Method("rand_augment", _plain_policy, POLICY, _rand_augment),
+    "keep_rand_augment": Method("rand_augment", _keep_policy, PASTE, _rand_augment),
+    "auto_augment": Method("auto_augment", _plain_policy, POLICY, _auto_augment),
+    "keep_auto_augment": Method("auto_augment", _keep_policy, PASTE, _auto_augment),
+    "grid_mask": Method("grid_mask", lambda config: Cutting(_grid_mask(config))),
+    "aug_mix": Method(
+        "aug_mix",
+        lambda config: Consistent(config.consistency) if config.consistency else _plain_policy(config),
+        POLICY,
+        _aug_mix,
+    ),
+    "attentive_cutmix": Method(
+        "attentive_cutmix",
+        lambda config: Mixing(AttentiveCutMix(config.attention_grid, config.num_patches, config.p)),
+        frozenset({"saliency"}),
+    ),
+    "mixup": Method("mixup", lambda config: Mixing(Mixup(config.alpha, config.p, config.per))),
+    "manifold_mixup": Method(
+        "manifold_mixup",
+        lambda config: Mixing(ManifoldMixup(config.alpha, config.hidden_layers, config.p, config.per)),
+    ),
+    "dropout": Method("dropout", lambda config: Unchanged(), NETWORK),
+    "drop_path": Method("drop_path", lambda config: Unchanged(), NETWORK),
+    "drop_block": Method("drop_block", lambda config: Unchanged(), NETWORK),
+}
+
+
+def build_policy(config: ClassifyConfig) -> Policy | None:
     """The image-level augmentation of the strong view, or None; a tuple of two views for AugMix's consistency loss."""
-    plain = config.method.removeprefix("keep_")
-    if plain == "rand_augment":
-        return rand_augment(config.num_ops, config.magnitude, operations=config.operations)
-    if plain == "auto_augment":
-        return auto_augment(config.policy)
-    if plain == "aug_mix":
-        policy = aug_mix(config.severity, all_ops=config.all_ops)
-        return Repeated(policy, 2) if config.consistency else policy
-    return None
+    policy = METHODS[config.method].policy
+    return None if policy is None else policy(config)
 
 
 def build_batch_policy(config: ClassifyConfig) -> BatchTransform | None:
@@ -88,110 +282,6 @@ def build_batch_policy(config: ClassifyConfig) -> BatchTransform | None:
     return one_by_one(policy) if config.method == "aug_mix" else BatchPolicy(policy)
 
 
-def build_method(config: ClassifyConfig) -> Method:
-    """The method with its settings.
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-    keep, plain = config.method.startswith("keep_"), config.method.removeprefix("keep_")
-    if plain == "none" or plain in IN_THE_NETWORK:
-        return Method(lambda images, strong, labels, heat, generator: (images, labels), False, False)
-    if plain in ("cutout", "random_erasing"):
-        return Method(_cutting(_cutter(config, keep, plain)), keep, False)
-    if plain == "grid_mask":
-        unit = (config.grid_unit[0], config.grid_unit[1])
-        grid = GridMask(unit, config.grid_ratio, config.grid_rotate, config.p, config.grid_ramp)
-        return Method(_cutting(grid), False, False, at=lambda progress: _cutting(grid.at(progress)))
-    if plain == "cutmix":
-        settings = {"alpha": config.alpha, "p": config.p, "placement": config.placement, "per": config.per}
-        mix: CutMix = KeepCutMix(**settings, tau=config.tau) if keep else CutMix(**settings)  # type: ignore[arg-type]
-        return Method(_mixing(mix), keep, False)
-    if plain == "mixup":
-        return Method(_mixing(Mixup(config.alpha, config.p, config.per)), False, False)
-    if plain == "manifold_mixup":
-        hidden = ManifoldMixup(config.alpha, config.hidden_layers, config.p, config.per)
-        return Method(_mixing(hidden), False, False)
-    if plain == "attentive_cutmix":
-        attentive = AttentiveCutMix(config.attention_grid, config.num_patches, config.p)
-        return Method(_mixing(attentive), True, False)
-    if plain == "aug_mix" and config.consistency:
-        return Method(_consistent(config.consistency), False, True)
-    return Method(_pasting(config, keep), keep, True)
-
-
-def _cutter(config: ClassifyConfig, keep: bool, plain: str) -> Cutout | RandomErasing:
-    if plain == "cutout":
-        if keep:
-            return KeepCutout(config.size, placement=config.placement, p=config.p, tau=config.tau)
-        return Cutout(config.size, placement=config.placement, p=config.p)
-    area, aspect = (config.area[0], config.area[1]), (config.aspect[0], config.aspect[1])
-    if keep:
-        return KeepRandomErasing(config.p, area, aspect, config.fill, tau=config.tau)
-    return RandomErasing(config.p, area, aspect, config.fill)
-
-
-def _mixing(mix: CutMix | Mixup | AttentiveCutMix | ManifoldMixup) -> Step:
-    def step(
-        images: Tensor,
-        strong: Tensor | None,
-        labels: Tensor,
-        heat: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Labels]:
-        return mix(images, labels, heat, generator=generator)
-
-    return step
-
-
-def _consistent(weight: float) -> Step:
-    def step(
-        images: Tensor,
-        strong: Tensor | None,
-        labels: Tensor,
-        heat: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Labels]:
-        if strong is None or strong.ndim != 5:
-            raise ValueError("AugMix's consistency loss needs two augmented views (N, 2, 3, H, W)")
-        return three_views(images, strong[:, 0], strong[:, 1], labels, weight=weight)
-
-    return step
-
-
-def _cutting(augment: Cutout | RandomErasing | GridMask) -> Step:
-    def step(
-        images: Tensor,
-        strong: Tensor | None,
-        labels: Tensor,
-        heat: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Labels]:
-        return augment(images, heat, generator=generator), labels
-
-    return step
-
-
-def _pasting(config: ClassifyConfig, keep: bool) -> Step:
-    """Policy (done by the loader), then paste, then Cutout."""
-    paste = KeepPaste(config.size, config.tau, config.paste_placement)
-    cutout = Cutout(config.cutout_after) if config.cutout_after else None
-
-    def step(
-        images: Tensor,
-        strong: Tensor | None,
-        labels: Tensor,
-        heat: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Labels]:
-        if strong is None:
-            raise ValueError(f"{config.method} needs the strongly augmented view")
-        inputs = paste(images, strong, heat, generator=generator) if keep else strong
-        return (inputs if cutout is None else cutout(inputs, generator=generator)), labels
-
-    return step
-
-
 def compute_saliency(
     model: nn.Module,
     images: Tensor,
@@ -200,7 +290,7 @@ def compute_saliency(
     *,
     forward_early: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The map (N, H, W) in one of the modes `SALIENCY`.
+    """The map (N, H, W) in one of the modes `keepaug.classify.config.SALIENCY`.
 
     Raises:
         ValueError: an early mode without an early head.

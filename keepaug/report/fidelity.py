@@ -16,9 +16,8 @@ from keepaug.data.identity import describe_tensors, is_synthetic
 from keepaug.data.images import decode_all
 from keepaug.data.synthetic import covered_share, read_boxes
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
-from keepaug.models.networks import build_network
+from keepaug.models.weights import identity_of, load_classifier
 from keepaug.regions import Regions, random_regions
-from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import write_atomic
 from keepaug.runs.result import write_result
 from keepaug.runs.seeds import make_generator
@@ -61,10 +60,8 @@ def measure(
     started = time.monotonic()
     root, output = Path(root), Path(output)
     pixels, labels, boxes = _validation(root, max_images)
-    content = read_weights_only(weights)
-    network = build_network(content["arch"], content["num_classes"], stem=content["stem"])
-    network.load_state_dict(content["state_dict"])
-    images = normalise(pixels, content["mean"], content["std"])
+    trained = load_classifier(weights)
+    network, images = trained.network, normalise(pixels, trained.mean, trained.std)
     chunks = zip(torch.split(images, 50), torch.split(labels, 50), strict=True)
     heat = torch.cat([saliency_map(network, some, some_labels) for some, some_labels in chunks])
     rates, pairs = _rates(images, heat, boxes, tau, seed)
@@ -82,6 +79,7 @@ def measure(
         dataset=describe_tensors(root.name, {"val": (pixels, labels)}),
         synthetic=synthetic,
         shortened=False,
+        started_from=identity_of(weights, trained.provenance),
         wall_time_s=time.monotonic() - started,
         artifacts={"regions": "regions.png"},
         extra={"pairs": pairs},

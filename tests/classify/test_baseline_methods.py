@@ -9,30 +9,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from keepaug.baselines import ConsistentLabels, HiddenMix, MixedLabels
-from keepaug.classify import ClassifyConfig, build_method, loop, train
+from keepaug.baselines import ConsistentLabels, GridMask, HiddenMix, MixedLabels
+from keepaug.classify import METHODS, ClassifyConfig, loop, train
 from keepaug.classify.attention import feature_attention, load_teacher, stages_of
 from keepaug.classify.config import check
 from keepaug.classify.datasets import open_datasets
 from keepaug.classify.losses import loss_of
+from keepaug.classify.methods import Views
 from keepaug.data.synthetic import write_classification
 from keepaug.models import build_network
 from keepaug.models.drop_resnet import DropBlock
 from keepaug.runs.config import ConfigError, load_config
 
-SMALL = [
-    "dataset=image_folder",
-    "arch=wrn10_1",
-    "batch_size=4",
-    "limit_train=12",
-    "limit_val=6",
-    "lr=0.05",
-    "size=10",
-    "epochs=2",
-    "tensorboard=false",
-    "pictures=false",
-    "grid_unit=[6, 10]",
-]
+SMALL = Path(__file__).with_name("small.yaml")
 RESUMED = {
     "grid_mask": [],
     "aug_mix": [],
@@ -55,7 +44,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(root: Path | str, *more: str) -> ClassifyConfig:
-    return load_config(ClassifyConfig, None, [f"root={root}", *SMALL, *more])
+    return load_config(ClassifyConfig, SMALL, [f"root={root}", *more])
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -96,13 +85,13 @@ def test_resumed_is_uninterrupted(
 
 
 def stepped(method: str, *more: str, progress: float | None = None):
-    method_of = build_method(config("x", f"method={method}", *more))
+    step = METHODS[method].build(config("x", f"method={method}", *more))
     images = torch.randn(6, 3, 32, 32, generator=seeded(1))
     strong = torch.randn(6, 2, 3, 32, 32, generator=seeded(2))
     heat = torch.rand(6, 32, 32, generator=seeded(3))
-    step = method_of.step if progress is None else method_of.at(progress)
+    step = step if progress is None else step.at(progress)
     labels = torch.arange(6)
-    return images, strong, labels, *step(images, strong, labels, heat, seeded())
+    return images, strong, labels, *step(Views(images, labels, strong, heat), seeded())
 
 
 def test_grid_mask_ramps_up_over_the_training() -> None:
@@ -118,22 +107,12 @@ def test_the_loop_tells_grid_mask_and_drop_block_the_progress(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    real = loop.build_method
-
-    def spied(settings: ClassifyConfig):
-        method = real(settings)
-        return type(method)(
-            method.step,
-            method.needs_saliency,
-            method.needs_strong,
-            lambda progress: (seen.append(progress), method.at(progress))[1],
-        )
-
-    monkeypatch.setattr(loop, "build_method", spied)
-    train(config(drawn, "method=grid_mask"), tmp_path / "grid")
+    real = GridMask.at
+    with monkeypatch.context() as patch:
+        patch.setattr(GridMask, "at", lambda self, progress: (seen.append(progress), real(self, progress))[1])
+        train(config(drawn, "method=grid_mask"), tmp_path / "grid")
     assert seen == pytest.approx([step / 6 for step in range(6)])
     rates: list[float] = []
-    monkeypatch.setattr(loop, "build_method", real)
     forward = DropBlock.forward
 
     def noted(self: DropBlock, features: torch.Tensor) -> torch.Tensor:
@@ -189,8 +168,8 @@ def test_mixups_return_mixed_labels() -> None:
     assert not torch.equal(inputs, images)
     layers = set()
     for seed in range(12):
-        step = build_method(config("x", "method=manifold_mixup", "hidden_layers=3")).step
-        inputs, mix = step(images, None, labels, None, seeded(seed))
+        step = METHODS["manifold_mixup"].build(config("x", "method=manifold_mixup", "hidden_layers=3"))
+        inputs, mix = step(Views(images, labels), seeded(seed))
         assert isinstance(mix, HiddenMix)
         assert torch.equal(inputs, images) == (mix.layer > 0)
         layers.add(mix.layer)
@@ -235,7 +214,7 @@ def test_attentive_cutmix_with_a_teacher(drawn: Path, tmp_path: Path) -> None:
     train(config(drawn, "method=none"), tmp_path / "teacher")
     weights = tmp_path / "teacher" / "weights.pt"
     teacher = load_teacher(weights, open_datasets(config(drawn)).train.classes)
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     final = {}
     for name, more in {
         "saliency": [f"teacher={weights}"],
@@ -282,7 +261,7 @@ def test_more_hidden_layers_than_stages(drawn: Path, tmp_path: Path) -> None:
 
 
 LEARNING = {
-    "grid_mask": ["grid_ratio=0.6"],
+    "grid_mask": ["grid_ratio=0.6", "grid_unit=[4, 8]"],
     "aug_mix": [],
     "attentive_cutmix": ["saliency=low_resolution"],
     "mixup": [],
@@ -297,10 +276,8 @@ def test_a_network_learns_with_it(method: str, tmp_path: Path) -> None:
     root = write_classification(tmp_path / "d", **shape, colour_cue=1.0, noise=0.02)
     epochs = 6 if method == "aug_mix" else 10
     more = ["limit_train=0", "limit_val=0", "batch_size=16", f"epochs={epochs}", "eval_every=10", "padding=1"]
-    settings = config(root, f"method={method}", *more, "grid_unit=[4, 8]", *LEARNING[method])
-    untrained = load_config(
-        ClassifyConfig, None, [f"root={root}", *SMALL, "limit_val=0", "lr=0", "max_steps=1"]
-    )
+    settings = config(root, f"method={method}", *more, *LEARNING[method])
+    untrained = config(root, "limit_val=0", "lr=0", "max_steps=1")
     before = train(untrained, tmp_path / "before")["accuracy"]
     after = train(settings, tmp_path / "run")["accuracy"]
     assert before < 75

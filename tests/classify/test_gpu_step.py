@@ -16,7 +16,7 @@ from fake_gpu import fake_gpu
 
 from keepaug.classify import ClassifyConfig, loop
 from keepaug.classify.datasets import Datasets
-from keepaug.classify.methods import build_batch_policy
+from keepaug.classify.methods import METHODS, build_batch_policy
 from keepaug.data.images import MemoryImages
 from keepaug.runs.distributed import Distributed
 
@@ -61,5 +61,5 @@ def test_a_step_waits_for_its_loss_alone(settings: dict[str, Any]) -> None:
         with mock.patch.object(run.optimizer, "step", side_effect=lambda: events.append("optimizer")):
             loop._step(run, batch, Path("nowhere"))
     assert watch.waits == []
-    number = 2 if run.method.needs_saliency else 1
+    number = 2 if METHODS[config.method].needs_saliency else 1
     assert events == ["start"] * number + ["optimizer"] + ["read"] * number

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import oracles
 
 from keepaug import saliency_map, sample_regions
-from keepaug.saliency import _AffineBatchNorm
 
 
 @pytest.fixture
@@ -216,44 +215,6 @@ def test_errors_say_what_to_do(model, images, change, error, message) -> None:
     call = {"images": images, "labels": LABELS, **change}
     with pytest.raises(error, match=message):
         saliency_map(model, call.pop("images"), call.pop("labels"), **call)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("shape", [(4, 64, 8, 8), (2, 17, 3, 5), (3, 5, 1, 1)])
-@pytest.mark.parametrize("affine", [True, False])
-def test_batch_norm_in_the_pass_gives_the_same_bits(shape, memory_format, affine: bool) -> None:
-    """A last bit would be enough to open or close a ReLU, and with it change the gradient."""
-    generator = torch.Generator().manual_seed(0)
-    norm = nn.BatchNorm2d(shape[1], affine=affine).eval().requires_grad_(False)
-    norm.running_mean.normal_(generator=generator)
-    norm.running_var.uniform_(0.1, 2, generator=generator)
-    if affine:
-        norm.weight.normal_(generator=generator)
-        norm.bias.normal_(generator=generator)
-    pixels = torch.randn(shape, generator=generator).contiguous(memory_format=memory_format).requires_grad_()
-    outward = torch.randn(shape, generator=generator)
-    wanted = norm(pixels)
-    with _AffineBatchNorm():
-        found = norm(pixels)
-    assert "BatchNorm" in type(wanted.grad_fn).__name__
-    assert "Addcmul" in type(found.grad_fn).__name__  # the cheap one ran
-    assert torch.equal(found, wanted)
-    assert found.is_contiguous(memory_format=memory_format)
-    gradients = [torch.autograd.grad(value, pixels, outward)[0] for value in (wanted, found)]
-    torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
-
-
-def test_batch_norm_elsewhere_is_left_alone() -> None:
-    norm, pixels = nn.BatchNorm2d(3), torch.randn(2, 3, 4, 4)
-    with _AffineBatchNorm():
-        in_training = norm.train()(pixels)
-        frozen = norm.requires_grad_(False)(pixels.requires_grad_())
-        trainable = norm.requires_grad_(True).eval()(pixels)
-        half = norm.requires_grad_(False)(pixels.bfloat16().requires_grad_())
-    for value in (in_training, frozen, trainable, half):
-        assert "BatchNorm" in type(value.grad_fn).__name__
-    assert torch.equal(frozen, in_training)
-    assert norm.num_batches_tracked == 2
 
 
 def test_a_resnets_map_and_its_choice_of_regions_are_those_of_plain_autograd() -> None:
