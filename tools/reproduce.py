@@ -24,10 +24,9 @@ from typing import Any
 
 from keepaug.classify import ClassifyConfig, train
 from keepaug.classify.config import check
-from keepaug.classify.loop import MAY_CHANGE
 from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.report.cells import Cell, load_cells, run_name
-from keepaug.runs.config import ConfigError, load_config, to_dict
+from keepaug.runs.config import ConfigError, changed_settings, load_config
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
 from keepaug.runs.result import FILE_NAME
@@ -179,11 +178,7 @@ def _classifier(
 def _check_same(job: Job, resolved: ClassifyConfig) -> None:
     """A finished run may stand for this one only with the same settings."""
     before = json.loads(job.commands[0].done.read_text())["config"]
-    changed = [
-        f"{key} (was {before.get(key)!r}, is {value!r})"
-        for key, value in to_dict(resolved).items()
-        if before.get(key) != value and key not in MAY_CHANGE
-    ]
+    changed = changed_settings(before, resolved)
     if changed:
         raise ConfigError(
             f"{job.folder} holds a finished run with other settings: {'; '.join(changed)}; choose another --output"

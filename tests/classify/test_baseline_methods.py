@@ -19,6 +19,7 @@ from keepaug.classify.methods import Views
 from keepaug.data.synthetic import write_classification
 from keepaug.models import build_network
 from keepaug.models.drop_resnet import DropBlock
+from keepaug.models.weights import NetworkSpec
 from keepaug.runs.config import ConfigError, load_config
 
 SMALL = Path(__file__).with_name("small.yaml")
@@ -242,11 +243,11 @@ def test_attentive_cutmix_with_a_teacher(drawn: Path, tmp_path: Path) -> None:
         (["method=drop_block"], "does nothing at drop_block=0"),
         (["method=manifold_mixup", "compile=true"], "compile=false"),
         (["method=rand_augment", "policy_order=before_crop", "loading=files"], "policy_order=after_crop"),
-        (["dataset=imagenet", "policy_order=before_crop"], "policy_order=after_crop"),
-        (["attention_grid=2", "num_patches=5"], "num_patches=5 of 2 x 2"),
+        (["method=rand_augment", "dataset=imagenet", "policy_order=before_crop"], "policy_order=after_crop"),
+        (["method=attentive_cutmix", "attention_grid=2", "num_patches=5"], "num_patches=5 of 2 x 2"),
         (["method=cutmix", "teacher=x"], "teacher is for attentive_cutmix"),
         (["method=attentive_cutmix", "teacher=x", "saliency=early_head"], "no early head"),
-        (["grid_unit=[9, 5]"], "grid_unit must be"),
+        (["method=grid_mask", "grid_unit=[9, 5]"], "grid_unit must be"),
         (["arch=resnet19"], "arch must be one of"),
     ],
 )
@@ -298,17 +299,18 @@ def test_bf16_and_channels_last(
 
     monkeypatch.setattr(loop, "loss_of", noted)
     formats = []
-    built = loop.build_network
+    built = NetworkSpec.build
 
-    def spied(*args, **options):
-        network = built(*args, **options)
+    def spied(spec: NetworkSpec):
+        network = built(spec)
         network.register_forward_pre_hook(
             lambda module, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
         )
         return network
 
-    monkeypatch.setattr(loop, "build_network", spied)
-    more = ["precision=bf16", "channels_last=true", "attention=features", "epochs=1"]
+    monkeypatch.setattr(NetworkSpec, "build", spied)
+    more = ["precision=bf16", "channels_last=true", "epochs=1"]
+    more += ["attention=features"] if method == "attentive_cutmix" else []
     train(config(drawn, f"method={method}", *more), tmp_path)
     assert set(seen) == {torch.bfloat16}
     assert formats

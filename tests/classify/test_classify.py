@@ -251,7 +251,7 @@ def test_limit_takes_every_class() -> None:
     ("options", "message"),
     [
         (["root=''"], "root is empty"),
-        (["area=[0.5, 0.1]"], "area must be"),
+        (["method=random_erasing", "area=[0.5, 0.1]"], "area must be"),
         (["schedule=multistep", "milestones=[5, 2]"], "rising epochs"),
         (["momentum=0"], "nesterov needs momentum"),
         (["dataset=imagenet", "loading=memory"], "loading=memory cannot hold"),

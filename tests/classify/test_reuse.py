@@ -14,21 +14,10 @@ from keepaug.classify.config import check
 from keepaug.data.batch_transforms import draw_crop_flip
 from keepaug.data.saliency_cache import SaliencyCache
 from keepaug.data.synthetic import write_classification
+from keepaug.models import build_network
 from keepaug.runs.config import ConfigError, load_config
 
-TINY = [
-    "method=keep_cutout",
-    "epochs=4",
-    "batch_size=4",
-    "limit_train=10",  # the last 2 of an epoch are dropped and have no map in the next
-    "limit_val=4",
-    "size=10",
-    "stem=cifar",
-    "arch=resnet8",
-    "tensorboard=false",
-    "pictures=false",
-    "lr=0.01",
-]
+TINY = Path(__file__).with_name("reuse.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +27,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(root: Path, *more: str) -> ClassifyConfig:
-    return load_config(ClassifyConfig, None, [f"root={root}", *TINY, *more])
+    return load_config(ClassifyConfig, TINY, [f"root={root}", *more])
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -121,7 +110,7 @@ def test_the_result_holds_the_train_accuracy(drawn: Path, tmp_path: Path) -> Non
     metrics = train(config(drawn, *options), tmp_path)
     data = loop.open_datasets(config(drawn, *options))
     loop.seed_everything(1)
-    network = loop.build_network("resnet8", 2, stem="cifar").train()
+    network = build_network("resnet8", 2, stem="cifar").train()
     batches = loop.make_loader(data.train, 7, seed=1, shuffle=True, drop_last=True)
     right = []
     for _ in range(2):
@@ -138,7 +127,7 @@ def test_mixed_labels_have_no_train_accuracy(drawn: Path, tmp_path: Path) -> Non
     assert "train_accuracy" not in train(config(drawn, "epochs=1", "method=cutmix"), tmp_path)
 
 
-@pytest.mark.parametrize("options", [["method=cutout"], ["loading=files"], ["method=attentive_cutmix"]])
+@pytest.mark.parametrize("options", [["loading=files"], ["dataset=imagenet"]])
 def test_reuse_needs_maps_of_images_in_memory(options: list[str], drawn: Path) -> None:
     with pytest.raises(ConfigError, match="reuse_every=2 keeps the maps of a keep_ method"):
         check(config(drawn, "reuse_every=2", *options))
@@ -178,3 +167,9 @@ def _share_together(caches: list[SaliencyCache]) -> None:
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
+
+
+@pytest.mark.parametrize("method", ["cutout", "attentive_cutmix"])
+def test_reuse_is_for_keep_methods(method: str, drawn: Path) -> None:
+    with pytest.raises(ConfigError, match="reuse_every is for keep"):
+        config(drawn, "reuse_every=2", f"method={method}")
