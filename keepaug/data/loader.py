@@ -68,7 +68,7 @@ class Loader:
         *,
         seed: int,
         shuffle: bool,
-        alternate: bool,
+        alternate: bool = False,
         drop_last: bool,
         num_workers: int,
         rank: int,

@@ -100,7 +100,7 @@ def test_every_run_is_a_whole_recipe_that_can_start(table: str) -> None:
     for cell in load_cells(table):
         settings = classifier(cell)
         check(settings)
-        assert not (settings.limit_train or settings.max_steps)
+        assert settings.limit_train == settings.max_steps == 0
         lines = (ROOT / "configs" / cell.config).read_text().splitlines()
         header = "\n".join(line for line in lines if line.startswith("#"))
         for key in ("method", *(key for key in cell.overrides if key in ("magnitude", "operations", "arch"))):
