@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ def _check(images: Tensor, labels: Tensor | None, scale: float, upsample: str) -
         raise ValueError(f"scale must be in (0, 1], got {scale}; 0.5 halves the resolution")
     if upsample not in ("bilinear", "nearest"):
         raise ValueError(f"upsample must be 'bilinear' or 'nearest', got {upsample!r}")
+
+
+def _is_compiled(forward: object) -> bool:
+    """A module or a function that torch.compile wrapped."""
+    return hasattr(forward, "_orig_mod") or hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def _pick(logits: Tensor, labels: Tensor | None, num_images: int) -> Tensor:
