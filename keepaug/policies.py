@@ -147,7 +147,9 @@ def rand_augment(
         ValueError: magnitude outside [0, magnitude_max], num_ops below 1, unknown operations or ranges.
     """
     if magnitude_max < 1 or not 0 <= magnitude <= magnitude_max:
-        raise ValueError(f"magnitude must be in [0, magnitude_max = {magnitude_max}], got {magnitude}")
+        raise ValueError(
+            f"magnitude must be in [0, {magnitude_max}], which magnitude_max says, got {magnitude}"
+        )
     _check_ranges(ranges)
     if num_ops < 1:
         raise ValueError(f"num_ops must be 1 or more, got {num_ops}")
