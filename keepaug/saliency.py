@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from keepaug.modes import evaluating
 from keepaug.transfer import to_device
 
-__all__ = ["saliency_map", "unwrap"]
+__all__ = ["OF", "saliency_map", "unwrap"]
+
+OF = ("logit", "loss")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -88,6 +90,7 @@ def saliency_map(
     labels: Tensor | None = None,
     *,
     only: Tensor | None = None,
+    of: str = "logit",
     forward: Callable[[Tensor], Tensor] | None = None,
     scale: float = 1.0,
     upsample: str = "bilinear",
@@ -105,6 +108,8 @@ def saliency_map(
         only: (N,) bool, the images whose maps are wanted (`keep.draw(images).applied`); the other maps are 0 and cost
             nothing. On the CPU, where generators without a device draw it: a mask on a GPU is not read back, which would
             stall the queue, and all maps are computed. None: all images.
+        of: "logit", or "loss": the cross-entropy of the same class. The paper has the logit for the whole network (section 3)
+            and "this loss" for an early head (section 3.1).
         forward: another forward pass of the same network, for example an early head's logits
             (section 3.1); None calls the network.
         scale: below 1 the map is computed on a copy shrunk by antialiased bicubic interpolation and mapped back to
@@ -115,7 +120,7 @@ def saliency_map(
         (N, H, W) float32, >= 0, detached.
 
     Raises:
-        ValueError: wrong shapes, labels out of range, scale outside (0, 1], unknown upsample.
+        ValueError: wrong shapes, labels out of range, scale outside (0, 1], unknown upsample or `of`.
         TypeError: images not floating point, labels not integer.
 
     Example:
@@ -123,8 +128,10 @@ def saliency_map(
         >>> loss = F.cross_entropy(model(keep(images, heat)), labels)
     """
     _check(images, labels, scale, upsample)
+    if of not in OF:
+        raise ValueError(f"of must be one of {', '.join(OF)}, got {of!r}")
     if only is not None:
-        options: dict[str, Any] = {"forward": forward, "scale": scale, "upsample": upsample}
+        options: dict[str, Any] = {"of": of, "forward": forward, "scale": scale, "upsample": upsample}
         return _maps_of_some(model, images, labels, only, options)
     num_images, _, height, width = images.shape
     if images.numel() == 0:
@@ -142,6 +149,8 @@ def saliency_map(
             pixels = pixels.detach().requires_grad_(True)
             logits = (forward or network)(pixels)
             target = _pick(logits, labels, num_images).sum()
+            if of == "loss":
+                target = logits.float().logsumexp(dim=1).sum() - target
             if not target.requires_grad:
                 raise ValueError(
                     "the logits do not depend on the images by a gradient; the forward pass must not detach them"

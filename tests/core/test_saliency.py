@@ -45,6 +45,22 @@ def test_is_the_paper_formula_image_by_image(model: nn.Module, images: torch.Ten
         torch.testing.assert_close(heat[index], oracles.saliency(model, images[index], int(LABELS[index])))
 
 
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_of_the_loss_is_the_gradient_of_the_cross_entropy(
+    labels: torch.Tensor | None, model: nn.Module, images: torch.Tensor
+) -> None:
+    """Another map than the logit's: what speaks for the other classes counts too."""
+    heat = saliency_map(model, images, labels, of="loss")
+    for index in range(4):
+        pixels = images[index : index + 1].clone().requires_grad_(True)
+        logits = model.eval()(pixels)
+        label = logits.argmax(dim=1) if labels is None else labels[index : index + 1]
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, label), pixels)
+        torch.testing.assert_close(heat[index], gradient[0].abs().amax(dim=0))
+    both = torch.stack([heat.flatten(), saliency_map(model, images, labels).flatten()])
+    assert float(torch.corrcoef(both)[0, 1]) < 0.98
+
+
 def test_agrees_with_captum(model: nn.Module, images: torch.Tensor) -> None:
     captum = pytest.importorskip("captum.attr")
     wanted = (
@@ -207,6 +223,7 @@ def test_through_torch_compile(model: nn.Module, images: torch.Tensor) -> None:
         ({"labels": torch.tensor([0, 1, 2, 9])}, ValueError, r"labels must be in \[0, 4\], got 0 to 9"),
         ({"scale": 0.0}, ValueError, r"scale must be in \(0, 1\]"),
         ({"upsample": "cubic"}, ValueError, "bilinear.*nearest"),
+        ({"of": "entropy"}, ValueError, "logit, loss"),
         ({"forward": lambda x: x}, ValueError, "must return logits"),
         ({"forward": lambda x: torch.zeros(4, 5)}, ValueError, "do not depend on the images"),
     ],
