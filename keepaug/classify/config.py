@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keepaug.classify.methods import METHODS
+from keepaug.data.batch_transforms import BORDERS
 from keepaug.models.early import AFTER
-from keepaug.models.networks import STEMS, check_arch
+from keepaug.models.networks import FAST, STEMS, check_arch
 from keepaug.models.weights import NetworkSpec
 from keepaug.policies import OPERATIONS, ORDERS
 from keepaug.regions import PLACEMENTS
@@ -14,7 +15,8 @@ from keepaug.runs.config import ConfigError, option
 
 __all__ = ["SALIENCY", "ClassifyConfig", "check", "network_spec"]
 
-SALIENCY = ("full", "low_resolution", "early_head", "low_resolution_early")
+# The last two are controls, which see nothing of the image: maps of chance, and those of another image of the batch.
+SALIENCY = ("full", "low_resolution", "early_head", "low_resolution_early", "noise", "other")
 
 
 @dataclass
@@ -30,8 +32,13 @@ class ClassifyConfig:
         "auto", choices=("auto", "memory", "files"), help="auto: memory, but files for imagenet"
     )
     image_size: int = option(224, low=16, help="side after cropping, with loading=files")
-    padding: int = option(4, low=0, help="zero padding of the random crop, with loading=memory")
+    padding: int = option(4, low=0, help="of the random crop, in pixels, with loading=memory")
+    border: str = option("zero", choices=BORDERS, help="what is padded with, with loading=memory")
     flip: bool = True
+    alternate_flips: bool = option(
+        False,
+        help="each image is mirrored in every second epoch instead of half the time, with loading=memory",
+    )
     jitter: float = option(0.0, low=0, help="colour jitter, with loading=files")
     lighting: float = option(0.0, low=0, help="strength of the PCA colour noise")
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
@@ -182,13 +189,36 @@ class ClassifyConfig:
     momentum: float = option(0.9, low=0, high=1)
     nesterov: bool = True
     weight_decay: float = option(5e-4, low=0)
-    schedule: str = option("cosine", choices=("cosine", "multistep"))
+    decoupled_decay: bool = option(
+        False,
+        help="weight_decay is what a step at the highest rate takes of a weight, and lr no factor of it",
+    )
+    norm_bias_factor: float = option(
+        1.0, low=1e-6, help="biases of normalisation layers learn at that times lr"
+    )
+    schedule: str = option("cosine", choices=("cosine", "multistep", "triangle"))
+    triangle: list[float] = option(
+        [0.2, 0.23, 0.07],
+        low=0,
+        high=1,
+        help="share of lr at the start, share of the run at which all of lr is reached, share of lr at the end",
+        used_by=("triangle",),
+    )
     milestones: list[int] = option([], low=1, help="multistep: epochs", used_by=("multistep",))
     gamma: float = option(0.1, low=0, help="multistep: factor", used_by=("multistep",))
     warmup_epochs: float = option(0.0, low=0)
     label_smoothing: float = option(0.0, low=0, high=1)
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     ema: float = option(0.0, low=0, high=0.999999, help="decay of the averaged weights; 0: none")
+    look_ahead: int = option(
+        0, low=0, help="every that many steps the weights go back to a slow average of themselves; 0: never"
+    )
+    whitening_epochs: float = option(
+        3.0, low=0, help="epochs in which the first layer's bias is trained", used_by=("lab",)
+    )
+    mirrored_test: bool = option(
+        False, help="test on the mean of the outputs for an image and its mirror image"
+    )
     # machine
     device: str = option("auto", bookkeeping=True)
     precision: str = option("float32", choices=("float32", "bf16"), precision=True)
@@ -205,6 +235,8 @@ class ClassifyConfig:
         """What these settings choose, as `used_by` of the fields names it: the method, its traits, what they need."""
         method = METHODS[self.method]
         chosen = {self.method, method.base, *method.traits, self.schedule}
+        if self.arch in FAST:
+            chosen.add("lab")
         if method.base == "attentive_cutmix" and self.attention == "saliency":
             chosen.add("attention")
         if chosen & {"keep", "attention"} and self.saliency in ("early_head", "low_resolution_early"):
@@ -241,6 +273,25 @@ def check(config: ClassifyConfig) -> None:
     _check_method(config)
     if config.schedule == "multistep" and config.milestones != sorted(set(config.milestones)):
         raise ConfigError(f"milestones must be rising epochs, got {config.milestones}")
+    if len(config.triangle) != 3 or not 0 < config.triangle[1] < 1:
+        raise ConfigError(
+            f"triangle must be [start, peak, end] with the peak between 0 and 1, got {config.triangle}"
+        )
+    if config.schedule == "triangle" and config.warmup_epochs:
+        raise ConfigError(
+            f"schedule=triangle warms up by itself: set warmup_epochs=0, not {config.warmup_epochs}"
+        )
+    if config.decoupled_decay and config.lr == 0:
+        raise ConfigError("decoupled_decay needs lr above 0: it is measured at the highest rate")
+    if config.look_ahead and config.ema:
+        raise ConfigError(
+            f"look_ahead={config.look_ahead} averages the weights, and so does ema={config.ema}: set one of them to 0"
+        )
+    if config.from_files and (config.border != "zero" or config.alternate_flips):
+        raise ConfigError(
+            "border and alternate_flips are for images held in memory: set loading=memory, or border=zero and "
+            "alternate_flips=false"
+        )
     if config.nesterov and config.momentum == 0:
         raise ConfigError("nesterov needs momentum above 0: set nesterov=false or momentum=0.9")
     if config.dataset == "imagenet" and config.loading == "memory":
@@ -271,6 +322,10 @@ def _check_method(config: ClassifyConfig) -> None:
             f"reuse_every={config.reuse_every} keeps the maps of a keep_ method's images held in memory (loading=memory); "
             f"got method={config.method}, loading={config.loading}: set reuse_every=1"
         )
+    if method.needs_saliency and config.saliency == "noise" and config.reuse_every > 1:
+        raise ConfigError("saliency=noise has no maps to keep: set reuse_every=1")
+    if method.needs_saliency and config.saliency == "other" and config.batch_size < 2:
+        raise ConfigError("saliency=other needs another image in the batch: set batch_size=2 or more")
     if config.method == "attentive_cutmix" and config.attention_grid**2 < config.num_patches:
         raise ConfigError(
             f"num_patches={config.num_patches} of {config.attention_grid} x {config.attention_grid} cells: take fewer, or "

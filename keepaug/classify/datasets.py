@@ -96,6 +96,8 @@ def _memory(
             classes,
             padding=config.padding,
             flip=config.flip,
+            alternate=config.alternate_flips,
+            border=config.border,
             policy=build_batch_policy(config),
             policy_first=config.policy_order == "before_crop",
         ),

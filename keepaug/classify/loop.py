@@ -16,20 +16,23 @@ from keepaug.baselines import HiddenMix, mixed_inside
 from keepaug.classify.attention import feature_attention, load_teacher, stages_of
 from keepaug.classify.config import ClassifyConfig, check, network_spec
 from keepaug.classify.datasets import Datasets, open_datasets
-from keepaug.classify.losses import learning_rate, loss_of
+from keepaug.classify.losses import loss_of
 from keepaug.classify.methods import METHODS, Cutting, Labels, Step, Views, compute_saliency
+from keepaug.classify.optimizer import build_optimizer, learning_rate, set_learning_rate
 from keepaug.classify.pictures import draw_augmented
-from keepaug.data.batch_transforms import draw_crop_flip, lighting, normalise
+from keepaug.data.batch_transforms import lighting, normalise
 from keepaug.data.images import Batch, Images, MemoryImages
 from keepaug.data.loader import Loader, default_workers, make_loader
 from keepaug.data.saliency_cache import SaliencyCache, carried_or_fresh
 from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
+from keepaug.models.lab import LabNetwork
 from keepaug.models.weights import NetworkSpec, identity_of, save_classifier
 from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.guard import check_finite, only_finite
+from keepaug.runs.look_ahead import LookAhead
 from keepaug.runs.progress import progress
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
@@ -55,6 +58,7 @@ class _Run:
     forward_early: Callable[[Tensor], Tensor] | None
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
+    look_ahead: LookAhead | None
     teacher: nn.Module | None
     started_from: dict[str, Any] | None
     cache: SaliencyCache | None  # with reuse_every
@@ -62,6 +66,7 @@ class _Run:
     step: int = 0
     evaluated: int = 0  # the step of the last evaluation
     history: list[float] = field(default_factory=list)  # accuracy after each evaluation
+    values: dict[str, float] | None = None  # of the last evaluation, if it was in this process
 
 
 def train(config: ClassifyConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
@@ -105,6 +110,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         config.batch_size,
         seed=config.seed,
         shuffle=True,
+        alternate=config.alternate_flips,
         drop_last=True,
         num_workers=_num_workers(config, world, data.train),
         rank=world.rank,
@@ -113,6 +119,8 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
     )
     spec = network_spec(config, len(data.train.classes))
     network = spec.build()
+    if isinstance(network, LabNetwork):
+        network.whiten(normalise(_evenly_spaced(data.train, 5000), data.mean, data.std))
     trained: nn.Module = network
     if "early" in config.users():
         trained = EarlyHeadNetwork(network, after=config.early_after)
@@ -129,14 +137,9 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         # torch.compile wraps; checkpoints are taken from the module inside.
         forward, seen = torch.compile(forward), torch.compile(trained)
         early = torch.compile(early) if early is not None else None
-    optimizer = torch.optim.SGD(
-        trained.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
+    optimizer = build_optimizer(config, trained)
     ema = ModelEma(network, config.ema) if config.ema else None
+    look_ahead = LookAhead(network, config.look_ahead) if config.look_ahead else None
     if config.method == "manifold_mixup" and config.hidden_layers > len(stages_of(network)) + 1:
         raise ConfigError(
             f"hidden_layers={config.hidden_layers}: {config.arch} has {len(stages_of(network))} stages, and the images are "
@@ -163,6 +166,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         early,
         optimizer,
         ema,
+        look_ahead,
         teacher,
         started_from,
         _make_cache(config, data),
@@ -182,6 +186,7 @@ def _claim(run: _Run, recorder: Recorder, resume: bool) -> None:
         model=run.trained,
         optimizer=run.optimizer,
         ema=run.ema,
+        look_ahead=run.look_ahead,
         loader=run.loader,
         saliency_cache=run.cache,
         history=run.history,
@@ -190,6 +195,14 @@ def _claim(run: _Run, recorder: Recorder, resume: bool) -> None:
     run.evaluated = state.get("evaluated", run.step)
     if run.world.is_main and "hits" in state:
         run.hits.copy_(state["hits"])  # of all processes together
+
+
+def _evenly_spaced(images: Images, most: int) -> Tensor:
+    """Some training images (N, 3, H, W) uint8, of all classes in whatever order they come."""
+    indices = torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()
+    if isinstance(images, MemoryImages):
+        return images.images[indices]
+    return images.load(indices, torch.zeros_like(indices)).images
 
 
 def _num_workers(config: ClassifyConfig, world: Distributed, images: Images) -> int:
@@ -253,6 +266,8 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
         images = lighting(images, run.data.std, strength=config.lighting, generator=generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         heat, read_heat = None, None
+        if isinstance(run.network, LabNetwork):
+            run.network.whitening.bias.requires_grad_(run.step < config.whitening_epochs * len(run.loader))
         if METHODS[config.method].needs_saliency:
             heat, read_heat = only_finite(_heat(run, images, labels, batch))
         progress = run.step / (config.epochs * len(run.loader))
@@ -266,11 +281,13 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     loss.backward()
     if config.clip_norm:
         nn.utils.clip_grad_norm_(run.trained.parameters(), config.clip_norm)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(config, run.step, len(run.loader))
+    set_learning_rate(run.optimizer, learning_rate(config, run.step, len(run.loader)))
     run.optimizer.step()
     if run.ema is not None:
         run.ema.update(run.network)
+    if run.look_ahead is not None:
+        done, total = run.step + 1, config.epochs * len(run.loader)
+        run.look_ahead.update(run.network, done, total, last=done == _total_steps(run))
     # Here, so that a GPU has the rest of the step to do while the host waits.
     if read_heat is not None:
         check_finite(float(read_heat()), run.step, last_checkpoint, what="saliency")
@@ -281,10 +298,27 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
 
 def _heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch) -> Tensor:
     """What the method sees as important, computed now or in an earlier epoch."""
-    config, cache = run.config, run.cache
-    if cache is None or batch.seeds is None:
+    if run.config.saliency == "noise":
+        return _controlled(run, images[:, 0])
+    return _controlled(run, _own_heat(run, images, labels, batch))
+
+
+def _controlled(run: _Run, heat: Tensor) -> Tensor:
+    """The maps (N, H, W) as they are, or for a control those of other images, or chance."""
+    if run.config.saliency == "other":
+        return heat.roll(1, dims=0)
+    if run.config.saliency == "noise":
+        # A stream of its own: the regions are drawn with the same numbers as with any other map.
+        generator = make_generator(run.config.seed, "noise", run.step, run.world.rank)
+        return to_device(torch.rand(heat.shape, generator=generator), heat.device)
+    return heat
+
+
+def _own_heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+    config, cache, data = run.config, run.cache, run.data.train
+    if cache is None or batch.seeds is None or not isinstance(data, MemoryImages):
         return _fresh_heat(run, images, labels)
-    place = draw_crop_flip(batch.seeds, padding=config.padding, flip=config.flip)
+    place = data.place_of(batch.seeds)
 
     def compute(rows: Tensor) -> Tensor:
         if len(rows) == len(images):
@@ -345,7 +379,10 @@ def _evaluate(run: _Run) -> dict[str, float]:
     for batch in loader:
         if not len(batch.labels):
             continue
-        logits = network(_pixels(run, batch.images)).cpu()
+        pixels = _pixels(run, batch.images)
+        logits = network(pixels).cpu()
+        if run.config.mirrored_test:
+            logits = (logits + network(pixels.flip(-1)).cpu()) / 2
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
         counts += torch.tensor([best[:, 0].sum(), best.sum(), len(best)], dtype=torch.float64)
     counts = run.world.sum(counts.to(run.world.device if run.world.device.type == "cuda" else "cpu")).cpu()
@@ -357,7 +394,7 @@ def _evaluate_if_due(run: _Run, recorder: Recorder) -> None:
     between_epochs = run.loader.position == 0 and run.loader.epoch % run.config.eval_every == 0
     if run.step == run.evaluated or not (run.step >= _total_steps(run) or between_epochs):
         return
-    values = _evaluate(run)
+    values = run.values = _evaluate(run)
     run.history.append(values["accuracy"])
     run.evaluated = run.step
     running = {f"train/{key}": value for key, value in _train_accuracy(run).items()}
@@ -380,7 +417,7 @@ def _save(run: _Run, recorder: Recorder) -> None:
 
 def _finish(run: _Run, recorder: Recorder) -> dict[str, float]:
     config, history = run.config, run.history
-    values = _evaluate(run)
+    values = run.values or _evaluate(run)
     metrics = {
         **values,
         **{f"train_{key}": value for key, value in _train_accuracy(run).items()},
@@ -415,7 +452,7 @@ def _draw(run: _Run, path: Path) -> Path:
     strong = _pixels(run, batch.strong) if batch.strong is not None else None
     labels = batch.labels.to(images.device)
     heat = (
-        _fresh_heat(run, images, labels)
+        _controlled(run, _fresh_heat(run, images, labels))
         if METHODS[run.config.method].needs_saliency
         else compute_saliency(run.trained, images, labels, "full")
     )

@@ -1,8 +1,7 @@
-"""What is minimised, and at which learning rate."""
+"""What is minimised."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -11,18 +10,7 @@ from torch.nn import functional as F
 from keepaug.baselines import ConsistentLabels, MixedLabels, consistent_cross_entropy, mixed_cross_entropy
 from keepaug.classify.config import ClassifyConfig
 
-__all__ = ["learning_rate", "loss_of"]
-
-
-def learning_rate(config: ClassifyConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step: linear warm-up, then cosine to 0 per step, or steps at epochs."""
-    epoch = step / steps_per_epoch
-    if epoch < config.warmup_epochs:
-        return config.lr * (step + 1) / (config.warmup_epochs * steps_per_epoch)
-    if config.schedule == "cosine":
-        total = config.epochs - config.warmup_epochs
-        return config.lr * 0.5 * (1 + math.cos(math.pi * (epoch - config.warmup_epochs) / total))
-    return config.lr * config.gamma ** sum(int(epoch) >= milestone for milestone in config.milestones)
+__all__ = ["loss_of"]
 
 
 def loss_of(output: Any, targets: Tensor | MixedLabels | ConsistentLabels, config: ClassifyConfig) -> Tensor:

@@ -290,7 +290,7 @@ def compute_saliency(
     *,
     forward_early: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The map (N, H, W) in one of the modes `keepaug.classify.config.SALIENCY`.
+    """The map (N, H, W) in one of the modes `keepaug.classify.config.SALIENCY`, of which "other" is the images' own here.
 
     Raises:
         ValueError: an early mode without an early head.

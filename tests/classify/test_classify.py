@@ -16,8 +16,9 @@ import torch
 from keepaug.classify import METHODS, SALIENCY, ClassifyConfig, train
 from keepaug.classify.config import check
 from keepaug.classify.datasets import _limit, open_datasets
-from keepaug.classify.losses import learning_rate, loss_of
+from keepaug.classify.losses import loss_of
 from keepaug.classify.methods import compute_saliency
+from keepaug.classify.optimizer import learning_rate
 from keepaug.data.synthetic import covered_share, write_classification
 from keepaug.models import EarlyHeadNetwork, build_network
 from keepaug.models.weights import load_classifier
