@@ -10,94 +10,122 @@ __all__ = ["NO_RESNET", "contradiction", "named_architectures", "other_network",
 
 _ONLY = "only ResNets of torchvision's kind become backbones here"
 
-# (pattern in any key, what the file is): its ResNet is a part of something that changes or trained it for another purpose.
-PART_OF: tuple[tuple[str, str], ...] = (
+_DEEP = (
+    "a deep stem (ResNet-C, -D or timm's 'd' variants); Detectron2's ResNet has one 7 x 7 convolution: train the "
+    "plain variant"
+)
+
+# (patterns, each in some key, what the file is): its ResNet is a part of something that changes or trained it for another purpose.
+PART_OF: tuple[tuple[tuple[str, ...], str], ...] = (
     (
-        r"^(module\.)?(proposal_generator|roi_heads|rpn|backbone\.fpn|fpn|head\.cls_subnet|backbone\.bottom_up|backbone\.body)\.",
-        "these are the weights of a detector, not of a classifier; --reverse takes the backbone out of a Detectron2 file",
+        (
+            r"^(module\.)?(proposal_generator|roi_heads|rpn|fpn|head\.cls_subnet)\."
+            r"|^(module\.)?backbone\.(fpn|bottom_up|body)\.",
+        ),
+        "these are the weights of a detector, not of a classifier; --reverse takes the backbone out of a "
+        "Detectron2 file",
     ),
     (
-        r"^(module\.)?(aux_classifier|classifier\.0\.convs|aspp)\.",
-        "a segmentation network (FCN, DeepLab), whose ResNet is dilated: its last stages have no stride, Detectron2's have",
+        (r"^(module\.)?(aux_classifier|classifier\.0\.convs|aspp)\.",),
+        "a segmentation network (FCN, DeepLab), whose ResNet is dilated: its last stages have no stride, "
+        "Detectron2's have",
     ),
 )
 
-# (pattern in any key, what the network is): the first that is found is the cause.
-NO_RESNET: tuple[tuple[str, str], ...] = (
-    (r"^res[2-5]\.\d+\.conv1\.", "this is a Detectron2 backbone already; --reverse goes the way back"),
+# (patterns, each in some key, what the network is): the first of which all are found is the cause.
+NO_RESNET: tuple[tuple[tuple[str, ...], str], ...] = (
+    ((r"^res[2-5]\.\d+\.conv1\.",), "this is a Detectron2 backbone already; --reverse goes the way back"),
     (
-        r"^res\d_\d+_branch",
-        "a ResNet under Caffe2's names (Detectron2's own R-50.pkl), which is a Detectron2 backbone already: give it as "
-        "MODEL.WEIGHTS as it is",
+        (r"^res\d_\d+_branch",),
+        "a ResNet under Caffe2's names (Detectron2's own R-50.pkl), which is a Detectron2 backbone already: "
+        "give it as MODEL.WEIGHTS as it is",
     ),
-    # named families, before the layers that they have in common
+    # families, before the layers that they have in common
     (
-        r"(^|\.)visual\.(layer1|attnpool)\.",
-        "CLIP's ResNet, with a stem of three convolutions and attention pooling",
+        (r"(^|\.)visual\.(layer1|attnpool)\.",),
+        "CLIP's ResNet, with three stem convolutions and attention pooling",
     ),
-    (r"(^|\.)visual\.(transformer|trunk|class_embedding|conv1)\b", "CLIP's vision transformer"),
+    ((r"(^|\.)visual\.(transformer|trunk|class_embedding|conv1)\b",), "CLIP's vision transformer"),
     (
-        r"(^|\.)stages\.\d+\.blocks\.\d+\.norm1\.|(^|\.)body\.block\d\.unit\d",
-        "ResNetV2 or BiT: the norm before the convolution",
+        (r"(^|\.)stages\.0\.blocks\.0\.conv2\.weight|(^|\.)body\.block1\.unit01\.",),
+        "ResNetV2 or BiT, with the norm before the convolution",
     ),
-    (r"(^|\.)(OSA\d|stages\.\d+\.blocks\.\d+\.conv_mid)|OSA\d_\d", "VoVNet"),
-    (r"(^|\.)(transition1\.|stage2\.\d+\.branches\.)", "HRNet"),
-    (r"(^|\.)layer1\.\d+\.convs\.\d", "Res2Net, whose 3 x 3 convolutions are split in scales"),
-    (r"(^|\.)layer1\.\d+\.conv2\.(fc1|bn0|conv\.weight|radix)", "ResNeSt, with split attention"),
+    ((r"(^|\.)stages\.\d+\.blocks\.\d+\.conv_mid\.|OSA\d_\d",), "VoVNet"),
+    ((r"(^|\.)stage2\.\d+\.branches\.",), "HRNet"),
+    ((r"(^|\.)layer1\.\d+\.convs\.\d",), "Res2Net, whose 3 x 3 convolutions are split in scales"),
     (
-        r"(^|\.)layer1\.\d+\.conv[12]\.(paths|attn)\.",
+        (r"(^|\.)layer1\.\d+\.conv[12]\.(paths|attn)\.",),
         "SKNet, with selective kernels (attention in the blocks)",
     ),
-    (r"(^|\.)layer1\.\d+\.bn\d\.(IN|BN)\.", "IBN-Net, with instance norms"),
-    (r"(^|\.)layer\d\.\d+\.(conv2_offset|conv2\.conv_offset|conv2\.offset)", "a deformable ResNet (DCN)"),
-    (r"(^|\.)layer\d\.\d+\.(downsample\.\d|conv\d\.\d)\.filt$", "an anti-aliased ResNet (BlurPool)"),
-    (r"(^|\.)(trunk_output\.block\d|s1\.b1\.)", "RegNet"),
-    (r"(^|\.)denseblock1\.", "DenseNet"),
-    (r"(^|\.)(stage2\.0\.branch[12]\.)", "ShuffleNet"),
+    ((r"(^|\.)layer1\.\d+\.conv2\.(fc1|bn0)\.",), "ResNeSt, with split attention"),
+    ((r"(^|\.)body\.layer1\.\d+\.conv1\.\d",), "TResNet"),
+    ((r"(^|\.)layer1\.\d+\.bn\d\.(IN|BN)\.",), "IBN-Net, with instance norms"),
+    ((r"(^|\.)layer\d\.\d+\.(conv2_offset|conv2\.conv_offset|conv2\.offset)",), "a deformable ResNet (DCN)"),
+    ((r"\.filt$", r"(^|\.)layer1\.0\."), "an anti-aliased ResNet (BlurPool)"),
     (
-        r"(^|\.)(conv_stem\.|blocks\.0\.0\.conv_dw)|(^|\.)features\.\d+\.conv\.0\.0\.|_depthwise_conv\.",
-        "MobileNet or EfficientNet",
+        (r"(^|\.)layer1\.0\.conv1\.0\.weight$", r"(^|\.)stem\.0\.weight$"),
+        "a network of videos (R3D, R(2+1)D)",
+    ),
+    ((r"(^|\.)(trunk_output\.block\d|s1\.b1\.)",), "RegNet"),
+    ((r"(^|\.)denseblock1\.",), "DenseNet"),
+    ((r"(^|\.)stage2\.0\.branch[12]\.",), "ShuffleNet"),
+    (
+        (r"(^|\.)(conv_stem\.|blocks\.0\.0\.conv_dw\.)|(^|\.)features\.\d+\.conv\.0\.0\.|_depthwise_conv\.",),
+        "a network of MobileNet's or EfficientNet's kind",
     ),
     (
-        r"(^|\.)(stages\.\d+\.blocks\.\d+\.conv_dw|downsample_layers\.0\.)|\.layer_scale$|\.dwconv\.",
-        "ConvNeXt",
+        (
+            r"(^|\.)(stages\.\d+\.blocks\.\d+\.conv_dw|downsample_layers\.0)\.|(^|\.)features\.1\.0\.layer_scale$",
+        ),
+        "ConvNeXt or a network of its kind",
     ),
-    (r"(^|\.)(Conv2d_1a_3x3|Mixed_5b|inception3a|conv2d_1a)\.", "Inception"),
-    (r"(^|\.)features\.\d+\.squeeze\.", "SqueezeNet"),
-    (r"(^|\.)(base_layer\.0\.|level0\.)", "DLA"),
+    ((r"(^|\.)(Conv2d_1a_3x3|Mixed_5b|inception3a|conv2d_1a)\.",), "Inception"),
+    ((r"(^|\.)features\.\d+\.squeeze\.",), "SqueezeNet"),
+    ((r"(^|\.)(base_layer\.0\.|level0\.)",), "DLA"),
     (
-        r"(^|\.)stages\.\d+\.(conv_down|\d+\.conv1_1x1)|(^|\.)stages\.\d+\.\d+\.",
-        "a network of timm's stages (CSPNet, ByobNet, NFNet), no ResNet",
+        (r"(^|\.)stages\.\d+\.(conv_down\.|\d+\.)",),
+        "a network built of stages, as timm's CSPNet, NFNet and CLIP's ResNet are",
     ),
-    (r"(^|\.)mlp_tokens\.", "an MLP-Mixer"),
+    ((r"(^|\.)mlp_tokens\.",), "an MLP-Mixer"),
     (
-        r"(^|\.)(cls_token|class_token|pos_embed|position_embeddings|patch_embed\w*|conv_proj|relative_position_bias_table|qkv)\b"
-        r"|(^|\.)(blocks|layers|layer)\.\d+\.(attn|attention|self_attn|self_attention)\.",
+        (
+            r"(^|\.)(cls_token|class_token|pos_embed|position_embeddings|patch_embed\w*|conv_proj|qkv)\b"
+            r"|relative_position_bias_table|(^|\.)(blocks|layers?)\.\d+\.(self_)?(attn|attention)\.",
+        ),
         "a transformer",
     ),
-    (r"(^|\.)features\.(3|6|7|8|10)\.weight$", "VGG, AlexNet or another network of plain features"),
+    ((r"(^|\.)features\.(3|6|7|8|10)\.weight$",), "VGG, AlexNet or another network of plain features"),
     # what a ResNet may have that Detectron2's has not
     (
-        r"(^|\.)(conv1\.\d+\.|stem\.\d+\.|stem\.conv\d\.)|^(conv[23]|conv1_\d)\.weight$",
-        "a deep stem (ResNet-C, -D or timm's 'd' variants); Detectron2's ResNet has one 7 x 7 convolution: train the plain variant",
+        (
+            r"(^|\.)(conv1\.\d+\.|stem\.\d+\.|stem\.conv\d\.)|^(conv[23]|conv1_\d)\.weight$",
+            r"(^|\.)layer1\.0\.conv1\.|^conv1\.\d",
+        ),
+        _DEEP,
     ),
     (
-        r"\.(se|se_module|eca|attn|gc|cbam|ca|sa|bam)\.",
+        (r"(^|\.)layer\d\.\d+\.(se|se_module|eca|attn|gc|cbam|ca|sa|bam)\.",),
         "attention in the blocks (SE, ECA ...), which Detectron2's ResNet does not have",
     ),
     (
-        r"^layer\d\.0\.downsample\.2\.",
+        (r"(^|\.)layer\d\.0\.downsample\.2\.",),
         "average-pooled shortcuts (ResNet-D), which Detectron2's ResNet does not have",
     ),
     # tensors in another form
     (
-        r"\.parametrizations\.|\.weight_(orig|mask|g|v|u)$",
+        (r"\.parametrizations\.|\.weight_(orig|mask|g|v|u)$",),
         "weights in a reparametrised form (pruning, weight or spectral norm); make it permanent "
         "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations) and save again",
     ),
-    (r"(^|\.)_?flat_param\b", "FSDP's flat parameters; save with FULL_STATE_DICT"),
-    (r"\.(lora_[AB]|lora_down|lora_up)\b", "LoRA's differences; merge them into the network and save again"),
-    (r"\.(scale|zero_point|_packed_params)$", "quantised weights; export the floating-point network"),
+    ((r"(^|\.)_?flat_param\b",), "FSDP's flat parameters; save with FULL_STATE_DICT"),
+    (
+        (r"\.(lora_[AB]|lora_down|lora_up)\b",),
+        "LoRA's differences; merge them into the network and save again",
+    ),
+    (
+        (r"(^|\.)conv1\.(scale|zero_point)$|_packed_params",),
+        "quantised weights; export the floating-point network",
+    ),
 )
 
 
@@ -122,11 +150,14 @@ def other_network(keys: Iterable[str]) -> str | None:
     return None
 
 
-def _matches(keys: Iterable[str], table: tuple[tuple[str, str], ...]) -> Iterable[tuple[str, str]]:
+def _matches(
+    keys: Iterable[str], table: tuple[tuple[tuple[str, ...], str], ...]
+) -> Iterable[tuple[str, str]]:
     keys = list(keys)
-    for pattern, what in table:
-        if key := next((key for key in keys if re.search(pattern, key)), None):
-            yield key, what
+    for patterns, what in table:
+        found = [next((key for key in keys if re.search(pattern, key)), None) for pattern in patterns]
+        if found[0] is not None and None not in found:
+            yield found[0], what
 
 
 _NAME_KEYS = (

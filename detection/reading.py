@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detection.architecture import ArchitectureError, is_complete
-from detection.other_networks import other_network, part_of_another
+from detection.other_networks import named_architectures, other_network, part_of_another
 from keepaug.runs.restricted import WeightsError, read_file
 
 __all__ = ["Loaded", "WeightsError", "as_tensors", "count_by_group", "plain_values", "read_classifier"]
@@ -155,7 +155,11 @@ def read_classifier(path: str | Path, *, key: str | None = None, prefix: str | N
     part, state = max(chosen.items(), key=lambda item: len(item[1]))
     whole = found is not None and is_complete(_trunk(parts[found.part], found))
     if what := (part_of_another(state) or (None if whole else other_network(state))):
-        raise ArchitectureError(what)
+        names = dict(named_architectures(_described(content, path, parts)))
+        called = (
+            f" (the file calls itself {', '.join(map(repr, dict.fromkeys(names.values())))})" if names else ""
+        )
+        raise ArchitectureError(f"{what}{called}")
     if found is None:
         return Loaded(
             _without_common_prefix(state),
@@ -257,7 +261,7 @@ def _distinct(candidates: list[_Candidate], parts: Mapping[str, dict[str, Tensor
             one.part == other.part and _equal(mine, _trunk(parts[other.part], other)) for other in kept
         ):
             kept.append(one)
-    return kept
+    return [one for one in candidates if one in kept]
 
 
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
@@ -306,7 +310,7 @@ def _take(
     rest = {key: value for key, value in parts[one.part].items() if not key.startswith(one.prefix)}
     rest |= {f"{one.prefix}{key}": value for key, value in below.items() if beside(key)}
     if rest:
-        notes.append(f"left out {count_by_group(rest)}: no part of the ResNet")
+        notes.append(f"left out {count_by_group(rest, one.prefix)}: no part of the ResNet")
     others = {
         name: len(part.keys() - set(_NORMALISATION)) for name, part in parts.items() if name != one.part
     }
@@ -323,24 +327,23 @@ def _take(
     return Loaded(kept, _with_normaliser(info, rest), notes, rest)
 
 
-def count_by_group(keys: Iterable[str]) -> str:
-    """Which modules tensors belong to, and how many each: `fc (2), num_batches_tracked (20)`."""
+def count_by_group(keys: Iterable[str], prefix: str = "") -> str:
+    """Which modules tensors belong to, and how many each: `fc (2), num_batches_tracked (20)`.
+
+    Args:
+        keys: of the tensors.
+        prefix: of the ResNet; modules beside it are told by their names below what they share with it.
+    """
+    path = prefix.split(".")[:-1]
     groups = Counter[str]()
     for key in keys:
-        if key.endswith("num_batches_tracked"):
-            groups["num_batches_tracked"] += 1
-            continue
         names = key.split(".")
-        wrapped = 0
-        while wrapped < len(names) - 1 and names[wrapped] in (
-            "module",
-            "model",
-            "network",
-            "backbone",
-            "encoder",
-        ):
-            wrapped += 1
-        groups[".".join(names[: wrapped + 1])] += 1
+        shared = 0
+        while shared < min(len(path), len(names) - 1) and names[shared] == path[shared]:
+            shared += 1
+        groups[
+            "num_batches_tracked" if names[-1] == "num_batches_tracked" else ".".join(names[: shared + 1])
+        ] += 1
     some = sorted(groups.items(), key=lambda item: (item[0] == "num_batches_tracked", item[0]))
     return ", ".join(f"{name} ({number})" for name, number in some[:8]) + (", ..." if len(some) > 8 else "")
 
@@ -363,13 +366,14 @@ def _without_common_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _described(content: Mapping[Any, Any], path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
     """What a file, and timm's and Hugging Face's config.json beside it, says of itself."""
+    weights = {name for name, part in parts.items() if any(value.numel() > _SMALL for value in part.values())}
     info = plain_values(
         {
             key: value
             for key, value in content.items()
-            if str(key) not in parts
+            if str(key) not in weights
             and not str(key).startswith("optim")
-            and (not isinstance(value, Tensor) or key in _NORMALISATION)
+            and not (isinstance(value, Tensor) and "." in str(key))
         }
     )
     beside = path.with_name("config.json")
