@@ -16,7 +16,7 @@ LAYERS = {
     ),
     **dict.fromkeys(["keepaug.keep", "keepaug.baselines", "keepaug.policies"], 1),
     **dict.fromkeys(["keepaug.runs", "keepaug.data", "keepaug.models"], 2),
-    **dict.fromkeys(["keepaug.classify", "keepaug.report"], 3),
+    **dict.fromkeys(["keepaug.classify", "keepaug.report", "keepaug.audit"], 3),
     **dict.fromkeys(["detection", "reid", "ssl_uda"], 4),
     "tools": 5,
 }

@@ -1,0 +1,144 @@
+"""Sentences: what was found, whether it can be believed, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["advise", "headline", "percent", "warnings"]
+
+Row = Mapping[str, Any]
+_NEAR_CHANCE = 1.25
+
+
+def percent(share: float) -> str:
+    """`31 %`; below 10 % with a digit more where it tells something."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 9.95 or value in (0.0,) else f"{value:.1f} %"
+
+
+def _mean(row: Row | None, measure: str) -> float | None:
+    if row is None or row.get(measure) is None:
+        return None
+    return float(row[measure]["mean"])
+
+
+def _capital(text: str) -> str:
+    return text if ":" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
+def _twin(row: Row, rows: Sequence[Row]) -> Row | None:
+    for other in rows:
+        if other["augmentation"] == row["augmentation"] and other["keep"] != row["keep"]:
+            return other
+    return None
+
+
+def _harm(row: Row) -> tuple[float, float]:
+    for measure in ("destroyed", "half_lost"):
+        if (share := _mean(row, measure)) is not None:
+            return (share, 1 - (_mean(row, "fidelity") or 0))
+    return (0.0, 1 - (_mean(row, "fidelity") or 0))
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The finding in one sentence, about the plain augmentation that destroys most."""
+    plain = [row for row in rows if not row["keep"]]
+    worst = max(plain, key=_harm)
+    keep = _twin(worst, rows)
+    title = _capital(worst["title"])
+    destroyed, half = _mean(worst, "destroyed"), _mean(worst, "half_lost")
+    if destroyed is not None and destroyed >= 0.005:
+        names = {entry["object"] for row in plain for entry in row["by_object"]}
+        thing = f"the {next(iter(names))}" if len(names) == 1 else "the object"
+        text = f"{title} hides at least half of {thing} in {percent(destroyed)} of the cases"
+        rest = _mean(keep, "destroyed")
+    elif half is not None and half >= 0.005:
+        text = (
+            f"{title} takes away at least half of what the network looks at in {percent(half)} of your images"
+        )
+        rest = _mean(keep, "half_lost")
+    else:
+        flipped = _mean(worst, "flipped") or 0.0
+        text = f"{title} hides nothing that matters; it changes the network's answer in {percent(flipped)} of your images"
+        rest = _mean(keep, "flipped")
+    if keep is not None and rest is not None:
+        text += f"; {keep['title']} in {percent(rest)}"
+    return text + "."
+
+
+def warnings(
+    clean: Mapping[str, Any], rows: Sequence[Row], *, left_out: tuple[int, int], labelled: bool
+) -> list[str]:
+    """What must be known before anything is believed, the most important first."""
+    found = []
+    accuracy = clean["accuracy"]
+    if labelled and accuracy["low"] <= _NEAR_CHANCE * clean["chance"]:
+        found.append(
+            f"The network is right about {percent(accuracy['mean'])} of these images, and always naming the most frequent class would "
+            f"be about {percent(clean['chance'])}: it was not trained for them, or is given them in a way it does not know (mean, std, "
+            "size, order of the classes). What it looks at says nothing; do not act on this page."
+        )
+    if not labelled:
+        found.append(
+            "The images have no class labels: the network's own answer on the clean image counts as right, so fidelity says how often "
+            "that answer stays."
+        )
+    untold = [row for row in rows if row["untold"] and not row["keep"]]
+    for row in untold:
+        found.append(
+            f"What {row['title']} hides could not be told for {row['untold']} of {row['images']} images (it blends several views of "
+            "the image, or cannot be repeated with the same random numbers); their hidden shares are left out, everything else counts."
+        )
+    if left_out[0]:
+        found.append(
+            f"{left_out[0]} of {left_out[1]} objects lie mostly outside of what the network is shown, or are smaller than 2 pixels there: "
+            "they are not counted."
+        )
+    return found
+
+
+def advise(rows: Sequence[Row], sweeps: Sequence[Mapping[str, Any]], bound: float) -> list[str]:
+    """What to do about each augmentation, one sentence each."""
+    found = []
+    for row in (row for row in rows if not row["keep"]):
+        keep = _twin(row, rows)
+        fidelity, title = _mean(row, "fidelity"), _capital(row["title"])
+        if fidelity is None:
+            continue
+        text = f"{title}: "
+        if fidelity >= bound:
+            text += f"harmless to this network as it is (fidelity {percent(fidelity)})."
+        elif keep is not None and (kept := _mean(keep, "fidelity")) is not None and kept >= bound:
+            text += f"take {keep['title']} (fidelity {percent(kept)} instead of {percent(fidelity)})."
+        else:
+            better = f", {percent(_mean(keep, 'fidelity') or 0)} with Keep" if keep is not None else ""
+            text += f"too strong for this network (fidelity {percent(fidelity)}{better})."
+        sweep = next((entry for entry in sweeps if entry["augmentation"] == row["augmentation"]), None)
+        if sweep is not None:
+            text += _strongest(sweep, bound)
+        found.append(text)
+    return found
+
+
+def _strongest(sweep: Mapping[str, Any], bound: float) -> str:
+    parts = []
+    for name, entry in (("plain", sweep["recommended"]), ("Keep", sweep["recommended_keep"])):
+        if entry is None:
+            continue
+        value = "none of those tried" if entry["value"] is None else f"{entry['value']:g}"
+        span = (
+            ""
+            if entry["low"] == entry["high"]
+            else f" ({_or_none(entry['low'])} to {_or_none(entry['high'])})"
+        )
+        parts.append(f"{name} {value}{span}")
+    return (
+        f" The strongest {sweep['setting']} with a fidelity of at least {percent(bound)}: {', '.join(parts)}."
+        if parts
+        else ""
+    )
+
+
+def _or_none(value: Any) -> str:
+    return "none" if value is None else f"{value:g}"

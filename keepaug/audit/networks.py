@@ -1,0 +1,451 @@
+"""The audited network, from a file or a name: what gives logits, and what it wants as input.
+
+Files are data here: weights are read with `weights_only`, TorchScript by its own reader (which builds tensors and TorchScript's
+classes, and runs TorchScript alone), a torch.export archive only when nothing in it could start a program. `module:function` is the
+user's own code and is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from keepaug.audit.foreign import load_object
+from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from keepaug.models.networks import build_network, import_timm
+from keepaug.models.weights import load_classifier
+from keepaug.runs.checkpoint import read_weights_only
+from keepaug.runs.files import sha256_of
+
+__all__ = ["AuditedNetwork", "open_network", "wrap_network"]
+
+_UNKNOWN = "what the network expects is not known: give mean, std ({known}) and size"
+
+
+@dataclass(frozen=True)
+class AuditedNetwork:
+    """A classifier and what it wants.
+
+    Attributes:
+        module: (N, 3, H, W) normalised images to (N, classes) logits.
+        mean: of the normalisation, RGB in [0, 1].
+        std: of it.
+        size: side of its images in pixels; None: as the images are.
+        classes: names in the order of the logits, or None.
+        name: for people.
+        identity: checksum of what it computes, for the cache; None: unknown.
+    """
+
+    module: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int | None
+    classes: list[str] | None
+    name: str
+    identity: str | None
+
+
+def open_network(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | None = None,
+) -> AuditedNetwork:
+    """The network that a string names.
+
+    Args:
+        spec: weights.pt or checkpoint.pt of a run of ours; `torchvision:NAME` or `timm:NAME` with weights; a TorchScript or
+            torch.export file; `module:function` (or a network object) of the user's code.
+        weights: state dict (.pt, .pth, .safetensors) for `torchvision:` and `timm:`, "DEFAULT" to download theirs, or
+            "RANDOM" for an untrained network.
+        mean: instead of what the file says.
+        std: instead of what the file says.
+        size: instead of what the file says, in pixels.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind, weights that do not fit, or what the network expects is not known.
+        ImportError: timm is needed and missing.
+    """
+    text = str(spec)
+    path = Path(text).expanduser()
+    source = text.partition(":")[0]
+    if source in ("torchvision", "timm"):
+        if weights is None:
+            raise ValueError(
+                f"{text} needs weights: a state dict's file, DEFAULT to download {source}'s own, or RANDOM for an untrained "
+                "network"
+            )
+        found = _named(text, weights)
+    elif path.is_file():
+        if weights is not None:
+            raise ValueError(f"{text} is a file and has its weights; leave weights={weights} out")
+        found = _from_file(path)
+    elif ":" in text and not path.suffix:
+        found = _from_code(text)
+    else:
+        raise FileNotFoundError(
+            f"no file {text}; a network is a weights.pt, a TorchScript or torch.export file, torchvision:NAME, timm:NAME or "
+            "module:function"
+        )
+    return _completed(found, mean, std, size)
+
+
+def wrap_network(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> AuditedNetwork:
+    """A network of the caller's; any callable from normalised images to logits, differentiable with respect to the images.
+
+    Raises:
+        ValueError: mean and std were not given, or nothing that can be called.
+    """
+    if not callable(model):
+        raise ValueError(f"a network is called with images; got {type(model).__name__}")
+    module = model if isinstance(model, nn.Module) else _Called(model)
+    identity = _state_checksum(module) if isinstance(model, nn.Module) else None
+    name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "function")
+    found = AuditedNetwork(module, (), (), None, list(classes) if classes else None, name, identity)
+    return _completed(found, mean, std, size)
+
+
+class _Called(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+
+class _FixedBatch(nn.Module):
+    """An exported program that was traced with one batch size."""
+
+    def __init__(self, module: nn.Module, batch_size: int) -> None:
+        super().__init__()
+        self.module, self.batch_size = module, batch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = []
+        for part in images.split(self.batch_size):
+            missing = self.batch_size - len(part)
+            full = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
+            parts.append(self.module(full)[: len(part)])
+        return torch.cat(parts)
+
+
+def _completed(
+    found: AuditedNetwork, mean: Sequence[float] | None, std: Sequence[float] | None, size: int | None
+) -> AuditedNetwork:
+    if (mean is None and not found.mean) or (std is None and not found.std):
+        imagenet = (
+            f"ImageNet's are {','.join(map(str, IMAGENET_MEAN))} and {','.join(map(str, IMAGENET_STD))}"
+        )
+        raise ValueError(
+            f"{found.name}: the normalisation that the network was trained with is not known: give mean and std, RGB in "
+            f"[0, 1] ({imagenet}; 0,0,0 and 1,1,1 for none)"
+        )
+    values = []
+    for name, given, known in (("mean", mean, found.mean), ("std", std, found.std)):
+        three = tuple(float(value) for value in (given if given is not None else known))
+        if len(three) != 3 or (name == "std" and min(three) <= 0) or max(map(abs, three)) > 10:
+            raise ValueError(f"{name} must be three numbers, RGB in [0, 1], got {three}")
+        values.append(three)
+    module = found.module
+    if not isinstance(module, torch.fx.GraphModule | _FixedBatch):  # an exported program has one mode only
+        module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return AuditedNetwork(
+        module, values[0], values[1], size or found.size, found.classes, found.name, found.identity
+    )
+
+
+def _from_code(text: str) -> AuditedNetwork:
+    found = load_object(text)
+    if not isinstance(found, nn.Module) and callable(found):
+        try:
+            found = found()
+        except TypeError as error:
+            raise ValueError(
+                f"{text} must be callable without arguments and return the network ({error})"
+            ) from error
+    if not callable(found):
+        raise ValueError(f"{text} gave {type(found).__name__}, expected a network")
+    config = getattr(found, "pretrained_cfg", None) or {}
+    side = config.get("input_size", (3, None, None))[-1]
+    wrapped = found if isinstance(found, nn.Module) else _Called(found)
+    identity = _state_checksum(wrapped) if isinstance(found, nn.Module) else None
+    return AuditedNetwork(
+        wrapped, tuple(config.get("mean", ())), tuple(config.get("std", ())), side, None, text, identity
+    )
+
+
+def _named(text: str, weights: str | Path) -> AuditedNetwork:
+    source, _, name = text.partition(":")
+    if source == "torchvision":
+        import torchvision
+
+        try:
+            enum = torchvision.models.get_model_weights(name)
+        except ValueError:
+            build_network(text, 10)  # names the closest ones
+            raise
+        default = enum["DEFAULT"]
+        preset = default.transforms()
+        mean, std, side = tuple(preset.mean), tuple(preset.std), int(preset.crop_size[0])
+        classes, downloaded = list(default.meta["categories"]), default.get_state_dict
+    else:
+        timm = import_timm()
+        build_network(f"timm:{name.partition('.')[0]}", 10)
+        config = timm.get_pretrained_cfg(name)
+        mean, std = (
+            (IMAGENET_MEAN, IMAGENET_STD) if config is None else (tuple(config.mean), tuple(config.std))
+        )
+        side = 224 if config is None else int(config.input_size[-1])
+        classes = None
+
+        def downloaded(**kwargs: Any) -> dict[str, Tensor]:
+            return timm.create_model(name, pretrained=True).state_dict()
+
+    if str(weights) == "RANDOM":
+        module = build_network(text, len(classes) if classes else 1000)
+        return AuditedNetwork(module, mean, std, side, classes, f"{text}, untrained", _state_checksum(module))
+    if str(weights) == "DEFAULT":
+        state, label = downloaded(progress=False), f"{text}, its own weights"
+    else:
+        state, label = _read_state(Path(weights).expanduser()), f"{text}, {Path(weights).name}"
+    module = _fitting(text, state, weights)
+    num_classes = _num_outputs(module)
+    if classes is not None and num_classes != len(classes):
+        classes = None
+    return AuditedNetwork(module, mean, std, side, classes, label, _state_checksum(module))
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights {path}; DEFAULT downloads them, RANDOM takes an untrained network"
+        )
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(f"{path} needs safetensors: pip install 'keepaug[audit]'") from error
+        content: Any = load_file(path)
+    else:
+        content = read_weights_only(path)
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds no state dict (names and tensors), but a {type(content).__name__}")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _fitting(text: str, state: dict[str, Tensor], weights: str | Path) -> nn.Module:
+    """The network with as many classes as the last matrix of the weights has rows."""
+    matrices = [value for key, value in state.items() if value.ndim in (2, 4) and key.endswith("weight")]
+    if not matrices:
+        raise ValueError(f"{weights} has no weight matrices; it is no classifier's state dict")
+    module = build_network(text, len(matrices[-1]))
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{weights} does not fit {text}: {first}") from error
+    return module
+
+
+def _num_outputs(module: nn.Module) -> int | None:
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    last = layers[-1] if layers else None
+    return None if last is None else int(getattr(last, "out_features", 0) or last.out_channels)
+
+
+def _state_checksum(module: nn.Module) -> str:
+    digest = hashlib.sha256(repr(type(module)).encode())
+    for key, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _from_file(path: Path) -> AuditedNetwork:
+    kind = _kind_of(path)
+    if kind == "TorchScript":
+        return AuditedNetwork(
+            _load_torchscript(path), (), (), None, None, f"{path.name} (TorchScript)", sha256_of(path)[:32]
+        )
+    if kind == "torch.export":
+        return AuditedNetwork(
+            _load_exported(path), (), (), None, None, f"{path.name} (torch.export)", sha256_of(path)[:32]
+        )
+    content = read_weights_only(path)
+    if isinstance(content, dict) and {"arch", "classes", "mean", "std"} <= content.keys():
+        loaded = load_classifier(path)
+        return AuditedNetwork(
+            loaded.network,
+            loaded.mean,
+            loaded.std,
+            None,
+            list(loaded.classes),
+            _run_name(path),
+            _state_checksum(loaded.network),
+        )
+    if isinstance(content, dict) and {"model", "step"} <= content.keys():
+        return _from_checkpoint(path, content)
+    raise ValueError(
+        f"{path} is no network: a state dict alone does not say of which; give torchvision:NAME or timm:NAME with these weights, "
+        "or module:function"
+    )
+
+
+def _run_name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+
+
+def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
+    """A checkpoint of a run; what its network is stands in the weights.pt or config.yaml beside it."""
+    beside = path.parent / "weights.pt"
+    if beside.is_file():
+        like = load_classifier(beside)
+        module, mean, std, classes = like.spec.build(), like.mean, like.std, list(like.classes)
+    else:
+        file = path.parent / "config.yaml"
+        config = yaml.safe_load(file.read_text()) if file.is_file() else None
+        if not isinstance(config, dict) or "arch" not in config:
+            raise ValueError(
+                f"{path} is a checkpoint and needs the weights.pt or config.yaml of its run beside it"
+            )
+        matrices = [
+            value for value in content["model"].values() if isinstance(value, Tensor) and value.ndim == 2
+        ]
+        options = {"stem": config["stem"]} if "stem" in config else {}
+        module, mean, std, classes = build_network(config["arch"], len(matrices[-1]), **options), (), (), None
+    state = {
+        key.removeprefix("network."): value
+        for key, value in content["model"].items()
+        if not key.startswith("head.") or not any(name.startswith("network.") for name in content["model"])
+    }
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit its run's network: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    name = f"{_run_name(path)}, step {content['step']}"
+    return AuditedNetwork(module, mean, std, None, classes, name, _state_checksum(module))
+
+
+def _kind_of(path: Path) -> str:
+    if not zipfile.is_zipfile(path):
+        return "weights"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any("/code/" in f"/{name}" for name in names):
+        return "TorchScript"
+    if any(name.endswith(("serialized_exported_program.json", "archive_format")) for name in names):
+        return "torch.export"
+    return "weights"
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    try:
+        return torch.jit.load(path, map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as TorchScript ({str(error).splitlines()[0]})") from error
+
+
+# What torch writes into the expressions of a program's sizes; they are evaluated as Python when it is read.
+_SYMBOLS = re.compile(
+    r"(?:[suz]|zuf|zf|u)\d+|Mod|PythonMod|FloorDiv|CeilDiv|ModularIndexing|Max|Min|True|False|int_oo|oo"
+)
+_PLAIN = re.compile(r"[\w\s+\-*/(),<>=&|~.]*")
+
+
+def _refuse_programs(path: Path) -> None:
+    """Raise unless a torch.export archive is data alone.
+
+    torch.export.load falls back to full unpickling for parts that restricted unpickling refuses, and evaluates size expressions.
+
+    Raises:
+        ValueError: a part that needs unpickling, or an expression that is none of sizes.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name.endswith(".json"):
+                try:
+                    _refuse_expressions(json.loads(content), path)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}: {name} is damaged ({error})") from error
+            elif content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+                _refuse_pickles(content, name, path)
+
+
+def _refuse_pickles(content: bytes, name: str, path: Path) -> None:
+    import io
+
+    if content[:2] != b"PK" and "/weights/" in name:
+        return  # raw numbers, which begin as they like; those that are pickled are torch.save's archives
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types
+        raise ValueError(
+            f"{path} is refused: {name} in it can only be read by full unpickling, which may run any program; export the network "
+            "without custom objects"
+        ) from error
+
+
+def _refuse_expressions(content: Any, path: Path) -> None:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "use_pickle" and value:
+                continue
+            if key == "expr_str" and isinstance(value, str):
+                words = re.findall(r"[A-Za-z_]\w*", value)
+                if not _PLAIN.fullmatch(value) or not all(_SYMBOLS.fullmatch(word) for word in words):
+                    raise ValueError(
+                        f"{path} is refused: the size expression {value[:60]!r} in it is no size"
+                    )
+            _refuse_expressions(value, path)
+    elif isinstance(content, list):
+        for value in content:
+            _refuse_expressions(value, path)
+
+
+def _load_exported(path: Path) -> nn.Module:
+    _refuse_programs(path)
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # torch raises many types for a damaged or foreign archive
+        raise ValueError(
+            f"{path} cannot be read by this torch.export ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            "export it again with the installed torch"
+        ) from error
+    module = program.module()
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    users = set(program.graph_signature.user_inputs)
+    first = next((node.meta["val"].shape[0] for node in inputs if node.name in users), None)
+    return _FixedBatch(module, first) if isinstance(first, int) else module

@@ -1,0 +1,467 @@
+"""The audit: opens network and images, runs the trials that are not known yet, and puts the table, the advice and the page together."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import io
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keepaug.audit.advice import advise, headline, warnings
+from keepaug.audit.augmentations import Augmentation, foreign_augmentation, parse_augmentation
+from keepaug.audit.images import Sample, open_source
+from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
+from keepaug.audit.table import MEASURES, PERCENT, clean_figures, recommended, row_of, sweep_points
+from keepaug.audit.trials import Picture, Trial, run_trials
+from keepaug.runs.checkpoint import read_weights_only
+from keepaug.runs.files import write_atomic, write_json_atomic, write_text_atomic
+
+__all__ = ["BOUND", "Audit", "audit", "default_cache"]
+
+BOUND = 0.95
+TAUS = (0.2, 0.4, 0.6, 0.8)
+NUM_WORST = 24
+_CACHE_VERSION = 1
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "timm", "albumentations", "kornia")
+Columns = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Attributes:
+        content: what `audit.json` holds.
+        pictures: the worst images, by augmentation.
+    """
+
+    content: dict[str, Any]
+    pictures: list[tuple[str, list[Picture]]] = field(repr=False)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One per augmentation and Keep or not."""
+        return list(self.content["rows"])
+
+    @property
+    def sentence(self) -> str:
+        """The finding in a sentence."""
+        return str(self.content["sentence"])
+
+    def failures(self, limits: Mapping[str, float]) -> list[str]:
+        """What exceeds the limits, as sentences: of the rows that were named (plain, or Keep for keep_ names).
+
+        Args:
+            limits: measure to the largest mean allowed; shares in percent.
+
+        Raises:
+            ValueError: an unknown measure, or one that could not be measured here.
+        """
+        found = []
+        for measure, limit in limits.items():
+            if measure not in MEASURES:
+                raise ValueError(f"{measure!r} is no measure; known: {', '.join(MEASURES)}")
+            scale, unit = (100.0, " %") if measure in PERCENT else (1.0, "")
+            for row in self.rows:
+                if not row["named"]:
+                    continue
+                if row[measure] is None:
+                    raise ValueError(
+                        f"{measure} of {row['augmentation']} could not be measured on these images"
+                        + (": no objects are known, give boxes" if measure == "destroyed" else "")
+                    )
+                value = scale * row[measure]["mean"]
+                if value > limit:
+                    found.append(f"{row['title']}: {measure} is {value:.1f}{unit}, allowed {limit:g}{unit}")
+        return found
+
+    def table(self) -> str:
+        """The rows as text, a few of the measures."""
+        names = [name for name in ("importance_lost", "destroyed", "fidelity", "flipped") if self._has(name)]
+        lines = [f"{'':44}" + "".join(f"{name:>26}" for name in names)]
+        for row in self.rows:
+            cells = []
+            for name in names:
+                interval = row[name]
+                text = (
+                    "-"
+                    if interval is None
+                    else (
+                        f"{100 * interval['mean']:.1f} % ({100 * interval['low']:.1f}-{100 * interval['high']:.1f})"
+                    )
+                )
+                cells.append(f"{text:>26}")
+            lines.append(f"{row['title'][:44]:44}" + "".join(cells))
+        return "\n".join(lines)
+
+    def _has(self, name: str) -> bool:
+        return any(row[name] is not None for row in self.rows)
+
+    def save(self, output: str | Path) -> Path:
+        """Write `audit.json` and `audit.html`.
+
+        Returns:
+            The page.
+
+        Raises:
+            ImportError: jinja2 is missing.
+        """
+        from keepaug.audit.page import render  # inside: needs jinja2
+
+        page = render(self.content, self.pictures)
+        write_json_atomic(Path(output) / "audit.json", self.content)
+        return write_text_atomic(Path(output) / "audit.html", page)
+
+
+def default_cache() -> Path:
+    """Where results are kept: `$XDG_CACHE_HOME/keepaug/audit`, usually `~/.cache/keepaug/audit`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keepaug" / "audit"
+
+
+def audit(
+    network: str | Path | nn.Module | Callable[[Tensor], Tensor],
+    data: Any,
+    augmentations: Sequence[str | Callable[[Any], Any]],
+    *,
+    weights: str | Path | None = None,
+    boxes: str | Path | None = None,
+    output: str | Path | None = None,
+    images: int = 2000,
+    sweep: int = 200,
+    tau: float = 0.6,
+    bound: float = BOUND,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+    use_labels: bool = True,
+    split: str | None = None,
+    device: str | torch.device = "cpu",
+    cache: str | Path | None = None,
+    quiet: bool = False,
+) -> Audit:
+    """Measure what augmentations take from images, and what a network makes of it, plain beside Keep.
+
+    Args:
+        network: what `keepaug.audit.networks.open_network` takes, or a network, or any differentiable function from normalised images
+            to logits.
+        data: what `keepaug.audit.images.open_source` takes.
+        augmentations: names with settings (`cutout:24`, `keep_cutout:24`, `rand_augment:2,9`), `module:object`, or transforms of
+            single images.
+        weights: for `torchvision:NAME` and `timm:NAME`.
+        boxes: COCO's JSON, whose boxes or masks are the known objects.
+        output: folder for `audit.json` and `audit.html`; None writes nothing.
+        images: sampled from the data.
+        sweep: images on which strengths and tau are swept; 0 for no sweep.
+        tau: quantile of the Keep versions.
+        bound: least fidelity of a recommended setting.
+        seed: of the sample, the draws and the bootstrap.
+        mean: of the normalisation, where the network does not say it.
+        std: of the normalisation, likewise.
+        size: side of the network's images in pixels, likewise; None: as the images are.
+        classes: names in the order of the logits, where the network does not say them.
+        use_labels: False takes the network's own answers on the clean images for right.
+        split: folder of the data; None: the first of val, test, train.
+        device: where the network runs.
+        cache: folder of results by network, data and augmentation; None keeps none.
+        quiet: no progress bar.
+
+    Returns:
+        Rows, sentence, page.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: anything that does not fit, in a sentence.
+        ImportError: a library that is needed and missing.
+
+    Example:
+        >>> result = audit(model, (images, labels), ["cutout:16"], mean=(0.5,) * 3, std=(0.2,) * 3)
+        >>> result.rows[0]["importance_lost"]["mean"]
+    """
+    if not 0 <= tau <= 1 or not 0 < bound <= 1:
+        raise ValueError(f"tau must be in [0, 1] and bound in (0, 1], got {tau} and {bound}")
+    if not augmentations:
+        raise ValueError("name at least one augmentation, for example cutout:24")
+    if isinstance(network, str | Path):
+        opened = open_network(network, weights=weights, mean=mean, std=std, size=size)
+    else:
+        opened = wrap_network(network, mean=mean, std=std, size=size, classes=classes)
+    source = open_source(data, boxes=boxes, use_labels=use_labels, split=split)
+    names = list(classes) if classes else opened.classes
+    source = _matched_classes(source, opened, names)
+    sample = Sample(source, images, opened.size, seed)
+    side = min(sample.shape)
+    named = [
+        parse_augmentation(one, side)
+        if isinstance(one, str)
+        else foreign_augmentation(one, getattr(one, "__name__", type(one).__name__), side)
+        for one in augmentations
+    ]
+    if len({one.spec for one in named}) < len(named):
+        raise ValueError(f"an augmentation is named twice: {', '.join(one.spec for one in named)}")
+    trials = [_trials_of(one, len(sample), min(sweep, len(sample)), tau, side) for one in named]
+    key = _Key(opened, sample, seed, Path(cache) if cache is not None else None)
+    clean, found, pictures = _measured(
+        opened,
+        sample,
+        trials,
+        key,
+        seed=seed,
+        num_worst=-(-NUM_WORST // len(named)),
+        device=device,
+        quiet=quiet,
+    )
+    content = _content(
+        opened, sample, trials, clean, found, names or source.classes, tau=tau, bound=bound, seed=seed
+    )
+    result = Audit(
+        content, [(trials[number][0].augmentation.title(), own) for number, own in enumerate(pictures)]
+    )
+    if output is not None:
+        result.save(output)
+    return result
+
+
+def _matched_classes(source: Any, network: AuditedNetwork, names: list[str] | None) -> Any:
+    """The labels by the network's numbering, where both have names.
+
+    Raises:
+        ValueError: classes that the network does not have.
+    """
+    if source.labels is None or source.classes is None or names is None or source.classes == names:
+        return source
+    missing = [name for name in source.classes if name not in names]
+    if not missing:
+        order = [names.index(name) for name in source.classes]
+        return type(source)(
+            source.name,
+            source.read,
+            source.keys,
+            [order[label] for label in source.labels],
+            names,
+            source.objects,
+        )
+    raise ValueError(
+        f"the network's {len(names)} classes ({', '.join(names[:3])} ...) do not fit the {len(source.classes)} of the images: it does "
+        f"not have {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; give the network that was trained on them, or leave "
+        "the labels aside (--no-labels)"
+    )
+
+
+def _trials_of(augmentation: Augmentation, images: int, sweep: int, tau: float, side: int) -> list[Trial]:
+    """Plain, Keep, then the sweep: strengths plain and Keep, and tau at the named strength."""
+    trials = [Trial(augmentation, False, tau, images)]
+    if augmentation.has_keep:
+        trials.append(Trial(augmentation, True, tau, images))
+    if not sweep:
+        return trials
+    strengths = augmentation.stronger(side)
+    for keep in (False, True) if augmentation.has_keep else (False,):
+        trials += [Trial(stronger, keep, tau, sweep, value) for value, stronger in strengths]
+    if augmentation.has_keep and strengths:
+        key = augmentation.strength_name
+        trials += [
+            Trial(augmentation, True, other, sweep, augmentation.settings[key])
+            for other in TAUS
+            if other != tau
+        ]
+    return trials
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Names of cached results: by network, data and augmentation."""
+
+    network: AuditedNetwork
+    sample: Sample
+    seed: int
+    folder: Path | None
+
+    def file(self, *parts: Any) -> Path | None:
+        if self.folder is None or self.network.identity is None or any(part is None for part in parts):
+            return None
+        network = [self.network.identity, self.network.mean, self.network.std, self.network.size]
+        told = self.sample.source.labels is not None
+        whole = [
+            _CACHE_VERSION,
+            torch.__version__,
+            network,
+            self.sample.checksum,
+            told,
+            self.seed,
+            len(self.sample),
+            *parts,
+        ]
+        return self.folder / f"{hashlib.sha256(json.dumps(whole, default=str).encode()).hexdigest()[:32]}.pt"
+
+    def of(self, trials: Sequence[Trial], num_worst: int) -> Path | None:
+        augmentation = trials[0].augmentation
+        identity: str | None = "ours"
+        if augmentation.kind is None and augmentation.foreign is not None:
+            identity = _code_checksum(augmentation.spec, augmentation.foreign.transform)
+        described = [[t.augmentation.settings, t.keep, t.tau, t.limit, str(t.value)] for t in trials]
+        return self.file(augmentation.kind or augmentation.spec, described, num_worst, identity)
+
+
+def _code_checksum(spec: str, transform: Any) -> str | None:
+    """Of the module that `module:object` names; None for an object that was passed, whose code may be anywhere."""
+    if ":" not in spec:
+        return None
+    import sys
+
+    module = sys.modules.get(spec.partition(":")[0].removesuffix(".py").replace("/", "."))
+    try:
+        text = inspect.getsource(module) if module is not None else None
+    except (OSError, TypeError):
+        return None
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _measured(
+    network: AuditedNetwork,
+    sample: Sample,
+    trials: Sequence[Sequence[Trial]],
+    key: _Key,
+    *,
+    seed: int,
+    num_worst: int,
+    device: str | torch.device,
+    quiet: bool,
+) -> tuple[Columns, list[list[Columns]], list[list[Picture]]]:
+    """Columns of the clean images, and of each augmentation's trials; what is cached is not measured again."""
+    files = [key.of(own, num_worst) for own in trials]
+    clean_file = key.file("clean")
+    known = {number: stored for number, file in enumerate(files) if (stored := _load(file)) is not None}
+    stored_clean = _load(clean_file)
+    if stored_clean is not None and len(known) == len(trials):
+        clean = stored_clean
+    else:
+        todo = [number for number in range(len(trials)) if number not in known]
+        flat = [trial for number in todo for trial in trials[number]]
+        clean, columns, worst = run_trials(
+            network, sample, flat, seed=seed, num_worst=num_worst, device=torch.device(device), quiet=quiet
+        )
+        clean["counts"] = {
+            "objects": torch.tensor(sample.num_objects),
+            "left_out": torch.tensor(sample.num_left_out),
+        }
+        _store(clean_file, clean | {"names": sample.object_names})
+        clean["names"] = sample.object_names  # type: ignore[assignment]
+        for number in todo:
+            count = len(trials[number])
+            own, columns = columns[:count], columns[count:]
+            pictures, worst = worst[0], worst[count:]
+            known[number] = {"columns": own, "pictures": [vars(picture) for picture in pictures]}
+            _store(files[number], known[number])
+    pictures_of = [[Picture(**entry) for entry in known[number]["pictures"]] for number in range(len(trials))]
+    return clean, [known[number]["columns"] for number in range(len(trials))], pictures_of
+
+
+def _load(file: Path | None) -> Any:
+    if file is None or not file.is_file():
+        return None
+    try:
+        return read_weights_only(file)
+    except ValueError:
+        return None  # damaged: measured again
+
+
+def _store(file: Path | None, content: Any) -> None:
+    if file is not None:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomic(file, lambda target: target.write(buffer.getvalue()))
+
+
+def _content(
+    network: AuditedNetwork,
+    sample: Sample,
+    trials: Sequence[Sequence[Trial]],
+    clean: Any,
+    found: Sequence[Sequence[Columns]],
+    classes: Sequence[str] | None,
+    *,
+    tau: float,
+    bound: float,
+    seed: int,
+) -> dict[str, Any]:
+    labelled = sample.source.labels is not None
+    names = list(clean["names"])
+    rows, sweeps = [], []
+    for own, columns in zip(trials, found, strict=True):
+        paired = list(zip(own, columns, strict=True))
+        rows += [
+            row_of(trial, clean, table, seed=seed, classes=classes, object_names=names)
+            for trial, table in paired
+            if trial.value is None
+        ]
+        swept = [(trial, table) for trial, table in paired if trial.value is not None]
+        if swept:
+            options = {"tau": tau, "bound": bound, "seed": seed}
+            sweeps.append(
+                {
+                    "augmentation": own[0].augmentation.spec,
+                    "title": own[0].augmentation.title(),
+                    "keep_title": own[0].augmentation.title(True) if own[0].augmentation.has_keep else None,
+                    "setting": own[0].augmentation.strength_name,
+                    "named": own[0].augmentation.settings[own[0].augmentation.strength_name],
+                    "images": swept[0][0].limit,
+                    "points": sweep_points(clean, swept, seed=seed),
+                    "recommended": recommended(clean, swept, keep=False, **options),
+                    "recommended_keep": recommended(clean, swept, keep=True, **options),
+                }
+            )
+    figures = clean_figures(clean, seed=seed, labelled=labelled)
+    counts = (int(clean["counts"]["left_out"]), int(clean["counts"]["objects"]))
+    said = warnings(figures, rows, left_out=counts, labelled=labelled)
+    return {
+        "sentence": headline(rows),
+        "warnings": said,
+        "advice": advise(rows, sweeps, bound),
+        "rows": rows,
+        "sweeps": sweeps,
+        "network": {
+            "name": network.name,
+            "identity": network.identity,
+            "mean": list(network.mean),
+            "std": list(network.std),
+            "size": network.size,
+            **figures,
+        },
+        "data": {
+            "name": sample.source.name,
+            "images": len(sample),
+            "of": len(sample.source),
+            "shape": list(sample.shape),
+            "labels": labelled,
+            "classes": list(classes) if classes else None,
+            "objects": counts[1] - counts[0],
+            "checksum": sample.checksum,
+        },
+        "tau": tau,
+        "bound": bound,
+        "seed": seed,
+        "measures": MEASURES,
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("keepaug", *_PACKAGES):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
