@@ -353,16 +353,37 @@ class BatchPolicy:
                 f"expected uint8 (N, 3, H, W) images and N seeds, got {images.dtype} {tuple(images.shape)} and "
                 f"{tuple(seeds.shape)} seeds"
             )
+        return self._applied(images, seeds, self.policy._fill)
+
+    def sources(self, image_size: tuple[int, int], seeds: Tensor) -> Tensor:
+        """Where each pixel of the augmented images comes from.
+
+        Args:
+            image_size: (H, W).
+            seeds: (N,) int64, as for a call.
+
+        Returns:
+            (N, H, W) int64, row * W + column in the image; -1 where the image does not reach.
+        """
+        height, width = image_size
+        rows, columns = torch.arange(1.0, height + 1), torch.arange(1.0, width + 1)
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).repeat(len(seeds), 1, 1, 1)
+        row, column = self._applied(places, seeds, {Tensor: 0}, only=_GEOMETRY).long().unbind(dim=1)
+        return torch.where(row > 0, (row - 1) * width + column - 1, -1)
+
+    def _applied(
+        self, images: Tensor, seeds: Tensor, fill: Any, only: tuple[str, ...] | None = None
+    ) -> Tensor:
         policy = self.policy
         chosen, operations = self.draw(seeds, (images.shape[2], images.shape[3]))
         images = images.clone()
         for turn in chosen.unbind(dim=1):
             for position in sorted(set(turn.tolist())):
-                if position >= 0:
+                if position >= 0 and (only is None or operations[position][0] in only):
                     rows = (turn == position).nonzero()[:, 0]
                     name, magnitude = operations[position]
                     images[rows] = policy._apply_image_or_video_transform(
-                        images[rows], name, magnitude, interpolation=policy.interpolation, fill=policy._fill
+                        images[rows], name, magnitude, interpolation=policy.interpolation, fill=fill
                     )
         return images
 

@@ -92,8 +92,8 @@ def warnings(
         )
     if left_out[0]:
         found.append(
-            f"{left_out[0]} of {left_out[1]} objects lie mostly outside of what the network is shown, or are smaller than 2 pixels there: "
-            "they are not counted."
+            f"{left_out[0]} of {left_out[1]} objects lie mostly outside of what the network is shown, or are smaller than "
+            "2 pixels there: they are not counted."
         )
     return found
 

@@ -286,39 +286,27 @@ class _Views(NamedTuple):
 
 def _transformed(augmentation: Augmentation, pixels: Tensor, seeds: Tensor) -> _Views:
     num, _, height, width = pixels.shape
+    transform = augmentation.transform
+    if isinstance(transform, BatchPolicy):
+        started = time.perf_counter()
+        strong = transform(pixels, seeds)
+        seconds = time.perf_counter() - started
+        return _Views(strong, transform.sources((height, width), seeds), torch.ones(num).bool(), seconds)
     codes = probe_images(height, width)
     if augmentation.kind == "aug_mix":  # blends several views of the image: a pixel shows no single other
         codes = codes[:0]
-    through = _each_through if isinstance(augmentation.transform, Foreign) else _batch_through
-    strong, answers, seconds = through(augmentation.transform, pixels, codes, seeds)
-    if not len(codes):
-        return _Views(strong, identity_source(num, height, width), torch.zeros(num).bool(), seconds)
-    return _Views(strong, read_sources(answers), ~doubtful(answers), seconds)
-
-
-def _batch_through(
-    policy: BatchPolicy, pixels: Tensor, codes: Tensor, seeds: Tensor
-) -> tuple[Tensor, Tensor, float]:
-    started = time.perf_counter()
-    strong = policy(pixels, seeds)
-    seconds = time.perf_counter() - started
-    # One draw for an image and for the codes sent after it.
-    repeated = codes.repeat(len(pixels), 1, 1, 1)
-    answers = policy(repeated, seeds.repeat_interleave(len(codes)))
-    return strong, answers.view(len(pixels), len(codes), *pixels.shape[1:]), seconds
-
-
-def _each_through(
-    transform: Foreign, pixels: Tensor, codes: Tensor, seeds: Tensor
-) -> tuple[Tensor, Tensor, float]:
-    strong, answers, seconds = [], [], 0.0
+    images, answers, seconds = [], [], 0.0
     for image, seed in zip(pixels, seeds.tolist(), strict=True):
         started = time.perf_counter()
         results = transform(torch.cat([image[None], codes]), seed)
         seconds += (time.perf_counter() - started) / len(results)
-        strong.append(results[0])
+        images.append(results[0])
         answers.append(results[1:])
-    return torch.stack(strong), torch.stack(answers), seconds
+    strong = torch.stack(images)
+    if not len(codes) or not transform.repeats(pixels[:1], int(seeds[0])):
+        return _Views(strong, identity_source(num, height, width), torch.zeros(num).bool(), seconds)
+    told = torch.stack(answers)
+    return _Views(strong, read_sources(told), ~doubtful(told), seconds)
 
 
 def _paste_side(side: int) -> int:

@@ -282,8 +282,8 @@ def _check_box(annotation: Mapping[str, Any], image: Mapping[str, Any], file: Pa
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: annotation {annotation.get('id')} has no box of four numbers") from error
     inside = (
-        -1 <= left
-        and -1 <= top
+        left >= -1
+        and top >= -1
         and left + width <= image["width"] + 1
         and top + height <= image["height"] + 1
     )

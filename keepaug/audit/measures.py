@@ -100,7 +100,7 @@ def colour_change(images: Tensor, augmented: Tensor, source: Tensor) -> Tensor:
         augmented: (N, C, H, W) in [0, 1].
         source: (N, H, W) int64 source map.
     """
-    num, channels, height, width = images.shape
+    num, channels = images.shape[:2]
     flat = source.view(num, 1, -1)
     original = images.flatten(2).gather(2, flat.clamp(min=0).expand(num, channels, -1))
     shown = (flat[:, 0] >= 0).double()

@@ -8,8 +8,10 @@ user's own code and is run.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,13 +171,8 @@ def _completed(
         if len(three) != 3 or (name == "std" and min(three) <= 0) or max(map(abs, three)) > 10:
             raise ValueError(f"{name} must be three numbers, RGB in [0, 1], got {three}")
         values.append(three)
-    module = found.module
-    if not isinstance(module, torch.fx.GraphModule | _FixedBatch):  # an exported program has one mode only
-        module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
     return AuditedNetwork(
-        module, values[0], values[1], size or found.size, found.classes, found.name, found.identity
+        found.module, values[0], values[1], size or found.size, found.classes, found.name, found.identity
     )
 
 
@@ -372,7 +369,9 @@ def _kind_of(path: Path) -> str:
 
 def _load_torchscript(path: Path) -> nn.Module:
     try:
-        return torch.jit.load(path, map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # deprecated, and what people have
+            return torch.jit.load(path, map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as TorchScript ({str(error).splitlines()[0]})") from error
 
@@ -405,8 +404,6 @@ def _refuse_programs(path: Path) -> None:
 
 
 def _refuse_pickles(content: bytes, name: str, path: Path) -> None:
-    import io
-
     if content[:2] != b"PK" and "/weights/" in name:
         return  # raw numbers, which begin as they like; those that are pickled are torch.save's archives
     try:

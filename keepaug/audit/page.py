@@ -102,10 +102,10 @@ def _title(row: Mapping[str, Any]) -> str:
 
 def _interval(name: str, interval: Mapping[str, float] | None) -> str:
     if interval is None:
-        return "–"
+        return "-"
     if name in PERCENT:
-        return f"{100 * interval['mean']:.1f} % ({100 * interval['low']:.1f}–{100 * interval['high']:.1f})"
-    return f"{interval['mean']:.2f} ({interval['low']:.2f}–{interval['high']:.2f})"
+        return f"{100 * interval['mean']:.1f} % ({100 * interval['low']:.1f}-{100 * interval['high']:.1f})"
+    return f"{interval['mean']:.2f} ({interval['low']:.2f}-{interval['high']:.2f})"
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], name: str, title: str, note: str) -> dict[str, Any] | None:

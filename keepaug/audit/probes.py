@@ -1,9 +1,11 @@
 """Where each pixel of an augmented image came from, told by sending coded images through the same draw.
 
-A code image paints each pixel dark or bright by one bit of its row's or column's number. What an augmentation does with colours (shades,
-noise, even inversion) leaves the two apart, and what moves pixels moves the bits with them; two flat images, all dark and all bright,
-show where nothing of the image is left and whether bright and dark have changed places. The numbers are Gray codes: neighbours differ in
-one bit, so that a blurred border between two codes reads as one of them.
+A code image paints each pixel dark or bright by one bit of its row's or column's number, and is followed by its
+complement: whatever the augmentation does with colours, a pixel that differs between the two still shows the image,
+and the order of the two is the bit. What moves pixels moves the bits with them. The numbers are Gray codes: neighbours
+differ in one bit, so that a blurred border between two codes reads as one of them. One pair more, of which most pixels
+are known to be bright first, tells whether dark and bright have changed places. A few black and white pixels in all of
+them keep operations that stretch an image to its extremes from treating a code otherwise than a photograph.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from torch import Tensor
 __all__ = ["doubtful", "probe_images", "read_sources"]
 
 DARK, BRIGHT = 40, 180  # apart under every threshold of Solarize
-_LEAST = 1.5  # grey levels between dark and bright that still show the image
-_LEAST_SHARE = 0.1  # of what is left of the contrast elsewhere in the image
-_UNDECIDED = 0.3  # of a code's usual contrast
+_LEAST = 1.5  # grey levels between a code and its complement where the image is shown
+_LEAST_SHARE = 0.1  # of the largest such difference
+_UNDECIDED = 0.3  # of a pixel's largest difference between code and complement
 _MOST_UNDECIDED = 0.2  # of the pixels and codes
 
 
@@ -25,15 +27,31 @@ def _bits(length: int) -> int:
 
 
 def probe_images(height: int, width: int) -> Tensor:
-    """(P, 3, H, W) uint8: all dark, all bright, a code image for each bit of the row, then of the column."""
-    dark = torch.full((height, width), DARK, dtype=torch.uint8)
-    planes = [dark, torch.full_like(dark, BRIGHT)]
+    """(P, 3, H, W) uint8: pairs of image and complement: the known one, then a bit of the row each, then of the column."""
+    place = torch.arange(height * width).view(height, width)
+    scattered = (place * 7919 + place // width * 104729) % 40
+    planes = [scattered % 4 > 0]
     for position, length in ((torch.arange(height)[:, None], height), (torch.arange(width)[None], width)):
         gray = position ^ (position >> 1)
-        for bit in range(_bits(length)):
-            bright = ((gray >> bit) & 1).bool().expand(height, width)
-            planes.append(torch.where(bright, BRIGHT, DARK).to(torch.uint8))
-    return torch.stack(planes)[:, None].repeat(1, 3, 1, 1)
+        planes += [((gray >> bit) & 1).bool().expand(height, width) for bit in range(_bits(length))]
+    pairs = torch.stack([plane for bright in planes for plane in (bright, ~bright)])
+    pixels = torch.where(pairs, BRIGHT, DARK).to(torch.uint8)
+    pixels = pixels.masked_fill(scattered == 0, 0).masked_fill(scattered == 21, 255)
+    return pixels[:, None].repeat(1, 3, 1, 1)
+
+
+def _differences(answers: Tensor) -> Tensor:
+    """(N, B, H, W): code less complement, dark and bright in their original order."""
+    grey = answers.float().mean(dim=2)
+    difference = grey[:, 0::2] - grey[:, 1::2]
+    known = difference[:, 0].sign().sum(dim=(1, 2))  # three quarters of it are bright first
+    return difference[:, 1:] * torch.where(known < 0, -1.0, 1.0)[:, None, None, None]
+
+
+def _shown(size: Tensor) -> Tensor:
+    """(N, H, W) bool, where the usual difference between code and complement, (N, B, H, W), is enough to tell them apart."""
+    usual = size.quantile(0.5, dim=1)
+    return usual > (usual.amax(dim=(1, 2), keepdim=True) * _LEAST_SHARE).clamp(min=_LEAST)
 
 
 def read_sources(answers: Tensor) -> Tensor:
@@ -43,18 +61,13 @@ def read_sources(answers: Tensor) -> Tensor:
         answers: (N, P, 3, H, W), what each image's draw made of `probe_images(H, W)`.
 
     Returns:
-        (N, H, W) int64, row * W + column; -1 where nothing of the image is shown.
+        (N, H, W) int64, row * W + column; -1 where nothing of the image is shown, and at the scattered extremes.
     """
     height, width = answers.shape[-2:]
-    grey = answers.float().mean(dim=2)
-    contrast = grey[:, 1] - grey[:, 0]
-    middle = (grey[:, 0] + grey[:, 1]) / 2
-    size = contrast.abs()
-    shown = size > (size.amax(dim=(1, 2), keepdim=True) * _LEAST_SHARE).clamp(min=_LEAST)
-    bits = ((grey[:, 2:] - middle[:, None]) * contrast.sign()[:, None]) > 0
+    difference = _differences(answers)
     split = _bits(height)
-    row, column = _number(bits[:, :split]), _number(bits[:, split:])
-    shown &= (row < height) & (column < width)
+    row, column = _number(difference[:, :split] > 0), _number(difference[:, split:] > 0)
+    shown = _shown(difference.abs()) & (row < height) & (column < width)
     return torch.where(shown, row * width + column, -1)
 
 
@@ -69,23 +82,21 @@ def _number(bits: Tensor) -> Tensor:
 
 
 def doubtful(answers: Tensor) -> Tensor:
-    """(N,) bool: where no source map can be believed, because the augmentation blends several views of the image.
+    """(N,) bool: where no source map can be believed.
 
-    Where two views disagree about a bit, the code is neither dark nor bright. The two finest bits are left aside: any
-    interpolation blurs them.
+    Several views of the image are blended (where they disagree about a bit, code and complement look alike), or nothing of the codes is
+    left at all. The two finest bits are left aside: any interpolation blurs them.
 
     Args:
         answers: (N, P, 3, H, W), as for `read_sources`.
     """
-    num, _, _, height, width = answers.shape
-    grey = answers.float().mean(dim=2)
-    split = 2 + _bits(height)
-    coarse = [*range(2 + 2, split), *range(split + 2, split + _bits(width))]
+    height, width = answers.shape[-2:]
+    size = _differences(answers).abs()
+    shown = _shown(size)
+    number = shown.flatten(1).sum(dim=1)
+    split = _bits(height)
+    coarse = [*range(2, split), *range(split + 2, split + _bits(width))]
     if not coarse:
-        return torch.zeros(num, dtype=torch.bool)
-    shown = (read_sources(answers) >= 0)[:, None]
-    away = (grey[:, coarse] - (grey[:, :1] + grey[:, 1:2]) / 2) * shown
-    # The two sides apart: a contrast that is taken about the image's mean moves the middle.
-    usual = torch.where(away > 0, away.amax(dim=(2, 3), keepdim=True), -away.amin(dim=(2, 3), keepdim=True))
-    undecided = ((away.abs() < _UNDECIDED * usual) & shown).flatten(1).sum(dim=1)
-    return undecided > _MOST_UNDECIDED * shown.flatten(1).sum(dim=1) * len(coarse)
+        return number == 0
+    undecided = (size[:, coarse] < _UNDECIDED * size.amax(dim=1, keepdim=True)) & shown[:, None]
+    return (number == 0) | (undecided.flatten(1).sum(dim=1) > _MOST_UNDECIDED * number * len(coarse))

@@ -121,7 +121,18 @@ def test_calibration_by_hand() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40), (7, 5)])
 def test_codes_read_back_as_every_pixel_itself(size: tuple[int, int]) -> None:
-    assert torch.equal(read_sources(probe_images(*size)[None]), identity_source(1, *size))
+    source = read_sources(probe_images(*size)[None])
+    assert _right(source, identity_source(1, *size)) == 1
+    assert bool((visible_pixels(source, close=True) == 1).all())
+
+
+def _right(told: torch.Tensor, truth: torch.Tensor) -> float:
+    """Share of the pixels that are told rightly, of those that a code can tell: one in 20 is black or white in all of them."""
+    codes = probe_images(*truth.shape[-2:])[:2, 0].flatten(1)
+    extreme = (codes[0] == codes[1])[truth.flatten().clamp(min=0)] & (truth >= 0).flatten()
+    wrong = (told != truth).flatten() & ~(extreme & (told == -1).flatten())
+    assert float(extreme.double().mean()) < 0.1
+    return 1 - float(wrong.double().mean())
 
 
 def _noisy(images: torch.Tensor) -> torch.Tensor:
@@ -146,7 +157,29 @@ def _noisy(images: torch.Tensor) -> torch.Tensor:
 )
 def test_colours_leave_the_codes_readable(change) -> None:
     source = read_sources(change(probe_images(32, 32))[None])
-    assert float((source == identity_source(1, 32, 32)).double().mean()) > 0.97
+    assert _right(source, identity_source(1, 32, 32)) > 0.97
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (TF.invert, TF.equalize),
+        (TF.equalize, lambda x: TF.solarize(x, 178)),
+        (lambda x: TF.affine(x, 0, [0, -14], 1.0, [0.0]), TF.autocontrast),
+        (lambda x: TF.adjust_contrast(x, 0.27), lambda x: TF.solarize(x, 178)),
+    ],
+)
+def test_operations_that_look_at_the_whole_image(steps) -> None:
+    """Each pair hid everything from codes with flat images to compare with."""
+    answers = probe_images(32, 32)
+    for step in steps:
+        answers = step(answers)
+    source, shift = read_sources(answers[None])[0], 14 if steps[1] is TF.autocontrast else 0
+    truth = identity_source(1, 32, 32)[0].roll(-shift, dims=0)
+    shown = source >= 0
+    assert int(shown.sum()) > 0.9 * 32 * (32 - shift)
+    assert bool((source == truth)[shown].all())
+    assert not bool(doubtful(answers[None])[0])
 
 
 @pytest.mark.parametrize("angle", [0.0, 30.0, -77.0])
@@ -157,7 +190,7 @@ def test_moves_are_told_as_torchvision_moves_coordinates(angle: float) -> None:
     rows = torch.arange(32.0)[:, None].expand(32, 32)
     moved = TF.affine(torch.stack([rows, rows.T]) + 1, **move)
     truth = torch.where(moved[0] > 0, (moved[0] - 1) * 32 + moved[1] - 1, -1).long()
-    assert torch.equal(told, truth)
+    assert _right(told, truth) == 1
 
 
 def test_what_is_covered_shows_nothing(generator: torch.Generator) -> None:
@@ -165,7 +198,8 @@ def test_what_is_covered_shows_nothing(generator: torch.Generator) -> None:
     answers[:, :, 4:12, 6:20] = torch.randint(0, 256, (3, 8, 14), generator=generator, dtype=torch.uint8)
     source = read_sources(answers[None])[0]
     assert bool((source[4:12, 6:20] == -1).all())
-    assert int((source == -1).sum()) == 8 * 14
+    hidden = visible_pixels(source[None], close=True)[0] == 0
+    assert int(hidden.sum()) == 8 * 14
 
 
 def test_blends_are_doubted_and_moves_are_not() -> None:

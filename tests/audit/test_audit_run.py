@@ -1,0 +1,293 @@
+"""The whole audit on drawn data: rows, page, pictures, cache, limits, and every sentence about bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from keepaug.audit import audit
+from keepaug.data.synthetic import CLASSES, draw_classification, write_classification, write_detection
+
+ROOT = Path(__file__).parents[2]
+PLAIN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+OURS = [
+    "cutout:12",
+    "random_erasing",
+    "cutmix",
+    "mixup",
+    "grid_mask",
+    "rand_augment:2,9",
+    "auto_augment",
+    "aug_mix",
+]
+INTERVALS = ("importance_lost", "fidelity", "flipped", "logit_drop", "diversity", "feature_spread", "cost")
+
+
+def tool(name: str):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def network(num_classes: int = 4, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, num_classes),
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return tuple(draw_classification(70, size=(32, 32), num_classes=4, generator=generator))
+
+
+def test_every_augmentation_of_ours(drawn) -> None:
+    result = audit(network(), drawn, OURS, sweep=20, quiet=True, **PLAIN)
+    rows = {(row["augmentation"], row["keep"]): row for row in result.rows}
+    assert len(rows) == len(OURS) + 6
+    for (name, keep), row in rows.items():
+        assert row["images"] == 70
+        assert row["settings"].get("tau") == (0.6 if keep else None)
+        for measure in INTERVALS:
+            if (name, measure) == ("aug_mix", "importance_lost"):
+                assert row[measure] is None
+                continue
+            assert row[measure]["low"] <= row[measure]["mean"] <= row[measure]["high"], (name, measure)
+        for measure in ("importance_lost", "destroyed", "flipped", "area_hidden"):
+            assert row[measure] is None or 0 <= row[measure]["mean"] <= 1
+    for name in ("cutout:12", "random_erasing", "cutmix"):
+        plain, keep = rows[name, False], rows[name, True]
+        assert keep["area_hidden"]["mean"] == pytest.approx(plain["area_hidden"]["mean"], abs=1e-6)
+        assert keep["importance_lost"]["mean"] != plain["importance_lost"]["mean"]
+    assert rows["mixup", False]["importance_lost"]["mean"] == 0
+    assert "blends several views" in " ".join(result.content["warnings"])
+    assert {sweep["augmentation"] for sweep in result.content["sweeps"]} == {
+        "cutout:12",
+        "random_erasing",
+        "grid_mask",
+        "rand_augment:2,9",
+        "aug_mix",
+    }
+
+
+def test_destroyed_is_what_the_boxes_say(drawn) -> None:
+    """The oracle: Cutout's own regions, drawn again, against the boxes."""
+    from keepaug import Cutout
+    from keepaug.data.synthetic import covered_share
+    from keepaug.runs.seeds import make_generator
+
+    images, _, boxes = drawn
+    result = audit(network(), drawn, ["cutout:16"], images=64, sweep=0, quiet=True, **PLAIN)
+    from keepaug.audit.images import Sample, open_source
+
+    order = Sample(open_source(drawn), 64, None, 0).positions
+    regions = Cutout(16).sample(images[order].float(), generator=make_generator(0, "audit", "cutout", 0))
+    share = covered_share(regions, boxes[order])
+    row = result.rows[0]
+    assert row["destroyed"]["mean"] == pytest.approx(float((share >= 0.5).double().mean()), abs=1e-6)
+    assert row["destroyed_curve"][1][1] == pytest.approx(float((share >= 0.2).double().mean()), abs=1e-6)
+
+
+def test_fidelity_flips_and_drop_by_hand(drawn) -> None:
+    model = network()
+    result = audit(model, drawn, ["cutout:31,placement=inside"], images=64, sweep=0, quiet=True, **PLAIN)
+    from keepaug import Cutout
+    from keepaug.audit.images import Sample, open_source
+    from keepaug.runs.seeds import make_generator
+
+    images, labels, _ = drawn
+    order = Sample(open_source(drawn), 64, None, 0).positions
+    inputs = (images[order] / 255 - 0.5) / 0.25
+    cut = Cutout(31, "inside")(inputs, generator=make_generator(0, "audit", "cutout", 0))
+    with torch.no_grad():
+        before, after = model(inputs), model(cut)
+    own = labels[order]
+    right, still = (before.argmax(1) == own).double().sum(), (after.argmax(1) == own).double().sum()
+    row = result.rows[0]
+    assert row["fidelity"]["mean"] == pytest.approx(float(still / right), abs=1e-6)
+    assert row["flipped"]["mean"] == pytest.approx(
+        float((before.argmax(1) != after.argmax(1)).double().mean())
+    )
+    drop = (before - after).gather(1, own[:, None]).mean()
+    assert row["logit_drop"]["mean"] == pytest.approx(float(drop), abs=1e-5)
+    losses = [nn.functional.cross_entropy(logits, own) for logits in (after, before)]
+    assert row["diversity"]["mean"] == pytest.approx(float(losses[0] / losses[1]), abs=1e-5)
+
+
+def test_the_network_is_left_alone_and_a_seed_decides(drawn) -> None:
+    model = network().train()
+    before = [parameter.clone() for parameter in model.parameters()]
+    state = torch.get_rng_state()
+    first = audit(model, drawn, ["cutmix", "rand_augment"], sweep=10, quiet=True, **PLAIN).content
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    again = audit(model, drawn, ["cutmix", "rand_augment"], sweep=10, quiet=True, **PLAIN).content
+    for one, other in zip(first["rows"], again["rows"], strict=True):
+        assert {**one, "cost": None} == {**other, "cost": None}
+
+
+def test_command_page_cache_and_limits(tmp_path: Path, monkeypatch, capsys) -> None:
+    command = tool("audit")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    root = write_classification(tmp_path / "drawn", num_train=4, num_val=40, size=(32, 32), num_classes=4)
+    torch.jit.trace(network().eval(), torch.zeros(1, 3, 32, 32)).save(tmp_path / "net.pt")
+    (tmp_path / "mine_for_audit.py").write_text(
+        "from torchvision.transforms import v2\ntransform = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomErasing(1.0)])\n"
+    )
+    base = [
+        "--model",
+        "net.pt",
+        "--data",
+        str(root),
+        "--mean",
+        "0.5,0.5,0.5",
+        "--std",
+        "0.25,0.25,0.25",
+        "--sweep",
+        "10",
+    ]
+    named = ["--augment", "keep_cutout:16", "mine_for_audit:transform"]
+    assert command.main([*base, *named, "--output", "a"]) == 0
+    said = capsys.readouterr().out
+    content = json.loads(Path("a/audit.json").read_text())
+    assert content["sentence"] in said
+    assert {"rows", "network", "data", "seed", "versions"} <= content.keys()
+    assert [(row["augmentation"], row["keep"]) for row in content["rows"]] == [
+        ("cutout:16", False),
+        ("cutout:16", True),
+        ("mine_for_audit:transform", False),
+        ("mine_for_audit:transform", True),
+    ]
+    flipped = content["rows"][2]
+    assert 0.02 < flipped["importance_lost"]["mean"] < 0.6  # what is erased, not what is mirrored
+    page = Path("a/audit.html").read_text()
+    assert page.index(content["sentence"].replace("'", "&#39;")) < page.index("<svg")
+    assert page.count("<figure") == 24
+    assert "KeepCutout(size=16" in page
+    assert 'src="http' not in page
+    # again: nothing is measured, not even with another limit
+    monkeypatch.setattr("keepaug.audit.run.run_trials", None)
+    assert command.main([*base, *named, "--output", "b", "--fail-above", "destroyed=99"]) == 0
+    assert json.loads(Path("b/audit.json").read_text()) == content
+    assert command.main([*base, *named, "--output", "b", "--fail-above", "destroyed=0"]) == 1
+    failed = capsys.readouterr().err
+    assert "KeepCutout: destroyed is" in failed
+    assert "Cutout of 16" not in failed  # keep_cutout was named
+    assert command.main([*base, *named, "--fail-above", "beauty=1"]) == 2
+    assert "'beauty' is no measure" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_coco_boxes_without_labels(tmp_path: Path) -> None:
+    root = write_detection(tmp_path / "coco", num_train=2, num_val=20, size=(96, 128))
+    result = audit(
+        network(5),
+        root / "val2017",
+        ["cutout:24"],
+        boxes="instances_val2017.json",
+        sweep=0,
+        size=64,
+        quiet=True,
+        **PLAIN,
+    )
+    data = result.content["data"]
+    counts = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    assert not data["labels"]
+    assert 0 < data["objects"] <= len(counts["annotations"])
+    assert 0 < result.rows[0]["destroyed"]["mean"] < 1
+    assert "no class labels" in " ".join(result.content["warnings"])
+
+
+def test_accuracy_near_chance_is_said_first(drawn) -> None:
+    images, labels, _ = drawn
+    wrong = labels.roll(1)
+    result = audit(network(), (images, wrong), ["cutout"], sweep=0, quiet=True, **PLAIN)
+    assert result.content["warnings"][0].startswith("The network is right about")
+
+
+class Larger:
+    def __call__(self, image):
+        return image.resize((40, 40))
+
+
+class Text:
+    def __call__(self, image):
+        return "a picture"
+
+
+class Normalised:
+    def __call__(self, image):
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        return pil_to_tensor(image) / 40.0 - 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": torch.full((70,), 9)}, "its classes do not fit the labels"),
+        ({"augmentations": [Larger()]}, "returned 40 x 40 pixels for an image of 32 x 32"),
+        ({"augmentations": [Text()]}, "returned str; expected an RGB image"),
+        ({"augmentations": [Normalised()]}, "leave the normalisation out"),
+        ({"augmentations": ["cutout:40"]}, "size is 40 and the images have a side of 32"),
+        ({"augmentations": ["cutout:x"]}, "size must be a whole number, got 'x'"),
+        ({"augmentations": ["cutout:speed=3"]}, "has no setting 'speed'"),
+        ({"augmentations": ["cutoff"]}, "'cutoff' is no augmentation"),
+        ({"augmentations": ["keep_mixup"]}, "mixup has no Keep version"),
+        ({"augmentations": ["nowhere_to_be_found:x"]}, "cannot be loaded"),
+        ({"augmentations": []}, "name at least one"),
+        ({"mean": None}, "is not known: give mean and std"),
+        ({"tau": 2.0}, "tau must be in"),
+        ({"images": 0}, "1 or more"),
+        ({"network": nn.Conv2d(3, 4, 3)}, "must return logits"),
+    ],
+)
+def test_bad_input_is_one_sentence(drawn, change, said: str) -> None:
+    images, labels, _ = drawn
+    settings = {"network": network(), "augmentations": ["cutout"], "labels": labels, **PLAIN, **change}
+    model, augmentations, labels = (settings.pop(name) for name in ("network", "augmentations", "labels"))
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        audit(model, (images, labels), augmentations, sweep=0, quiet=True, **settings)
+    assert said in str(caught.value)
+
+
+def test_boxes_outside_and_classes_that_do_not_fit(tmp_path: Path) -> None:
+    root = write_detection(tmp_path / "coco", num_train=2, num_val=3)
+    file = root / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"] = [100, 100, 60, 20]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not lie within its image"):
+        audit(network(), root / "val2017", ["cutout"], boxes=file.name, size=32, **PLAIN)
+    folder = write_classification(tmp_path / "classes", num_train=4, num_val=8, size=(32, 32), num_classes=4)
+    with pytest.raises(ValueError, match="do not fit the 4 of the images"):
+        audit(network(), folder, ["cutout"], classes=["cat", "dog", "bird", "fish"], **PLAIN)
+    assert sorted(CLASSES[:4]) == sorted(path.name for path in (folder / "val").iterdir())
+
+
+def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number, size in enumerate([(32, 32), (40, 36)]):
+        Image.effect_noise(size, 50).convert("RGB").save(tmp_path / f"{number}.png")
+    with pytest.raises(ValueError, match="differ in size"):
+        audit(network(), tmp_path, ["cutout:8"], **PLAIN)
+    assert len(audit(network(), tmp_path, ["cutout:8"], size=32, quiet=True, sweep=0, **PLAIN).rows) == 2
