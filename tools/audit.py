@@ -16,7 +16,7 @@ from pathlib import Path
 
 from keepaug.audit import audit
 from keepaug.audit.augmentations import KINDS
-from keepaug.audit.run import BOUND, default_cache
+from keepaug.audit.run import BOUND
 
 
 def numbers(text: str) -> list[float]:
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             use_labels=not args.no_labels,
             split=args.split,
             device=args.device,
-            cache=None if args.fresh else default_cache(),
+            cache=not args.fresh,
         )
         failures = result.failures(limits)
     except KeyboardInterrupt:

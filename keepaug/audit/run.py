@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import inspect
-import io
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ from keepaug.audit.images import Sample, open_source
 from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
 from keepaug.audit.table import MEASURES, PERCENT, clean_figures, recommended, row_of, sweep_points
 from keepaug.audit.trials import Picture, Trial, run_trials
+from keepaug.runs.cache import cache_file
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import write_atomic, write_json_atomic, write_text_atomic
 
-__all__ = ["BOUND", "Audit", "audit", "default_cache"]
+__all__ = ["BOUND", "Audit", "audit"]
 
 BOUND = 0.95
 TAUS = (0.2, 0.4, 0.6, 0.8)
@@ -123,11 +123,6 @@ class Audit:
         return write_text_atomic(Path(output) / "audit.html", page)
 
 
-def default_cache() -> Path:
-    """Where results are kept: `$XDG_CACHE_HOME/keepaug/audit`, usually `~/.cache/keepaug/audit`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keepaug" / "audit"
-
-
 def audit(
     network: str | Path | nn.Module | Callable[[Tensor], Tensor],
     data: Any,
@@ -148,7 +143,7 @@ def audit(
     use_labels: bool = True,
     split: str | None = None,
     device: str | torch.device = "cpu",
-    cache: str | Path | None = None,
+    cache: bool = False,
     quiet: bool = False,
 ) -> Audit:
     """Measure what augmentations take from images, and what a network makes of it, plain beside Keep.
@@ -174,7 +169,7 @@ def audit(
         use_labels: False takes the network's own answers on the clean images for right.
         split: folder of the data; None: the first of val, test, train.
         device: where the network runs.
-        cache: folder of results by network, data and augmentation; None keeps none.
+        cache: keep results by network, data and augmentation in `$KEEPAUG_CACHE`, and use those kept.
         quiet: no progress bar.
 
     Returns:
@@ -211,7 +206,7 @@ def audit(
     if len({one.spec for one in named}) < len(named):
         raise ValueError(f"an augmentation is named twice: {', '.join(one.spec for one in named)}")
     trials = [_trials_of(one, len(sample), min(sweep, len(sample)), tau, side) for one in named]
-    key = _Key(opened, sample, seed, Path(cache) if cache is not None else None)
+    key = _Key(opened, sample, seed, cache)
     clean, found, pictures = _measured(
         opened,
         sample,
@@ -286,10 +281,10 @@ class _Key:
     network: AuditedNetwork
     sample: Sample
     seed: int
-    folder: Path | None
+    wanted: bool
 
     def file(self, *parts: Any) -> Path | None:
-        if self.folder is None or self.network.identity is None or any(part is None for part in parts):
+        if not self.wanted or self.network.identity is None or any(part is None for part in parts):
             return None
         network = [self.network.identity, self.network.mean, self.network.std, self.network.size]
         told = self.sample.source.labels is not None
@@ -303,7 +298,7 @@ class _Key:
             len(self.sample),
             *parts,
         ]
-        return self.folder / f"{hashlib.sha256(json.dumps(whole, default=str).encode()).hexdigest()[:32]}.pt"
+        return cache_file("audit", json.dumps(whole, default=str), suffix=".pt")
 
     def of(self, trials: Sequence[Trial], num_worst: int) -> Path | None:
         augmentation = trials[0].augmentation
@@ -379,9 +374,8 @@ def _load(file: Path | None) -> Any:
 
 def _store(file: Path | None, content: Any) -> None:
     if file is not None:
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_atomic(file, lambda target: target.write(buffer.getvalue()))
+        with contextlib.suppress(OSError):  # it would only have saved time
+            write_atomic(file, lambda target: torch.save(content, target))
 
 
 def _content(

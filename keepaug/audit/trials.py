@@ -18,6 +18,7 @@ from keepaug.audit.images import Sample
 from keepaug.audit.measures import colour_change, hidden_share, importance_lost, visible_pixels
 from keepaug.audit.networks import AuditedNetwork
 from keepaug.data.batch_transforms import normalise
+from keepaug.modes import evaluating
 from keepaug.runs.progress import progress
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
@@ -136,7 +137,7 @@ def run_trials(
     module = network.module.to(device)
     size = 64 if max(sample.shape) <= 64 else 16
     starts = range(0, len(sample), size)
-    with _evaluating(module), _features(module) as features:
+    with evaluating(module), _features(module) as features:
         for start in progress(starts, "auditing", total=len(starts), disable=quiet):
             _batch(
                 network,
@@ -370,19 +371,6 @@ class _Features:
             )
         vectors = logits if self._seen is None or len(self._seen) != len(inputs) else self._seen.flatten(1)
         return logits.float().cpu(), vectors.float().cpu()
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, as it was outside."""
-    modes = [(one, one.training) for one in module.modules()]
-    try:
-        for one, _ in modes:
-            one.training = False  # an exported program has no eval()
-        yield
-    finally:
-        for one, training in modes:
-            one.training = training
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def test_the_network_is_left_alone_and_a_seed_decides(drawn) -> None:
 
 def test_command_page_cache_and_limits(tmp_path: Path, monkeypatch, capsys) -> None:
     command = tool("audit")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("KEEPAUG_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     root = write_classification(tmp_path / "drawn", num_train=4, num_val=40, size=(32, 32), num_classes=4)
     torch.jit.trace(network().eval(), torch.zeros(1, 3, 32, 32)).save(tmp_path / "net.pt")
