@@ -114,6 +114,10 @@ class UdaConfig:
         "all", choices=("all", "kernels"), help="kernels: not on BatchNorm and biases, FixMatch's"
     )
     ema: float = option(0.9999, low=0, high=0.999999, help="decay of the averaged weights; 0: none")
+    ema_ramp: bool = option(
+        True,
+        help="let the decay rise where the run is so short that the average would be its random beginning",
+    )
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     # machine
     device: str = option("auto", bookkeeping=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,32 +14,25 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.data.batch_transforms import normalise
-from keepaug.models.networks import build_network
-from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
-from keepaug.runs.checkpoint import load_checkpoint, save_checkpoint
-from keepaug.runs.config import ConfigError, to_dict
-from keepaug.runs.distributed import Distributed, setup
+from keepaug.models.weights import NetworkSpec, save_classifier
+from keepaug.runs.config import ConfigError
+from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
 from keepaug.runs.ema import ModelEma
-from keepaug.runs.files import write_atomic, write_json_atomic
-from keepaug.runs.folder import RunFolder
+from keepaug.runs.files import write_json_atomic
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.progress import progress
-from keepaug.runs.result import write_result
+from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.transfer import start_reading, to_device
 from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, part_of, weak_view
-from ssl_uda.batchnorm import synchronise
 from ssl_uda.config import UdaConfig, check, is_shortened, label
 from ssl_uda.data import Data, Stream, open_data
 from ssl_uda.pictures import draw_views
-from ssl_uda.schedule import learning_rate
+from ssl_uda.schedule import ema_decay, learning_rate
 from ssl_uda.step import look, sample_paste, step_loss
 
-__all__ = ["build", "train"]
-
-MAY_CHANGE = ("device", "log_every", "checkpoint_every", "tensorboard", "pictures", "root")
-LABELS = "labels.json"
+__all__ = ["network_spec", "train"]
 
 
 @dataclass
@@ -80,40 +71,38 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
         ValueError: settings or data that cannot be used (ConfigError among them), before training.
         NonFiniteLossError: the loss is no longer a number.
     """
-    started = time.monotonic()
     check(config)
-    output = Path(output)
     world = setup(config.device)
-    folder = None
     try:
         data = open_data(config, world.device)
         run = _prepare(config, world, data)
-        if world.is_main:
-            folder = RunFolder(
-                output, to_dict(config), resume=resume, may_change=MAY_CHANGE, tensorboard=config.tensorboard
-            )
-            _save_labels(run, output)
-        world.barrier()
-        earlier = _restore(run, output, folder) if resume else 0.0
-        _train(run, output, folder, earlier, started)
-        metrics = _finish(run, output, folder, earlier + time.monotonic() - started)
+        with Recorder(
+            output, config, kind="ssl_uda", main=world.is_main, tensorboard=config.tensorboard
+        ) as recorder:
+            run.step = recorder.claim(
+                resume,
+                name=config.name or f"{data.identity['name']}-{config.arch}-{label(config)}",
+                dataset=data.identity,
+                synthetic=data.synthetic,
+                shortened=is_shortened(config),
+                model=run.network,
+                optimizer=run.optimizer,
+                ema=run.ema,
+                history=run.history,
+            )["step"]
+            if world.is_main:
+                write_json_atomic(recorder.path / "labels.json", _labels(run))
+            world.barrier()
+            _train(run, recorder)
+            return _finish(run, recorder)
     finally:
-        if folder is not None:
-            folder.close()
         world.close()
-    return metrics
 
 
-def build(config: UdaConfig, num_classes: int) -> nn.Module:
-    """The network with random weights; Wide ResNets with the shortcut and the last layer of UDA's code."""
-    if not config.arch.startswith("wrn"):
-        return build_network(config.arch, num_classes, stem=config.stem)
-    network = build_network(config.arch, num_classes, shortcut="raw")
-    bound = (
-        num_classes**-0.5
-    )  # by the outputs: `fc` of google-research/uda, `image/randaugment/custom_ops.py`
-    nn.init.uniform_(network.fc.weight, -bound, bound)  # type: ignore[union-attr, arg-type]
-    return network
+def network_spec(config: UdaConfig, num_classes: int) -> NetworkSpec:
+    """How the network is built; Wide ResNets as in UDA's code."""
+    options = {"shortcut": "raw"} if config.arch.startswith("wrn") else {"stem": config.stem}
+    return NetworkSpec(config.arch, num_classes, options)
 
 
 def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
@@ -124,9 +113,9 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
     seed_everything(config.seed)
     split = data.split
     num_unlabelled = config.batch_size * config.unlabelled_ratio
-    network = build(config, len(data.classes)).to(world.device)
+    network = network_spec(config, len(data.classes)).build().to(world.device)
     if config.sync_batchnorm and world.active:
-        synchronise(network)
+        synchronize_batchnorm(network)
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward: Any = network
@@ -168,33 +157,30 @@ def _parameter_groups(network: nn.Module, config: UdaConfig) -> list[dict[str, A
     ]
 
 
-def _train(run: _Run, output: Path, folder: RunFolder | None, earlier: float, started: float) -> None:
-    config = run.config
+def _train(run: _Run, recorder: Recorder) -> None:
+    config, world = run.config, run.world
+    steps = range(run.step, config.steps)
     bar: Any = progress(
-        range(run.step, config.steps),
-        config.algorithm,
-        total=config.steps,
-        initial=run.step,
-        disable=not run.world.is_main,
+        steps, config.algorithm, total=config.steps, initial=run.step, disable=not world.is_main
     )
     run.network.train()
     for step in bar:
         rate = learning_rate(step, config.steps, config.lr, config.warmup_steps)
-        figures = _step(run, step, rate, output)
+        figures = _step(run, step, rate, recorder)
         run.step = step + 1
         last = run.step == config.steps
         if run.step % config.log_every == 0 or last:
             values = _mean_over_processes(run, figures)
-            if folder is not None:
-                folder.log(
-                    run.step, {f"train/{key}": value for key, value in values.items()} | {"train/lr": rate}
-                )
-                if hasattr(bar, "set_postfix"):
-                    bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
+            recorder.log(
+                run.step, {f"train/{key}": value for key, value in values.items()} | {"train/lr": rate}
+            )
+            if hasattr(bar, "set_postfix"):
+                bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
         if run.step % config.eval_every == 0 or last:
-            _evaluate_and_log(run, folder)
+            run.history.append(_accuracy(run, run.ema.model if run.ema is not None else run.network))
+            recorder.log(run.step, {"val/accuracy": run.history[-1]})
         if run.step % config.checkpoint_every == 0 or last:
-            _save(run, output, earlier + time.monotonic() - started)
+            recorder.save(run.step)
 
 
 def _pixels(run: _Run, images: Tensor) -> Tensor:
@@ -202,7 +188,7 @@ def _pixels(run: _Run, images: Tensor) -> Tensor:
     return pixels.contiguous(memory_format=torch.channels_last) if run.config.channels_last else pixels
 
 
-def _step(run: _Run, step: int, rate: float, output: Path) -> dict[str, Tensor]:
+def _step(run: _Run, step: int, rate: float, recorder: Recorder) -> dict[str, Tensor]:
     config, world, data = run.config, run.world, run.data
     device = world.device
     # Every step has its own streams, so that a resumed run goes on as the first one, however many processes there are.
@@ -226,16 +212,13 @@ def _step(run: _Run, step: int, rate: float, output: Path) -> dict[str, Tensor]:
         group["lr"] = rate
     run.optimizer.step()
     if run.ema is not None:
+        run.ema.decay = ema_decay(step, config.steps, config.ema, ramp=config.ema_ramp)
         run.ema.update(run.network)
     # Here, so that a GPU has the rest of the step to do while the host waits.
     if read_heat is not None:
-        check_finite(float(read_heat()), step, _last_checkpoint(output), what="saliency")
-    check_finite(float(read_loss()), step, _last_checkpoint(output))
+        check_finite(float(read_heat()), step, recorder.last_checkpoint, what="saliency")
+    check_finite(float(read_loss()), step, recorder.last_checkpoint)
     return parts.figures
-
-
-def _last_checkpoint(output: Path) -> Path | None:
-    return output / CHECKPOINT if (output / CHECKPOINT).is_file() else None
 
 
 def _unlabelled(
@@ -250,7 +233,7 @@ def _unlabelled(
     clean = views.clean
     if config.channels_last:
         clean = clean.contiguous(memory_format=torch.channels_last)
-    target_logits, heat = look(run.seen, clean, config)
+    target_logits, heat = look(run.seen, clean, config, only=draws.policy.changes)
     pasted, read_heat = None, None
     if heat is not None:
         heat, read_heat = only_finite(heat)
@@ -278,54 +261,14 @@ def _accuracy(run: _Run, network: nn.Module) -> float:
     return 100 * float(run.world.sum(right)) / len(images)
 
 
-def _evaluate_and_log(run: _Run, folder: RunFolder | None) -> None:
-    accuracy = _accuracy(run, run.ema.model if run.ema is not None else run.network)
-    run.history.append(accuracy)
-    if folder is not None:
-        folder.log(run.step, {"val/accuracy": accuracy})
-
-
-def _save_labels(run: _Run, output: Path) -> None:
-    """Write `labels.json`; on a resumed run, hold it against the one there."""
+def _labels(run: _Run) -> dict[str, Any]:
+    """Which images keep their labels, for `labels.json`."""
     config, data = run.config, run.data
     seed = config.seed if config.split_seed < 0 else config.split_seed
-    content = data.split.describe(data.classes, config.split, seed) | {"dataset": data.identity}
-    path = output / LABELS
-    if path.is_file() and (output / CHECKPOINT).is_file() and json.loads(path.read_text()) != content:
-        raise ConfigError(f"{path} was written for other data or labels; the run cannot be resumed on these")
-    write_json_atomic(path, content)
+    return data.split.describe(data.classes, config.split, seed) | {"dataset": data.identity}
 
 
-def _save(run: _Run, output: Path, seconds: float) -> None:
-    if not run.world.is_main:
-        return
-    state = {
-        "model": run.network.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "ema": run.ema.state_dict() if run.ema is not None else None,
-        "step": run.step,
-        "history": run.history,
-        "seconds": seconds,
-    }
-    save_checkpoint(output, state)
-
-
-def _restore(run: _Run, output: Path, folder: RunFolder | None) -> float:
-    state = load_checkpoint(output)
-    if state is None:
-        return 0.0
-    run.network.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    if run.ema is not None:
-        run.ema.load_state_dict(state["ema"])
-    run.step, run.history = state["step"], state["history"]
-    if folder is not None:
-        folder.truncate_metrics(run.step)
-        print(f"resuming at step {run.step}", flush=True)
-    return float(state["seconds"])
-
-
-def _finish(run: _Run, output: Path, folder: RunFolder | None, seconds: float) -> dict[str, float]:
+def _finish(run: _Run, recorder: Recorder) -> dict[str, float]:
     config, data, history = run.config, run.data, run.history
     metrics = {
         "accuracy": history[-1],
@@ -333,50 +276,30 @@ def _finish(run: _Run, output: Path, folder: RunFolder | None, seconds: float) -
         "median_last_20": statistics.median(history[-20:]),
         "accuracy_last_weights": _accuracy(run, run.network),
     }
-    if folder is None:
+    if not run.world.is_main:
         return metrics
-    _save_weights(run, output / "weights.pt")
-    artifacts = {"weights": "weights.pt", "labels": LABELS}
-    if config.pictures:
-        artifacts["views"] = _draw(run, output / "views.png").name
-    write_result(
-        output,
-        kind="ssl_uda",
-        name=config.name or f"{data.identity['name']}-{config.arch}-{label(config)}",
-        metrics=metrics,
-        seed=config.seed,
-        config=to_dict(config),
-        dataset=data.identity,
-        synthetic=data.synthetic,
-        shortened=is_shortened(config),
-        wall_time_s=seconds,
-        artifacts=artifacts,
-        extra={
-            "steps": run.step,
-            "history": history,
-            "world_size": run.world.world_size,
-            "labels_per_class": dict(zip(data.classes, data.split.counts, strict=True)),
-            "num_unlabelled": len(data.split.unlabelled),
-        },
+    save_classifier(
+        recorder.path / "weights.pt",
+        run.network,
+        network_spec(config, len(data.classes)),
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        provenance=recorder.provenance | {"steps": run.step, "metrics": metrics},
+        averaged=run.ema.state_dict() if run.ema is not None else None,
     )
-    return metrics
-
-
-def _save_weights(run: _Run, path: Path) -> None:
-    content: dict[str, Any] = {
-        "state_dict": {key: value.cpu() for key, value in run.network.state_dict().items()},
-        "arch": run.config.arch,
-        "stem": run.config.stem,
-        "num_classes": len(run.data.classes),
-        "classes": run.data.classes,
-        "mean": list(run.data.mean),
-        "std": list(run.data.std),
-        "color_order": "RGB",
-        "method": label(run.config),
+    artifacts = {"weights": "weights.pt", "labels": "labels.json"}
+    if config.pictures:
+        artifacts["views"] = _draw(run, recorder.path / "views.png").name
+    extra = {
+        "steps": run.step,
+        "history": history,
+        "world_size": run.world.world_size,
+        "labels_per_class": dict(zip(data.classes, data.split.counts, strict=True)),
+        "num_unlabelled": len(data.split.unlabelled),
     }
-    if run.ema is not None:
-        content["state_dict_ema"] = {key: value.cpu() for key, value in run.ema.state_dict().items()}
-    write_atomic(path, lambda file: torch.save(content, file))
+    recorder.finish(metrics, artifacts=artifacts, extra=extra)
+    return metrics
 
 
 def _draw(run: _Run, path: Path) -> Path:

@@ -42,6 +42,11 @@ class Draws(NamedTuple):
     negative: Tensor
     centre: Tensor
 
+    @property
+    def changes(self) -> Tensor:
+        """(N,) bool, images that at least one operation is done to."""
+        return (self.applied & (self.operation >= 0)).any(dim=1)
+
     def rows(self, part: slice | Tensor) -> Draws:
         """The draws of some of the images."""
         return Draws(*(values[part] for values in self))

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from keepaug.regions import Regions
-from keepaug.runs.distributed import Distributed
+from keepaug.runs.distributed import Distributed, gather_all
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
+from keepaug.transfer import to_device
 from ssl_uda.algorithms import ALGORITHMS, LossParts, Outputs
 from ssl_uda.augment import Views, paste_rule
 from ssl_uda.config import UdaConfig
@@ -30,13 +30,17 @@ def shares_forward(config: UdaConfig) -> bool:
     return config.keep and config.target_mode == "eval" and config.saliency_scale == 1
 
 
-def look(network: nn.Module, clean: Tensor, config: UdaConfig) -> tuple[Tensor | None, Tensor | None]:
+def look(
+    network: nn.Module, clean: Tensor, config: UdaConfig, *, only: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
     """What the network, in evaluation mode, makes of the clean view before the step's forward pass.
 
     Args:
         network: unwrapped, perhaps compiled.
         clean: (N, 3, H, W).
         config: settings.
+        only: (N,) bool on the CPU, images whose map is wanted: the strong view of the others is the clean one, whatever is
+            pasted. Their maps are 0.
 
     Returns:
         The logits (N, classes) with target_mode=eval, else None; and the max-logit saliency (N, H, W) with keep,
@@ -51,8 +55,12 @@ def look(network: nn.Module, clean: Tensor, config: UdaConfig) -> tuple[Tensor |
 
     heat = None
     if config.keep:
-        forward = watched if shares_forward(config) else None
-        heat = saliency_map(network, clean, forward=forward, scale=config.saliency_scale)
+        if shares_forward(config):
+            heat = saliency_map(network, clean, forward=watched)
+            if only is not None:
+                heat = heat.masked_fill(~to_device(only, heat.device)[:, None, None], 0)
+        else:
+            heat = saliency_map(network, clean, only=only, scale=config.saliency_scale)
     if config.target_mode == "eval" and not logits:
         with _evaluating(network), torch.no_grad():
             watched(clean)
@@ -80,10 +88,8 @@ def sample_paste(
     generator = make_generator(config.seed, "paste", step)
     if world is None or not world.active:
         return paste_rule(config).sample(clean, heat, generator=generator)
-    maps = [torch.empty_like(heat) for _ in range(world.world_size)]
-    dist.all_gather(maps, heat.contiguous())
     whole = clean[:1].expand(len(heat) * world.world_size, *clean.shape[1:])
-    regions = paste_rule(config).sample(whole, torch.cat(maps), generator=generator)
+    regions = paste_rule(config).sample(whole, gather_all(heat), generator=generator)
     first = world.rank * len(heat)
     return Regions(*(values[first : first + len(heat)] for values in regions))
 

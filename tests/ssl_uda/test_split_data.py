@@ -116,6 +116,9 @@ def test_views_share_crop_and_flip_so_that_the_paste_is_aligned() -> None:
     alone = draws._replace(policy=draws.policy._replace(applied=torch.zeros_like(draws.policy.applied)))
     same = make_views(images, alone, config, MEAN, STD)
     assert torch.equal(same.clean, same.strong)
+    idle = ~draws.policy.changes  # what is pasted into these changes nothing, so that they need no map
+    assert 0 < int(idle.sum()) < 32
+    assert torch.equal(views.clean[idle], views.strong[idle])
     assert torch.equal(same.clean, views.clean)
     assert not torch.equal(views.clean, views.strong)
     heat = torch.rand(32, 24, 24)

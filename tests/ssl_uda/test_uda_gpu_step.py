@@ -72,7 +72,7 @@ def test_a_step_waits_for_its_loss_alone(algorithm: str, keep: bool, crops: str)
             mock.patch.object(run.optimizer, "step", side_effect=lambda: events.append("optimizer")),
             mock.patch("keepaug.runs.guard.start_reading", start),
         ):
-            loop._step(run, 0, 0.1, Path("nowhere"))
+            loop._step(run, 0, 0.1, mock.Mock(last_checkpoint=None))
     assert watch.waits == []
     number = 2 if keep else 1
     assert events == ["start"] * number + ["optimizer"] + ["read"] * number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,17 +17,20 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
+from keepaug.data.batch_transforms import normalise
 from keepaug.data.synthetic import write_classification
+from keepaug.models import build_network
+from keepaug.models.weights import load_classifier
 from keepaug.runs.config import ConfigError, load_config
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.saliency import saliency_map
-from ssl_uda import ALGORITHMS, UdaConfig, train
+from ssl_uda import ALGORITHMS, UdaConfig, loop, train
 from ssl_uda.algorithms import fixmatch
 from ssl_uda.algorithms.fixmatch import pseudo_labels
 from ssl_uda.algorithms.uda import sharpened
 from ssl_uda.augment import Views
-from ssl_uda.batchnorm import SyncedBatchNorm2d, synchronise
-from ssl_uda.loop import build
+from ssl_uda.data import open_data
+from ssl_uda.loop import network_spec
 from ssl_uda.policy import apply_policy, draw_policy
 from ssl_uda.step import look, shares_forward, step_loss
 
@@ -132,7 +136,7 @@ def test_options_of_the_loss() -> None:
 def test_shared_pass_is_exact_where_it_is_used() -> None:
     """target_mode=eval at full resolution: one pass gives the same logits and the same map, bit for bit."""
     torch.manual_seed(0)
-    network = build(small("arch=wrn10_1"), 4).train()
+    network = network_spec(small("arch=wrn10_1"), 4).build().train()
     clean = torch.randn(5, 3, 16, 16)
     for _ in range(2):  # statistics that are not the initial ones
         network(clean)
@@ -158,6 +162,7 @@ def test_shared_pass_is_exact_where_it_is_used() -> None:
     assert look(network, clean, small()) == (None, None)
     assert not calls
     assert look(network, clean, small("target_mode=eval"))[1] is None
+    calls.clear()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert network.training
     # and why it is not with target_mode=train: the training-mode gradient is another one
@@ -183,16 +188,33 @@ def test_every_algorithm_runs_and_records_itself(variant: str, drawn: Path, tmp_
     labels = json.loads((tmp_path / "labels.json").read_text())
     assert labels["per_class"] == {name: 3 for name in result["extra"]["labels_per_class"]}
     assert len(labels["labelled"]) == 6
-    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
-    averaged = build(settings, 2)
-    averaged.load_state_dict(weights["state_dict_ema"])
-    assert any(
-        not torch.equal(weights["state_dict"][key], value) for key, value in averaged.state_dict().items()
-    )
     assert (tmp_path / result["artifacts"]["views"]).stat().st_size > 1000
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert ("train/mask_rate" in lines[0]) == (variant != "supervised")
     assert result["name"] == f"drawn-wrn10_1-{variant}-6labels"
+
+
+@pytest.mark.parametrize("arch", ["wrn10_1", "resnet18"])
+def test_loaded_weights_are_the_network_that_was_evaluated(arch: str, drawn: Path, tmp_path: Path) -> None:
+    settings = config(drawn, "steps=12", "lr=0.1", f"arch={arch}", variant="supervised")
+    metrics = train(settings, tmp_path)
+    loaded = load_classifier(tmp_path / "weights.pt")
+    data = open_data(settings, torch.device("cpu"))
+    images = normalise(data.val_images, loaded.mean, loaded.std)
+    logits = loaded.network(images)
+    assert 100 * float((logits.argmax(1) == data.val_labels).double().mean()) == metrics["accuracy"]
+    content = torch.load(tmp_path / "weights.pt", weights_only=True)
+    trained = network_spec(settings, 2).build().eval()
+    trained.load_state_dict(content["state_dict_ema"])
+    assert torch.equal(logits, trained(images))
+    assert not torch.equal(logits, load_classifier(tmp_path / "weights.pt", averaged=False).network(images))
+    if arch.startswith("wrn"):
+        other = build_network(arch, 2, shortcut="activated").eval()  # equal shapes, another function
+        other.load_state_dict(content["state_dict_ema"])
+        assert not torch.allclose(logits, other(images), atol=1e-3)
+    assert loaded.provenance["recipe"]["algorithm"] == "supervised"
+    assert loaded.provenance["dataset"] == data.identity
+    assert loaded.provenance["synthetic"]
 
 
 def test_averaged_weights_and_statistics_are_what_is_evaluated(drawn: Path, tmp_path: Path) -> None:
@@ -202,7 +224,7 @@ def test_averaged_weights_and_statistics_are_what_is_evaluated(drawn: Path, tmp_
         1,
         2,
     ):  # TSA off: the steps of the longer run begin like the shorter one's, but for its learning rate
-        train(config(drawn, f"steps={steps}", "lr=0", "ema=0.75"), tmp_path / str(steps))
+        train(config(drawn, f"steps={steps}", "lr=0", "ema=0.75", "ema_ramp=false"), tmp_path / str(steps))
         states.append(torch.load(tmp_path / str(steps) / "weights.pt", weights_only=True))
     for key, value in states[1]["state_dict_ema"].items():
         if key.endswith("running_mean"):
@@ -286,17 +308,6 @@ def test_two_processes_are_one(drawn: Path, tmp_path: Path) -> None:
     assert moved > 1e-3  # without it the statistics are those of a half: the agreement above is no accident
 
 
-def test_synchronised_batchnorm_keeps_parameters_and_is_batchnorm_alone() -> None:
-    network = build(small("arch=wrn10_1"), 3)
-    before = dict(network.named_parameters())
-    images = torch.randn(4, 3, 16, 16)
-    expected = network.train()(images)
-    synced = synchronise(network)
-    assert all(before[name] is parameter for name, parameter in synced.named_parameters())
-    assert sum(isinstance(module, SyncedBatchNorm2d) for module in synced.modules()) == 7
-    torch.testing.assert_close(synced(images), expected)
-
-
 def test_resume_refuses_other_settings_and_other_data(drawn: Path, tmp_path: Path) -> None:
     train(config(drawn), tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run already"):
@@ -306,7 +317,7 @@ def test_resume_refuses_other_settings_and_other_data(drawn: Path, tmp_path: Pat
     other = write_classification(
         tmp_path / "other", num_train=30, num_val=10, num_classes=2, size=(20, 20), seed=9
     )
-    with pytest.raises(ConfigError, match=r"labels.json was written for other data"):
+    with pytest.raises(ConfigError, match=r"the data \(was drawn: 30 train, 10 val"):
         train(config(other), tmp_path / "run", resume=True)
 
 
@@ -316,6 +327,22 @@ def test_diverging_stops_with_the_step(variant: str, what: str, drawn: Path, tmp
         NonFiniteLossError, match=f"the {what} is .* at step 1; the last good checkpoint is .*checkpoint.pt"
     ):
         train(config(drawn, "lr=1e20", "steps=20", "checkpoint_every=1", variant=variant), tmp_path)
+
+
+@pytest.mark.parametrize("bad", [2, 3])
+def test_weights_that_are_no_numbers_are_never_saved(
+    bad: int, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a checkpoint's step, or of the last one, is fine; what its gradient does to the weights is not."""
+    monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: math.inf if step + 1 == bad else 0.01)
+    with pytest.raises(
+        NonFiniteLossError, match="no longer finite, so it is not saved; the last good checkpoint"
+    ):
+        train(config(drawn, "checkpoint_every=1"), tmp_path)
+    assert not list(tmp_path.glob("result.json")) + list(tmp_path.glob("weights.pt"))
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == bad - 1
+    assert all(value.isfinite().all() for value in saved["model"].values())
 
 
 def test_unlabelled_images_teach(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from keepaug.runs.timing import Table, interleaved
 from ssl_uda.algorithms.supervised import supervised_losses
 from ssl_uda.augment import draw_step, finish_strong, make_views, weak_view
 from ssl_uda.config import UdaConfig
-from ssl_uda.loop import build
+from ssl_uda.loop import network_spec
 from ssl_uda.policy import OPERATIONS, Draws, apply_policy
 from ssl_uda.step import look, sample_paste, step_loss
 
@@ -36,7 +36,7 @@ def uda_section(
     batch_size = 2 if shrink else (64 if device.type == "cuda" else 8)
     config = UdaConfig(arch=chosen, batch_size=batch_size)
     torch.manual_seed(0)
-    network = build(config, 10).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    network = network_spec(config, 10).build().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
     num = config.batch_size * config.unlabelled_ratio
     pool = torch.randint(256, (num, 3, 32, 32), dtype=torch.uint8, device=device)
