@@ -74,6 +74,7 @@ class Recorder:
     ) -> None:
         self.path, self.main = Path(output), main
         self._started, self._earlier = time.monotonic(), 0.0
+        self._cpu_started, self._cpu_earlier = time.process_time(), 0.0
         self._has_run, self._tensorboard = has_run, tensorboard
         self._config = dict(config) if isinstance(config, Mapping) else to_dict(config)
         self._changed = changed or (lambda before: changed_settings(before, config))
@@ -161,6 +162,7 @@ class Recorder:
             if part is not None and state.get(key) is not None:
                 _restore(part, state[key])
         self._earlier = float(state.get("seconds", 0.0))
+        self._cpu_earlier = float(state.get("cpu_seconds", 0.0))
         if self.main:
             write_text_atomic(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
             about = {key: self._run[key] for key in ("kind", "dataset", "started_from", "revisions")}
@@ -180,6 +182,11 @@ class Recorder:
     def seconds(self) -> float:
         """Since the run began, without the pauses between interruption and continuation."""
         return self._earlier + time.monotonic() - self._started
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of this process, all threads, in all parts of the run; what others do on the machine hardly matters."""
+        return self._cpu_earlier + time.process_time() - self._cpu_started
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -221,8 +228,9 @@ class Recorder:
             return
         os.fsync(self._metrics.fileno())  # no line that the checkpoint counts may be lost
         state = {name: _state_of(part) for name, part in self._parts.items()} | more
+        times = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
         lines = (self.path / METRICS).read_bytes().count(b"\n")
-        save_checkpoint(self.path, state | {"step": step, "seconds": self.seconds, "metrics_lines": lines})
+        save_checkpoint(self.path, state | times | {"step": step, "metrics_lines": lines})
 
     def finish(
         self,
@@ -233,6 +241,7 @@ class Recorder:
     ) -> None:
         """Write result.json, see `keepaug.runs.result.record_result`."""
         if self.main:
+            extra = {**(extra or {}), "cpu_time_s": round(self.cpu_seconds, 3)}
             record_result(
                 self.path, self._run, metrics, wall_time_s=self.seconds, artifacts=artifacts, extra=extra
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy
@@ -140,7 +141,10 @@ def test_resumed_run_equals_the_whole_one(
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "halves")
     monkeypatch.setattr(loop, "_step", step)
+    before = torch.load(tmp_path / "halves" / "checkpoint.pt", weights_only=True)["cpu_seconds"]
     train(settings, tmp_path / "halves", resume=True)
+    spent = json.loads((tmp_path / "halves" / "result.json").read_text())["extra"]["cpu_time_s"]
+    assert 0 < before < spent  # the processor time of both parts
     whole, halves = (load_classifier(tmp_path / name / "weights.pt").network for name in ("whole", "halves"))
     for key, value in whole.state_dict().items():
         assert torch.equal(value, halves.state_dict()[key]), key
