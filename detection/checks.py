@@ -241,8 +241,7 @@ def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
             f"{path} is not the file that its sidecar {path.name}.json describes (SHA-256 differs): one of them was "
             "replaced; convert again"
         )
-    for key, wanted in _wanted(sidecar).items():
-        _compare(key, _value(cfg, key), wanted, sidecar)
+    _compare(cfg, _wanted(sidecar), sidecar)
     return [f"backbone: {sidecar.architecture} from {sidecar.source}"]
 
 
@@ -270,12 +269,11 @@ def _check_without_sidecar(
         raise WeightsError(f"MODEL.WEIGHTS {path}: {error}") from error
     if caffe2:
         known = of_caffe2(found, source=path.name)
-        for key, wanted in _wanted(known).items():
-            _compare(key, _value(cfg, key), wanted, known)
+        _compare(cfg, _wanted(known), known)
         return [f"backbone: {found.name} from {path.name} under Caffe2's names, as in Detectron2's model zoo"]
     plain = Sidecar.of(found, sha256="", source=str(path))
-    for key in ("MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"):
-        _compare(key, _value(cfg, key), _wanted(plain)[key], plain)
+    shapes = ("MODEL.RESNETS.DEPTH", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP")
+    _compare(cfg, {key: _wanted(plain)[key] for key in shapes}, plain)
     return [
         f"{path} has no sidecar: mean, std, colour order and stride cannot be checked; they are INPUT.FORMAT "
         f"{cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}, MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)}, "
@@ -313,16 +311,24 @@ _REASONS = {
 }
 
 
-def _compare(key: str, value: Any, wanted: Any, sidecar: Sidecar) -> None:
-    if isinstance(wanted, list):
-        same = len(value) == len(wanted) and all(
-            abs(a - b) < 0.01 for a, b in zip(value, wanted, strict=True)
-        )
-        value = list(value)
-    else:
-        same = value == wanted
-    if not same:
-        raise ConfigMismatchError(
-            f"{key} is {value}, but the backbone ({sidecar.architecture} from {sidecar.source}) wants {wanted}: "
-            f"{_REASONS[key]}; set {key} {wanted}"
-        )
+def _compare(cfg: Any, wanted: Mapping[str, Any], sidecar: Sidecar) -> None:
+    wrong = {key: value for key, value in wanted.items() if not _fits(_value(cfg, key), value)}
+    if not wrong:
+        return
+    lines = [
+        f"{key} is {_value(cfg, key)}, but the backbone ({sidecar.architecture} from {sidecar.source}) wants {value}: "
+        f"{_REASONS[key]}"
+        for key, value in wrong.items()
+    ]
+    settings = " ".join(
+        f"{key} {str(value).replace(' ', '') if isinstance(value, list) else value}"
+        for key, value in wrong.items()
+    )
+    raise ConfigMismatchError(f"{'; '.join(lines)}; set {settings}")
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if not isinstance(wanted, list):
+        return bool(value == wanted)
+    pairs = zip(value, wanted, strict=False)
+    return len(value) == len(wanted) and all(abs(a - b) < 0.01 for a, b in pairs)

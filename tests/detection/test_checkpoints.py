@@ -13,42 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from convert_helpers import State, caffe2, state_of, trunk
 
 import detection.reading
-from detection.architecture import Architecture, ArchitectureError, detectron2_key
+from detection.architecture import ArchitectureError, detectron2_key
 from detection.checks import check_name, check_state, load_detectron2_file
 from detection.convert import convert
 from detection.reading import WeightsError, read_classifier
 from detection.sidecar import read_sidecar, started_from
 
-State = dict[str, torch.Tensor]
-
-
-def state_of(depth: int = 18, shift: float = 0.0, classes: int = 7) -> State:
-    """A ResNet's tensors, each constant and unlike the others, that need no memory: one stored number each."""
-    shapes = dict(Architecture(depth).expected_shapes())
-    if classes:
-        shapes |= {"fc.weight": (classes, 512 if depth < 50 else 2048), "fc.bias": (classes,)}
-    state = {
-        key: torch.tensor(0.5 + shift + number / 1024).expand(shape)
-        for number, (key, shape) in enumerate(shapes.items())
-    }
-    counters = {
-        key.replace("running_mean", "num_batches_tracked"): torch.tensor(3)
-        for key in state
-        if key.endswith("running_mean")
-    }
-    return state | counters
-
 
 def under(prefix: str, state: State) -> State:
     return {prefix + key: value for key, value in state.items()}
-
-
-def trunk(state: State) -> State:
-    return {
-        k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")
-    }
 
 
 def same(found: State, wanted: State) -> bool:
@@ -463,22 +439,6 @@ def test_a_sidecar_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     )
     assert started_from(done.output)["sha256"] == "f" * 64
     assert started_from(done.output)["provenance"]["method"] == "cutout"
-
-
-def caffe2(state: State) -> dict[str, np.ndarray]:
-    """Detectron's names of a ResNet-50's tensors; the statistics have none."""
-    parts = {"conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c", "shortcut": "branch1"}
-    found = {}
-    for key, value in ((detectron2_key(key), value.numpy()) for key, value in trunk(state).items()):
-        if key.endswith(("running_mean", "running_var")):
-            continue
-        end = {"norm.weight": "bn_s", "norm.bias": "bn_b", "weight": "w"}[re.search(r"(norm\.)?\w+$", key)[0]]
-        stage, block, part, *_ = key.split(".")
-        if stage == "stem":
-            found["res_conv1_bn_" + end[-1] if "bn" in end else "conv1_w"] = value
-        else:
-            found[f"{stage}_{block}_{parts[part]}_{end}"] = value
-    return found
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from convert_helpers import caffe2
 from torchvision.models import resnet18
 
+from detection.architecture import Architecture
 from detection.config import ConfigError
 from detection.convert import convert
 from detection.driver import run
@@ -63,6 +67,60 @@ def test_weights_that_contradict_the_config_are_refused(root: Path, tmp_path: Pa
     assert any("ResNet-18" in note for note in prepared.notes)
     with pytest.raises(ConfigError, match=r"set INPUT\.FORMAT RGB"):
         prepare(job(root, tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "b.pth"), "INPUT.FORMAT", "BGR"))
+
+
+ZOO = (
+    "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "256", "MODEL.RESNETS.STRIDE_IN_1X1", "True", "INPUT.FORMAT", "BGR",
+    "MODEL.PIXEL_MEAN", "[103.53,116.28,123.675]", "MODEL.PIXEL_STD", "[1.0,1.0,1.0]",
+)  # fmt: skip
+
+
+def test_caffe2_weights_want_the_zoos_config(root: Path, tmp_path: Path) -> None:
+    shapes = Architecture(50).expected_shapes()
+    state = {key: torch.ones(()).expand(shape) for key, shape in shapes.items()}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2(state)))
+    opts = ("MODEL.WEIGHTS", str(tmp_path / "R-50.pkl"))
+    notes = prepare(job(root, tmp_path / "run", *opts, *ZOO)).notes
+    assert any("ResNet-50 from R-50.pkl under Caffe2's names" in note for note in notes)
+    with pytest.raises(ConfigError) as caught:
+        prepare(job(root, tmp_path / "run", *opts))
+    assert all(
+        f"{key} {value}" in str(caught.value)
+        for key, value in zip(ZOO[::2], ZOO[1::2], strict=True)
+        if "OUT" not in key
+    )
+
+
+class Runs:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)])
+@pytest.mark.parametrize("name", ["evil.pkl", "evil.pth", "evil.pyth"])
+def test_no_way_of_giving_weights_runs_them(engine: str, name: str, root: Path, tmp_path: Path) -> None:
+    mark, evil, output = tmp_path / "executed", tmp_path / name, tmp_path / "run"
+    content = {
+        "model": {"backbone.bottom_up.res2.0.conv1.weight": np.ones(1)},
+        "trainer": Runs(mark),
+        "__author__": "x",
+    }
+    evil.write_bytes(pickle.dumps(content))
+    output.mkdir()
+    weights = ("MODEL.WEIGHTS", str(evil))
+    with pytest.raises(ValueError, match="any program"):
+        run(job(root, output, *weights, engine=engine))
+    with pytest.raises(ValueError, match="any program"):
+        run(job(root, output, *weights, engine=engine, eval_only=True))
+    (output / "last_checkpoint").write_text(f"../{name}")
+    with pytest.raises(ValueError, match=r"any program|cannot be read"):
+        run(job(root, output, engine=engine, eval_only=True, resume=True))
+    with pytest.raises(ValueError, match=r"any program|cannot be read"):
+        run(job(root, output, engine=engine, resume=True))
+    assert not mark.exists()
 
 
 def test_auto_engine_says_which() -> None:

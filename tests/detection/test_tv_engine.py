@@ -41,6 +41,32 @@ def test_weights_go_there_and_back(kind: str) -> None:
         load_detectron2_state(second, {**state, "extra": torch.zeros(1)})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_of_other_classes_is_fine_tuned_but_for_its_last_layers(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = to_detectron2_state(random_model(config(kind)))
+    number = "5"
+    model = build_model(
+        config(kind, "MODEL.ROI_HEADS.NUM_CLASSES", number, "MODEL.RETINANET.NUM_CLASSES", number)
+    )
+    before = to_detectron2_state(model)
+    loaded = load_backbone(model, trained, "trained.pth")
+    after, said = to_detectron2_state(model), capsys.readouterr().out
+    fresh = {key for key in trained if trained[key].shape != after[key].shape}
+    assert fresh
+    assert loaded == len(trained) - len(fresh)
+    assert all(torch.equal(after[key], before[key] if key in fresh else trained[key]) for key in trained)
+    assert all(key in said for key in fresh)
+    with pytest.raises(WeightsError, match=r"has the shape .* check NUM_CLASSES"):
+        load_detectron2_state(model, trained)  # an evaluation needs all of them
+    body = next(key for key in trained if key.endswith("res2.0.conv1.weight"))
+    with pytest.raises(WeightsError, match="has the shape"):
+        load_backbone(model, {**trained, body: trained[body][:3]}, "trained.pth")
+    assert load_backbone(build_model(config(kind)), trained, "x") == len(trained)
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("kind", "frozen"), [("fpn", 2), ("fpn", 0), ("retinanet", 5)])
 def test_frozen_parts_stay_frozen_and_the_rest_learns(kind: str, frozen: int) -> None:
     cfg = config(kind, "MODEL.BACKBONE.FREEZE_AT", str(frozen))
