@@ -8,6 +8,7 @@ user's own code and is run.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import re
@@ -377,26 +378,35 @@ def _load_torchscript(path: Path) -> nn.Module:
 
 
 # What torch writes into the expressions of a program's sizes; they are evaluated as Python when it is read.
-_SYMBOLS = re.compile(
-    r"(?:[suz]|zuf|zf|u)\d+|Mod|PythonMod|FloorDiv|CeilDiv|ModularIndexing|Max|Min|True|False|int_oo|oo"
+_SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'(?:, \w+=(?:True|False))*\)")
+_WORDS = re.compile(
+    r"[a-z]+\d+|Integer|Rational|Add|Mul|Pow|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|Where|Max|Min|And|Or|Not|Eq|Ne|"
+    r"Lt|Le|Gt|Ge|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|Equality|Unequality|True|False|true|false|oo|int_oo"
 )
+_OPERATORS = ("torch.ops.", "_operator.", "math.", "torch.sym_", "torch._sym_")
 _PLAIN = re.compile(r"[\w\s+\-*/(),<>=&|~.]*")
+
+
+def _is_size(expression: str) -> bool:
+    plain = _SYMBOL.sub("s0", expression)
+    return bool(_PLAIN.fullmatch(plain)) and all(map(_WORDS.fullmatch, re.findall(r"[A-Za-z_]\w*", plain)))
 
 
 def _refuse_programs(path: Path) -> None:
     """Raise unless a torch.export archive is data alone.
 
-    torch.export.load falls back to full unpickling for parts that restricted unpickling refuses, and evaluates size expressions.
+    torch.export.load falls back to full unpickling for parts that restricted unpickling refuses, evaluates size expressions, and looks
+    the called functions up by name.
 
     Raises:
-        ValueError: a part that needs unpickling, or an expression that is none of sizes.
+        ValueError: a part that needs unpickling, an expression that is none of sizes, or a call of anything but operators.
     """
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             content = archive.read(name)
             if name.endswith(".json"):
                 try:
-                    _refuse_expressions(json.loads(content), path)
+                    _refuse_code(json.loads(content), path)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{path}: {name} is damaged ({error})") from error
             elif content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
@@ -415,21 +425,18 @@ def _refuse_pickles(content: bytes, name: str, path: Path) -> None:
         ) from error
 
 
-def _refuse_expressions(content: Any, path: Path) -> None:
+def _refuse_code(content: Any, path: Path) -> None:
     if isinstance(content, dict):
-        for key, value in content.items():
-            if key == "use_pickle" and value:
-                continue
-            if key == "expr_str" and isinstance(value, str):
-                words = re.findall(r"[A-Za-z_]\w*", value)
-                if not _PLAIN.fullmatch(value) or not all(_SYMBOLS.fullmatch(word) for word in words):
-                    raise ValueError(
-                        f"{path} is refused: the size expression {value[:60]!r} in it is no size"
-                    )
-            _refuse_expressions(value, path)
-    elif isinstance(content, list):
+        target = content.get("target")
+        if "outputs" in content and isinstance(target, str) and not target.startswith(_OPERATORS):
+            raise ValueError(f"{path} is refused: {target[:60]!r}, which it calls, is no operator of torch")
+        expression = content.get("expr_str")
+        if isinstance(expression, str) and not _is_size(expression):
+            raise ValueError(f"{path} is refused: the size expression {expression[:60]!r} in it is no size")
+        content = list(content.values())
+    if isinstance(content, list):
         for value in content:
-            _refuse_expressions(value, path)
+            _refuse_code(value, path)
 
 
 def _load_exported(path: Path) -> nn.Module:
@@ -441,7 +448,9 @@ def _load_exported(path: Path) -> nn.Module:
             f"{path} cannot be read by this torch.export ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
             "export it again with the installed torch"
         ) from error
-    module = program.module()
+    # Guards are Python code in the file; torch before 2.9 has none.
+    guarded = "check_guards" in inspect.signature(program.module).parameters
+    module = program.module(**({"check_guards": False} if guarded else {}))
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     users = set(program.graph_signature.user_inputs)
     first = next((node.meta["val"].shape[0] for node in inputs if node.name in users), None)
