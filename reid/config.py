@@ -50,13 +50,17 @@ class ReidConfig:
     seed: int = option(0, low=0)
     # data
     layout: str = option("market1501", choices=LAYOUTS)
-    root: str = option("", help="folder of the data; with layout=csv, the CSV file")
+    root: str = option(
+        "", help="folder of the data, or a CSV file with the columns path, identity, camera, split"
+    )
     data_name: str = option("", help="under which results are recorded; empty: told from the sizes")
     also_evaluate: list[str] = option([], help="other test sets, each LAYOUT:ROOT")
     cameras: str = option(
         "use", choices=("use", "none"), help="none: same-camera images count, cameras may be missing"
     )
-    allow_duplicates: bool = option(False, help="do not refuse files with the same contents")
+    allow_duplicates: bool = option(
+        False, help="do not refuse files with the same contents; a query's own file never counts as its match"
+    )
     allow_unmatched: bool = option(
         False, help="queries without a match are left out, as the official code does silently"
     )

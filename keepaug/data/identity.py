@@ -38,10 +38,25 @@ def describe_tensors(name: str, splits: Mapping[str, tuple[Tensor, Tensor]]) -> 
     }
 
 
-def describe_files(name: str, root: str | Path, splits: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
-    """Identity of data on disk: SHA-256 over relative paths and file sizes (contents are not read)."""
+def describe_files(
+    name: str,
+    root: str | Path,
+    splits: Mapping[str, Sequence[Path]],
+    *,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """Identity of data on disk: SHA-256 over relative paths and file sizes (contents are not read).
+
+    Args:
+        name: of the dataset.
+        root: all paths are below it.
+        splits: files by split.
+        labels: of each file, where paths do not say them.
+    """
     digest = hashlib.sha256()
     root = Path(root).expanduser()
+    if labels is not None:
+        digest.update(json.dumps({split: list(texts) for split, texts in labels.items()}).encode())
     for paths in splits.values():
         for path in paths:
             digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reid.data.layouts import SPLITS, Record, ReidData
 
-__all__ = ["check_data", "check_duplicates", "check_matches"]
+__all__ = ["check_data", "check_duplicates", "check_matches", "same_files"]
 
 _EXAMPLES = 5
 
@@ -28,7 +28,7 @@ def check_data(
         data: the dataset.
         cameras: False evaluates without the camera rule, so that cameras may be missing.
         allow_unmatched: queries without a match in the gallery are left out of the scores instead of being an error.
-        allow_duplicates: two files may have the same contents.
+        allow_duplicates: two files may have the same contents, and a file may be listed twice.
         splits: the ones that are needed.
 
     Raises:
@@ -36,11 +36,11 @@ def check_data(
     """
     check_splits(data, splits)
     check_cameras(data, splits, cameras=cameras)
-    if "query" in splits and "gallery" in splits and not allow_unmatched:
-        check_matches(data.query, data.gallery, cameras=cameras)
     check_files(data, splits)
     if not allow_duplicates:
         check_duplicates(data, splits)
+    if "query" in splits and "gallery" in splits and not allow_unmatched:
+        check_matches(data.query, data.gallery, cameras=cameras)
 
 
 def check_splits(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
@@ -70,21 +70,32 @@ def check_cameras(data: ReidData, splits: Sequence[str] = SPLITS, *, cameras: bo
 
 
 def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras: bool = True) -> None:
-    """Raise when the gallery holds no match for a query: its identity is absent, or filmed by its own camera only."""
-    cameras_of: dict[int, set[int | None]] = defaultdict(set)
+    """Raise when the gallery holds no match for a query: its identity is absent, or only its own camera or file has it."""
+    present: dict[int, list[Record]] = defaultdict(list)
     for record in gallery:
-        cameras_of[record.identity].add(record.camera)
-    absent = [record for record in query if record.identity not in cameras_of]
+        present[record.identity].append(record)
+    absent = [record for record in query if record.identity not in present]
     if absent:
         identities = sorted({record.identity for record in absent})
         raise ValueError(
             f"{len(identities)} of {len({record.identity for record in query})} query identities do not appear in the gallery "
             f"(identities {_some(identities)}; {len(absent)} of {len(query)} queries{_paths(absent)}); the gallery has "
-            f"identities {_some(sorted(cameras_of))}. Were query and gallery numbered apart? allow_unmatched=true leaves them out"
+            f"identities {_some(sorted(present))}. Were query and gallery numbered apart? allow_unmatched=true leaves them out"
+        )
+    others = [[one for one in present[record.identity] if one.path != record.path] for record in query]
+    alone = [record for record, found in zip(query, others, strict=True) if not found]
+    if alone:
+        raise ValueError(
+            f"{len(alone)} of {len(query)} queries have no match but their own file{_paths(alone)}, which does not count; "
+            "allow_unmatched=true leaves these queries out"
         )
     if not cameras:
         return
-    alone = [record for record in query if not cameras_of[record.identity] - {record.camera}]
+    alone = [
+        record
+        for record, found in zip(query, others, strict=True)
+        if all(one.camera == record.camera for one in found)
+    ]
     if alone:
         number = Counter(record.camera for record in gallery)
         raise ValueError(
@@ -92,6 +103,25 @@ def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras
             f"camera: {dict(sorted(number.items(), key=str))}. Set cameras=none to count matches from the same camera, or "
             "allow_unmatched=true to leave these queries out"
         )
+
+
+def same_files(query: Sequence[Record], gallery: Sequence[Record]) -> list[tuple[int, int]]:
+    """Pairs (query, gallery image) that are one file, by path or by contents; only files of equal size are read."""
+    sizes = {record.path: record.path.stat().st_size for record in (*query, *gallery)}
+    common = {sizes[record.path] for record in query} & {sizes[record.path] for record in gallery}
+    contents = {
+        path: hashlib.sha256(path.read_bytes()).digest() for path, size in sizes.items() if size in common
+    }
+    places: dict[bytes, list[int]] = defaultdict(list)
+    for place, record in enumerate(gallery):
+        if record.path in contents:
+            places[contents[record.path]].append(place)
+    return [
+        (number, place)
+        for number, record in enumerate(query)
+        if record.path in contents
+        for place in places.get(contents[record.path], ())
+    ]
 
 
 def check_files(data: ReidData, splits: Sequence[str] = SPLITS) -> None:

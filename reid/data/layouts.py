@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -12,7 +14,7 @@ from typing import NamedTuple
 
 from keepaug.runs.config import ConfigError
 
-__all__ = ["JUNK", "OFFICIAL_SIZES", "SPLITS", "Record", "ReidData", "name_of", "open_data"]
+__all__ = ["COLUMNS", "JUNK", "OFFICIAL_SIZES", "SPLITS", "Record", "ReidData", "name_of", "open_data"]
 
 SPLITS = ("train", "query", "gallery")
 JUNK = -1
@@ -22,7 +24,10 @@ OFFICIAL_SIZES = {
     "dukemtmc": (16522, 2228, 17661),
     "msmt17": (32621, 11659, 82161),
 }
+COLUMNS = ("path", "identity", "camera", "split")
+"""Of a CSV file."""
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_OTHER_IMAGES = (".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".tga")
 _NAME = re.compile(r"^(-?\d+)_c(\d+)")  # 0002_c1s1_000451_03.jpg, -1_c1s1_..., 0001_c2_f0046182.jpg
 _MSMT17_NAME = re.compile(
     r"^\d+_\d+_(\d+)_"
@@ -55,6 +60,9 @@ class ReidData:
         query: images to look for.
         gallery: images to look in.
         left_out: number of junk images per split, which are in none of the lists.
+        name: for results, where it is not the layout's own.
+        identity_names: the user's texts by number, where identities are not numbers already.
+        camera_names: likewise.
     """
 
     layout: str
@@ -64,6 +72,16 @@ class ReidData:
     gallery: list[Record]
     left_out: dict[str, int] = field(default_factory=dict)
     name: str = ""
+    identity_names: dict[int, str] = field(default_factory=dict)
+    camera_names: dict[int, str] = field(default_factory=dict)
+
+    def identity_name(self, number: int) -> str:
+        """As the user wrote it."""
+        return self.identity_names.get(number, str(number))
+
+    def camera_name(self, number: int | None) -> str:
+        """As the user wrote it; "" where unknown."""
+        return "" if number is None else self.camera_names.get(number, str(number))
 
     def split(self, name: str) -> list[Record]:
         """One of `SPLITS`."""
@@ -76,15 +94,15 @@ def open_data(layout: str, root: str | Path) -> ReidData:
 
     Args:
         layout: one of "market1501", "dukemtmc", "msmt17", "csv".
-        root: the dataset's folder or one above it; for "csv" the file, with the columns path (relative to the file),
-            identity, camera (may be empty) and split (train, query or gallery).
+        root: the dataset's folder or one above it; or a CSV file, whatever the layout, with the columns path (relative to
+            the file), identity, camera (may be empty) and split (train, query or gallery).
 
     Raises:
         FileNotFoundError: the folder, the file or a part of the layout is missing.
         ValueError: file names or rows that do not fit the layout, with counts and examples.
     """
     root = Path(root).expanduser()
-    if layout == "csv":
+    if layout == "csv" or root.is_file():
         return _read_csv(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
@@ -124,24 +142,22 @@ def _read_market(layout: str, root: Path) -> ReidData:
             f"{', '.join(found) or 'nothing'}"
         )
     data = ReidData(layout, base, [], [], [])
+    listed: dict[str, list[Record]] = {}
     for split, folder in folders.items():
-        records, wrong = [], []
+        listed[split], wrong = [], []
         for path in _images(base / folder):
             match = _NAME.match(path.name)
             if match is None:
                 wrong.append(path.name)
                 continue
-            records.append(Record(path, int(match[1]), int(match[2])))
+            listed[split].append(Record(path, int(match[1]), int(match[2])))
         _refuse(
             wrong,
             f"file name(s) in {base / folder} are not IDENTITY_cCAMERA..., such as 0002_c1s1_000451_03.jpg",
         )
-        # In training and as a query an image of nobody has no meaning either.
-        kept = [
-            record
-            for record in records
-            if record.identity > 0 or (record.identity == 0 and split == "gallery")
-        ]
+    for split, records in listed.items():
+        # Identity 0 is nobody in the published galleries, which have it nowhere else; a set numbered from 0 has.
+        kept = [record for record in records if record.identity >= 0]
         if len(kept) < len(records):
             data.left_out[split] = len(records) - len(kept)
         data.split(split).extend(kept)
@@ -172,7 +188,9 @@ def _read_msmt17(root: Path) -> ReidData:
             for line in (base / name).read_text().splitlines():
                 if not line.strip():
                     continue
-                relative, _, identity = line.strip().rpartition(" ")
+                relative, _, identity = line.strip().replace("\\", "/").rpartition(" ")
+                if Path(relative).name.startswith("."):
+                    continue
                 match = _MSMT17_NAME.match(Path(relative).name)
                 if match is None or not identity.isdecimal():
                     wrong.append(f"{name}: {line}")
@@ -185,29 +203,25 @@ def _read_msmt17(root: Path) -> ReidData:
 
 def _read_csv(path: Path) -> ReidData:
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; with layout=csv, root is the CSV file")
-    columns = ("path", "identity", "camera", "split")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(
-                f"{path} lacks the column(s) {', '.join(missing)}; expected {', '.join(columns)}, found "
-                f"{', '.join(reader.fieldnames or []) or 'nothing'}"
-            )
-        rows = [{key: (row[key] or "").strip() for key in columns} for row in reader]
+        there = (
+            f"; it holds {', '.join(one.name for one in sorted(path.glob('*.csv')))}" if path.is_dir() else ""
+        )
+        raise FileNotFoundError(f"no file {path}; with layout=csv, root is the CSV file{there}")
+    rows = [row for row in _csv_rows(path) if not Path(row["path"]).name.startswith("._")]
     wrong = [
-        f"line {number}: {row}"
-        for number, row in enumerate(rows, start=2)
+        f"line {row['line']}: {', '.join(row[key] for key in COLUMNS)}"
+        for row in rows
         if row["split"] not in SPLITS or not row["path"] or not row["identity"]
     ]
     _refuse(wrong, f"row(s) of {path} need a path, an identity and a split of {', '.join(SPLITS)}")
     identities = _numbers(row["identity"] for row in rows if row["identity"] != str(JUNK))
     cameras = _numbers(row["camera"] for row in rows if row["camera"])
     base = path.parent.resolve()
-    paths = [base / row["path"] for row in rows]
+    paths = [_existing(base, row["path"]) for row in rows]
     common = Path(os.path.commonpath([base, *(one.parent for one in paths)]))
     data = ReidData("csv", common, [], [], [], name=path.stem)
+    data.identity_names = _names(identities)
+    data.camera_names = _names(cameras)
     for row, file_path in zip(rows, paths, strict=True):
         if row["identity"] == str(JUNK):
             data.left_out[row["split"]] = data.left_out.get(row["split"], 0) + 1
@@ -219,16 +233,94 @@ def _read_csv(path: Path) -> ReidData:
     return data
 
 
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of `COLUMNS` and their "line"; columns in any order and case, between commas, semicolons or tabs."""
+    text = _decoded(path.read_bytes())
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    # What the header is divided by: spreadsheets write semicolons where the comma is the decimal sign.
+    delimiter = max(",;\t|", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    found: list[dict[str, str]] = []
+    names: list[str] = []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not names:
+                names = [cell.strip().lower() for cell in cells]
+                if missing := [column for column in COLUMNS if column not in names]:
+                    raise ValueError(
+                        f"{path} lacks the column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}, found "
+                        f"{', '.join(names)}"
+                    )
+                continue
+            row = dict.fromkeys(COLUMNS, "") | dict(
+                zip(names, (cell.strip() for cell in cells), strict=False)
+            )
+            found.append(row | {"split": row["split"].lower(), "line": str(reader.line_num)})
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
+    if not names:
+        raise ValueError(f"{path} is empty; expected the columns {', '.join(COLUMNS)}")
+    return found
+
+
+def _decoded(content: bytes) -> str:
+    """Text in UTF-8, with or without its mark, UTF-16, or what Windows of the West writes."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    if content[1:2] == b"\0" or content[:1] == b"\0":  # without a mark: every second byte of "path" is 0
+        return content.decode("utf-16-be" if content[:1] == b"\0" else "utf-16-le", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def _existing(base: Path, name: str) -> Path:
+    """A path as it is written; Windows' backslashes as what they mean, where no file is called so."""
+    path = base / name
+    return base / name.replace("\\", "/") if "\\" in name and not path.exists() else path
+
+
 def _numbers(names: Iterable[str]) -> dict[str, int]:
-    """Whole numbers keep their value if all names are such; otherwise positions in alphabetical order."""
+    """Whole numbers keep their value if all names are such and differ in it; otherwise positions in alphabetical order."""
     unique = sorted(set(names))
-    if all(name.isdecimal() for name in unique):
-        return {name: int(name) for name in unique}
+    if all(name.isascii() and name.isdecimal() for name in unique):
+        values = {name: int(name) for name in unique}
+        if len(set(values.values())) == len(values) and max(values.values(), default=0) < 2**62:
+            return values
     return {name: position for position, name in enumerate(unique)}
 
 
+def _names(numbers: dict[str, int]) -> dict[int, str]:
+    """The texts that a number alone would not give back."""
+    return {number: name for name, number in numbers.items() if str(number) != name}
+
+
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _EXTENSIONS)
+    """Image files of a flat folder, sorted; hidden ones (AppleDouble's ._NAME among them) are none.
+
+    Raises:
+        ValueError: the images lie in folders below, or are of a kind that is not read: they would be missed.
+    """
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    images = sorted(path for path in files if path.suffix.lower() in _EXTENSIONS)
+    others = sorted(path.name for path in files if path.suffix.lower() in _OTHER_IMAGES)
+    if others:
+        raise ValueError(
+            f"{folder} has {len(others)} image(s) of a kind that this layout does not have: {', '.join(others[:3])}; "
+            f"convert them to one of {', '.join(_EXTENSIONS)}"
+        )
+    folders = (
+        [] if images else sorted(path.name for path in files if path.name != "__MACOSX" and path.is_dir())
+    )
+    if folders:
+        raise ValueError(
+            f"{folder} has no images but {len(folders)} folder(s): {', '.join(folders[:3])}; this layout has all images "
+            "directly in it (a CSV file lists images wherever they lie: root=FILE.csv)"
+        )
+    return images
 
 
 def _first(root: Path, below: Iterable[str], good: Callable[[Path], bool]) -> Path | None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from keepaug.data.identity import describe_files, is_synthetic
+from keepaug.runs.command import is_main
 from keepaug.runs.distributed import Distributed
 from reid.config import ReidConfig
-from reid.data.checks import check_data
+from reid.data.checks import check_data, same_files
 from reid.data.images import ResizedImages
 from reid.data.layouts import SPLITS, Record, ReidData, name_of, open_data
 from reid.data.sampler import IdentityLoader, IdentitySampler
@@ -31,6 +32,7 @@ class TestSet:
         query: its images.
         gallery: its images.
         cameras: whether the camera rule is used.
+        excluded: (M, 2) int64, pairs of a query and a gallery image that are one file.
     """
 
     __test__ = False  # pytest takes the name for a test
@@ -40,6 +42,24 @@ class TestSet:
     query: ResizedImages
     gallery: ResizedImages
     cameras: bool
+    excluded: Tensor
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Keyword arguments of `evaluate` and `evaluate_distances`."""
+        return {
+            "query_ids": self.identities("query"),
+            "gallery_ids": self.identities("gallery"),
+            "query_cameras": self.camera_numbers("query"),
+            "gallery_cameras": self.camera_numbers("gallery"),
+            "excluded": self.excluded,
+        }
+
+    def names(self, split: str) -> list[str]:
+        """Identity and camera of each image as the user wrote them; nothing where they are numbers."""
+        if not self.data.identity_names and not self.data.camera_names:
+            return []
+        return [_label(self.data, record) for record in self.data.split(split)]
 
     def identities(self, split: str) -> Tensor:
         """(N,) int64 of "query" or "gallery"."""
@@ -60,7 +80,7 @@ class DataManager:
     Args:
         train: P x K batches.
         sets: test sets; the first is the one trained for.
-        labels: training identities by class.
+        labels: training identities by class, as the user wrote them where they are no numbers.
         identity: name, sizes and checksum of the data.
         synthetic: drawn by the program.
     """
@@ -71,7 +91,7 @@ class DataManager:
         self,
         train: IdentityLoader,
         sets: Sequence[TestSet],
-        labels: list[int],
+        labels: list[int | str],
         identity: dict[str, Any],
         *,
         synthetic: bool,
@@ -102,8 +122,9 @@ def open_manager(config: ReidConfig, world: Distributed) -> DataManager:
         allow_unmatched=config.allow_unmatched,
         allow_duplicates=config.allow_duplicates,
     )
-    labels = sorted({record.identity for record in data.train})
-    classes = {identity: number for number, identity in enumerate(labels)}
+    identities = sorted({record.identity for record in data.train})
+    classes = {identity: number for number, identity in enumerate(identities)}
+    labels = [data.identity_names.get(identity, identity) for identity in identities]
     targets = torch.tensor([classes[record.identity] for record in data.train])
     sampler = IdentitySampler(targets, config.identities, config.images, seed=config.seed)
     sets = [_test_set(config, name, data), *_others(config)]
@@ -120,7 +141,9 @@ def open_manager(config: ReidConfig, world: Distributed) -> DataManager:
         epochs=config.epochs,
     )
     splits = {split: [record.path for record in data.split(split)] for split in SPLITS}
-    identity = describe_files(name, data.root, splits)
+    # In a CSV file the names of the images do not say whose they are.
+    texts = {split: [_label(data, record) for record in data.split(split)] for split in SPLITS}
+    identity = describe_files(name, data.root, splits, labels=texts if data.layout == "csv" else None)
     return DataManager(train, sets, labels, identity, synthetic=_synthetic(data.root))
 
 
@@ -157,7 +180,18 @@ def _test_set(config: ReidConfig, name: str, data: ReidData) -> TestSet:
         )
         for split in ("query", "gallery")
     )
-    return TestSet(name, data, query, gallery, cameras)
+    same = same_files(data.query, data.gallery) if config.allow_duplicates else []
+    if same and is_main():
+        number = len({query for query, _ in same})
+        print(
+            f"note: {number} queries of {name} are in the gallery too; no file counts for its own query",
+            flush=True,
+        )
+    return TestSet(name, data, query, gallery, cameras, torch.tensor(same, dtype=torch.int64).view(-1, 2))
+
+
+def _label(data: ReidData, record: Record) -> str:
+    return f"{data.identity_name(record.identity)} {data.camera_name(record.camera)}"
 
 
 def _images(

@@ -75,12 +75,11 @@ def _ranked(path: Path, config: ReidConfig, tested: TestSet, scored: Scored) -> 
         path,
         scored.query,
         scored.gallery,
-        query_ids=tested.identities("query"),
-        gallery_ids=tested.identities("gallery"),
+        **tested.labels,
+        query_names=tested.names("query"),
+        gallery_names=tested.names("gallery"),
         query_paths=[record.path for record in tested.data.query],
         gallery_paths=[record.path for record in tested.data.gallery],
-        query_cameras=tested.camera_numbers("query"),
-        gallery_cameras=tested.camera_numbers("gallery"),
         metric=config.metric,
         num_queries=config.ranked,
         size=(round(config.height * scale), round(config.width * scale)),
@@ -147,6 +146,8 @@ def _feature_set(tested: TestSet, scored: Scored, split: str) -> FeatureSet:
         tested.identities(split),
         torch.tensor([-1 if record.camera is None else record.camera for record in records]),
         [record.path.relative_to(tested.data.root).as_posix() for record in records],
+        [tested.data.identity_name(record.identity) for record in records],
+        [tested.data.camera_name(record.camera) for record in records],
     )
 
 

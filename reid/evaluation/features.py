@@ -81,6 +81,9 @@ def extract_features(
     return gather_rows(rows, total).cpu()
 
 
+_NAMES = ("identity_names", "camera_names")
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """Features of some images.
@@ -90,21 +93,29 @@ class FeatureSet:
         identities: (N,) integer.
         cameras: (N,) integer; -1 where unknown.
         paths: N texts.
+        identity_names: N texts, as the user wrote the identities; none where there are none.
+        camera_names: likewise.
     """
 
     features: Tensor
     identities: Tensor
     cameras: Tensor
     paths: Sequence[str]
+    identity_names: Sequence[str] = ()
+    camera_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("identities", "cameras", "paths"):
-            if (length := len(getattr(self, name))) != len(self.features):
+        for name in ("identities", "cameras", "paths", *_NAMES):
+            length = len(getattr(self, name))
+            if length != len(self.features) and (length or name not in _NAMES):
                 raise ValueError(f"{name} has {length} entries for {len(self.features)} features")
 
 
 def save_features(path: str | Path, **sets: FeatureSet) -> Path:
-    """Write an npz file with NAME_features, NAME_identities, NAME_cameras and NAME_paths for each set, atomically.
+    """Write features, their labels and paths to an npz file, atomically.
+
+    Of each set NAME_features, NAME_identities, NAME_cameras, NAME_paths and, as texts, NAME_identity_names and
+    NAME_camera_names.
 
     Args:
         path: the file.
@@ -125,7 +136,8 @@ def save_features(path: str | Path, **sets: FeatureSet) -> Path:
         arrays[f"{name}_features"] = features.numpy()
         arrays[f"{name}_identities"] = one.identities.cpu().numpy()
         arrays[f"{name}_cameras"] = one.cameras.cpu().numpy()
-        arrays[f"{name}_paths"] = np.array([str(text) for text in one.paths], dtype=np.str_)
+        for key in ("paths", *_NAMES):
+            arrays[f"{name}_{key}"] = np.array([str(text) for text in getattr(one, key)], dtype=np.str_)
     return write_atomic(path, lambda file: np.savez(file, **arrays))
 
 
@@ -145,6 +157,7 @@ def load_features(path: str | Path) -> dict[str, FeatureSet]:
                 torch.from_numpy(content[f"{name}_identities"]),
                 torch.from_numpy(content[f"{name}_cameras"]),
                 content[f"{name}_paths"].tolist(),
+                *(content[f"{name}_{key}"].tolist() for key in _NAMES if f"{name}_{key}" in content.files),
             )
             for name in names
         }

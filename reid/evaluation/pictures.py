@@ -37,6 +37,9 @@ def draw_ranked_lists(
     gallery_paths: Sequence[Path],
     query_cameras: Tensor | None = None,
     gallery_cameras: Tensor | None = None,
+    query_names: Sequence[str] = (),
+    gallery_names: Sequence[str] = (),
+    excluded: Tensor | None = None,
     metric: str = "cosine",
     num_queries: int = 8,
     queries: Sequence[int] | None = None,
@@ -58,6 +61,9 @@ def draw_ranked_lists(
         gallery_paths: G image files.
         query_cameras: (Q,) integer; None for both ignores cameras.
         gallery_cameras: (G,) integer.
+        query_names: Q texts that stand below instead of the camera's number, "ann, door" for example.
+        gallery_names: G texts.
+        excluded: (M, 2) pairs of a query and a gallery image that are one file, and left out.
         metric: "cosine" (distance 1 - cosine) or "euclidean".
         num_queries: so many, evenly spaced over those with a match.
         queries: these instead.
@@ -86,6 +92,8 @@ def draw_ranked_lists(
         junk = gallery_ids < 0
         if query_cameras is not None and gallery_cameras is not None:
             junk |= (gallery_ids == query_ids[query]) & (gallery_cameras == query_cameras[query])
+        if excluded is not None:
+            junk[excluded[excluded[:, 0] == query, 1]] = True
         return junk
 
     if queries is None:
@@ -104,16 +112,18 @@ def draw_ranked_lists(
     for query, distances in zip(queries, rows, strict=True):
         kept = distances.masked_fill(junk_of(query).to(distances.device), torch.inf)
         order = kept.argsort(stable=True)[: min(top, int(torch.isfinite(kept).sum()))].tolist()
-        line = [(query_paths[query], _GREY, f"query{_camera(query_cameras, query)}")]
+        line = [(query_paths[query], _GREY, f"query{_below(query_names, query_cameras, query)}")]
         for place in order:
             right = bool(gallery_ids[place] == query_ids[query])
-            text = f"{_camera(gallery_cameras, place)}   {float(distances[place]):.3f}".strip()
+            text = f"{_below(gallery_names, gallery_cameras, place)}   {float(distances[place]):.3f}".strip()
             line.append((gallery_paths[place], _GREEN if right else _RED, text))
         lines.append(line)
     return _save(_sheet(lines, size, 1 + top), path)
 
 
-def _camera(cameras: Tensor | None, index: int) -> str:
+def _below(names: Sequence[str], cameras: Tensor | None, index: int) -> str:
+    if names:
+        return f" {names[index]}"
     return "" if cameras is None else f" c{int(cameras[index])}"
 
 
@@ -121,12 +131,15 @@ def _sheet(
     lines: Sequence[Sequence[tuple[Path, tuple[int, int, int], str]]], size: tuple[int, int], columns: int
 ) -> Image.Image:
     height, width = size
-    cell_height, cell_width = height + 2 * _FRAME + _TEXT + 4, max(width + 2 * _FRAME, 62)
+    font = ImageFont.load_default(size=_TEXT - 2)
+    longest = max(font.getlength(text) for line in lines for _, _, text in line)
+    cell_height = height + 2 * _FRAME + _TEXT + 4
+    cell_width = max(width + 2 * _FRAME, 62, min(round(longest) + 2, 200))
     # The query stands apart by a wider gap.
     sheet = Image.new(
         "RGB", (columns * (cell_width + _GAP) + 2 * _GAP, len(lines) * (cell_height + _GAP) + _GAP), "white"
     )
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_TEXT - 2)
+    pen = ImageDraw.Draw(sheet)
     for row, line in enumerate(lines):
         y = _GAP + row * (cell_height + _GAP)
         for column, (path, colour, text) in enumerate(line):
@@ -137,6 +150,8 @@ def _sheet(
                 read_image(path), (width, height), Image.Resampling.BICUBIC, color=(255, 255, 255)
             )
             sheet.paste(image, (x + _FRAME, y + _FRAME))
+            while font.getlength(text) > cell_width + _GAP:
+                text = text[:-2] + "…"
             pen.text((x, y + height + 2 * _FRAME + 1), text, fill="black", font=font)
     return sheet
 

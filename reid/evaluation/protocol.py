@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 __all__ = [
     "METRICS",
     "TIES",
     "ReidMetrics",
+    "as_features",
+    "as_tensor",
     "check_features",
     "distance_chunks",
     "evaluate",
@@ -60,13 +64,14 @@ class ReidMetrics:
 
 
 def evaluate(
-    query_features: Tensor,
-    gallery_features: Tensor,
+    query_features: ArrayLike,
+    gallery_features: ArrayLike,
     *,
-    query_ids: Tensor,
-    gallery_ids: Tensor,
-    query_cameras: Tensor | None = None,
-    gallery_cameras: Tensor | None = None,
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    query_cameras: ArrayLike | None = None,
+    gallery_cameras: ArrayLike | None = None,
+    excluded: ArrayLike | None = None,
     metric: str = "cosine",
     ties: str = "pessimistic",
     max_rank: int = 50,
@@ -76,15 +81,17 @@ def evaluate(
 
     A gallery image of the query's identity and camera is junk for that query, and so is an image of a negative identity
     (-1, distractors that the protocol ignores): neither helps nor harms. Identity 0 (false detections) is never a match, as
-    no query has it.
+    no query has it. All arguments may be tensors, arrays of numpy, or lists.
 
     Args:
         query_features: (Q, D) floating; half precision is scored in float32, also under autocast.
         gallery_features: (G, D), the same device.
-        query_ids: (Q,) integer.
-        gallery_ids: (G,) integer.
-        query_cameras: (Q,) integer; None for both evaluates without the camera rule.
-        gallery_cameras: (G,) integer.
+        query_ids: (Q,) integers, or texts ("-1" is then the negative identity).
+        gallery_ids: (G,) of the same kind.
+        query_cameras: (Q,) integers or texts; None for both evaluates without the camera rule.
+        gallery_cameras: (G,) of the same kind.
+        excluded: (M, 2) integer, pairs (query, gallery image) that are junk for each other: one file in both, which would
+            be its own nearest match.
         metric: "cosine" or "euclidean".
         ties: a match at the same distance as a wrong image is ranked behind it ("pessimistic") or before it
             ("optimistic"): the result does not depend on the order of the gallery.
@@ -99,11 +106,11 @@ def evaluate(
         ValueError: shapes that do not fit, features that are not finite, or no query with a match in the gallery.
         TypeError: features not floating point, or identities not integer.
     """
-    chunks = distance_chunks(query_features, gallery_features, metric=metric, chunk=chunk)
-    protocol = _Protocol(
-        query_ids, gallery_ids, query_cameras, gallery_cameras, ties, max_rank, query_features.device
-    )
-    protocol.expect(len(query_features), len(gallery_features))
+    query, gallery = as_features(query_features, gallery_features)
+    chunks = distance_chunks(query, gallery, metric=metric, chunk=chunk)
+    labels = _Labels.of(query_ids, gallery_ids, query_cameras, gallery_cameras, excluded)
+    protocol = _Protocol(labels, ties, max_rank, query.device)
+    protocol.expect(len(query), len(gallery))
     for distances in chunks:
         protocol.add(distances)
     return protocol.result()
@@ -112,10 +119,11 @@ def evaluate(
 def evaluate_distances(
     distances: Tensor | np.ndarray | Iterable[Tensor],
     *,
-    query_ids: Tensor,
-    gallery_ids: Tensor,
-    query_cameras: Tensor | None = None,
-    gallery_cameras: Tensor | None = None,
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    query_cameras: ArrayLike | None = None,
+    gallery_cameras: ArrayLike | None = None,
+    excluded: ArrayLike | None = None,
     ties: str = "pessimistic",
     max_rank: int = 50,
 ) -> ReidMetrics:
@@ -123,10 +131,11 @@ def evaluate_distances(
 
     Args:
         distances: (Q, G) floating, smaller is nearer, left as it is; or its chunks of rows, in order, which are overwritten.
-        query_ids: (Q,) integer.
-        gallery_ids: (G,) integer.
+        query_ids: as in `evaluate`.
+        gallery_ids: as in `evaluate`.
         query_cameras: as in `evaluate`.
         gallery_cameras: as in `evaluate`.
+        excluded: as in `evaluate`.
         ties: as in `evaluate`.
         max_rank: as in `evaluate`.
 
@@ -139,20 +148,21 @@ def evaluate_distances(
     """
     chunks: Iterable[Tensor]
     device = torch.device("cpu")
+    labels = _Labels.of(query_ids, gallery_ids, query_cameras, gallery_cameras, excluded)
     if isinstance(distances, np.ndarray):
-        distances = torch.from_numpy(distances)
+        distances = as_tensor("distances", distances)
     if isinstance(distances, Tensor):
-        expected = (len(query_ids), len(gallery_ids))
+        expected = (len(labels.query_ids), len(labels.gallery_ids))
         if distances.shape != expected:
             raise ValueError(
                 f"distances must have the shape {expected} (queries, gallery), got {tuple(distances.shape)}"
             )
-        step = _chunk_size(len(gallery_ids))
+        step = _chunk_size(len(labels.gallery_ids))
         device = distances.device
         chunks = (part.clone() for part in distances.split(step))
     else:
         chunks = distances
-    protocol = _Protocol(query_ids, gallery_ids, query_cameras, gallery_cameras, ties, max_rank, device)
+    protocol = _Protocol(labels, ties, max_rank, device)
     for part in chunks:
         protocol.add(part)
     return protocol.result()
@@ -239,22 +249,16 @@ class _Sums:
 class _Protocol:
     """Takes chunks of distances and counts; the chunks are overwritten."""
 
-    def __init__(
-        self,
-        query_ids: Tensor,
-        gallery_ids: Tensor,
-        query_cameras: Tensor | None,
-        gallery_cameras: Tensor | None,
-        ties: str,
-        max_rank: int,
-        device: torch.device,
-    ) -> None:
-        _check_labels(query_ids, gallery_ids, query_cameras, gallery_cameras, ties, max_rank)
-        self.num_queries, self.num_gallery = len(query_ids), len(gallery_ids)
-        self.query_cameras = None if query_cameras is None else query_cameras.to(device)
-        self.gallery_cameras = None if gallery_cameras is None else gallery_cameras.to(device)
-        self.positives, self.present = _positives_by_identity(query_ids.to(device), gallery_ids.to(device))
-        self.junk = torch.nonzero(gallery_ids.to(device) < 0)[:, 0]
+    def __init__(self, labels: _Labels, ties: str, max_rank: int, device: torch.device) -> None:
+        if ties not in TIES:
+            raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
+        if max_rank < 1:
+            raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+        labels = labels.to(device)
+        self.num_queries, self.num_gallery = len(labels.query_ids), len(labels.gallery_ids)
+        self.labels = labels
+        self.positives, self.present = _positives_by_identity(labels.query_ids, labels.gallery_ids)
+        self.junk = torch.nonzero(labels.gallery_ids < 0)[:, 0]
         self.ties, self.max_rank = ties, min(max_rank, self.num_gallery)
         self.sums, self.done = _Sums(), 0
 
@@ -280,11 +284,20 @@ class _Protocol:
         self.done = part.stop
         places, mask = self.positives[part], self.present[part]
         distances[:, self.junk] = torch.inf
-        if self.query_cameras is not None and self.gallery_cameras is not None:
-            own = self.gallery_cameras[places] == self.query_cameras[part][:, None]
+        labels = self.labels
+        if labels.query_cameras is not None and labels.gallery_cameras is not None:
+            own = labels.gallery_cameras[places] == labels.query_cameras[part][:, None]
             rows, columns = torch.nonzero(mask & own, as_tuple=True)
             distances[rows, places[rows, columns]] = torch.inf
             mask = mask & ~own
+        row, column = (labels.excluded - labels.excluded.new_tensor([part.start, 0])).unbind(1)
+        inside = (row >= 0) & (row < len(distances))
+        row, column = row[inside], column[inside]
+        if len(row):
+            distances[row, column] = torch.inf
+            pair, place = torch.nonzero(places[row] == column[:, None], as_tuple=True)
+            mask = mask.clone()
+            mask[row[pair], place] = False
         found = distances.gather(1, places).masked_fill_(~mask, torch.inf).sort(dim=1).values
         ordered = _sort_rows(distances)
         if bool(ordered[:, -1].isnan().any()):
@@ -308,7 +321,7 @@ class _Protocol:
             hint = " of another camera: pass no cameras to evaluate without that rule"
             raise ValueError(
                 f"none of the {self.num_queries} queries has a match in the gallery"
-                + (hint if self.query_cameras is not None else "")
+                + (hint if self.labels.query_cameras is not None else "")
             )
         counts = torch.bincount((hits - 1).clamp(max=self.max_rank), minlength=self.max_rank + 1)
         return ReidMetrics(
@@ -370,31 +383,108 @@ def check_features(query: Tensor, gallery: Tensor) -> None:
         )
 
 
-def _check_labels(
-    query_ids: Tensor,
-    gallery_ids: Tensor,
-    query_cameras: Tensor | None,
-    gallery_cameras: Tensor | None,
-    ties: str,
-    max_rank: int,
-) -> None:
-    if (query_cameras is None) != (gallery_cameras is None):
-        raise ValueError("cameras must be given for queries and gallery, or for neither")
-    for name, value, number in (
-        ("query_ids", query_ids, len(query_ids)),
-        ("gallery_ids", gallery_ids, len(gallery_ids)),
-        ("query_cameras", query_cameras, len(query_ids)),
-        ("gallery_cameras", gallery_cameras, len(gallery_ids)),
-    ):
-        if value is None:
-            continue
-        if value.shape != (number,) or not number:
+def as_tensor(name: str, value: Any) -> Tensor:
+    """A tensor as it is; arrays of numpy without a copy where possible; lists of numbers or of vectors.
+
+    Raises:
+        TypeError: what holds no numbers.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+        return torch.stack([one.detach() for one in value])
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise TypeError(f"{name} must be numbers in rows of equal length: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be numbers, got {array.dtype} ({type(value).__name__})")
+    wanted = array.dtype if array.dtype.kind == "f" else np.dtype(np.int64)
+    if wanted.itemsize > 8:  # extended precision, which torch lacks
+        wanted = np.dtype(np.float64)
+    # Torch takes neither foreign byte orders nor negative strides, and warns about arrays it could not write to.
+    return torch.from_numpy(np.require(array, wanted.newbyteorder("="), ["C", "W"]))
+
+
+def as_features(query: Any, gallery: Any) -> tuple[Tensor, Tensor]:
+    """Both as tensors; arrays and lists take the wider of the two types, tensors must agree already."""
+    first, second = as_tensor("query features", query), as_tensor("gallery features", gallery)
+    both = isinstance(query, Tensor) and isinstance(gallery, Tensor)
+    if first.is_floating_point() and second.is_floating_point() and not both:
+        dtype = torch.promote_types(first.dtype, second.dtype)
+        first, second = first.to(dtype), second.to(dtype)
+    return first, second
+
+
+class _Labels(NamedTuple):
+    """Whole numbers on one device."""
+
+    query_ids: Tensor
+    gallery_ids: Tensor
+    query_cameras: Tensor | None
+    gallery_cameras: Tensor | None
+    excluded: Tensor
+
+    @classmethod
+    def of(
+        cls, query_ids: Any, gallery_ids: Any, query_cameras: Any, gallery_cameras: Any, excluded: Any
+    ) -> _Labels:
+        if (query_cameras is None) != (gallery_cameras is None):
+            raise ValueError("cameras must be given for queries and gallery, or for neither")
+        query, gallery = _numbers("ids", query_ids, gallery_ids)
+        cameras: tuple[Tensor | None, Tensor | None] = (None, None)
+        if query_cameras is not None:
+            cameras = _numbers("cameras", query_cameras, gallery_cameras)
+        for name, value, number in (
+            ("query_ids", query, len(query)),
+            ("gallery_ids", gallery, len(gallery)),
+            ("query_cameras", cameras[0], len(query)),
+            ("gallery_cameras", cameras[1], len(gallery)),
+        ):
+            if value is None:
+                continue
+            if value.shape != (number,) or not number:
+                raise ValueError(
+                    f"{name} must have the shape ({number},) and one entry at least, got {tuple(value.shape)}"
+                )
+            if value.is_floating_point():
+                raise TypeError(f"{name} must be of an integer dtype, got {value.dtype}")
+        pairs = torch.zeros(0, 2, dtype=torch.int64)
+        if excluded is not None and len(excluded):
+            pairs = as_tensor("excluded", excluded).to(torch.int64)
+        limit = torch.tensor([len(query), len(gallery)], device=pairs.device)
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or bool(((pairs < 0) | (pairs >= limit)).any()):
             raise ValueError(
-                f"{name} must have the shape ({number},) and one entry at least, got {tuple(value.shape)}"
+                f"excluded must be (M, 2) pairs of a query (below {len(query)}) and a gallery image (below "
+                f"{len(gallery)}), got {tuple(pairs.shape)}"
             )
-        if value.is_floating_point():
-            raise TypeError(f"{name} must be of an integer dtype, got {value.dtype}")
-    if ties not in TIES:
-        raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
-    if max_rank < 1:
-        raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+        return cls(query, gallery, *cameras, pairs)
+
+    def to(self, device: torch.device) -> _Labels:
+        return _Labels(*(None if value is None else value.to(device) for value in self))  # type: ignore[arg-type]
+
+
+def _numbers(name: str, query: Any, gallery: Any) -> tuple[Tensor, Tensor]:
+    """Whole numbers; texts are numbered together, "-1" as the negative identity."""
+    texts = [_texts(value) for value in (query, gallery)]
+    if texts[0] is None and texts[1] is None:
+        return as_tensor(f"query_{name}", query), as_tensor(f"gallery_{name}", gallery)
+    if texts[0] is None or texts[1] is None:
+        raise TypeError(f"query_{name} and gallery_{name} must both be texts or both be numbers")
+    numbers = {text: number for number, text in enumerate(sorted({*texts[0], *texts[1]}))} | {"-1": -1}
+    first, second = (torch.tensor([numbers[text] for text in some]) for some in (texts[0], texts[1]))
+    return first, second
+
+
+def _texts(values: Any) -> list[str] | None:
+    """The labels where they are texts, otherwise None."""
+    if isinstance(values, Tensor):
+        return None
+    array = np.asarray(values)
+    if array.dtype.kind == "U":
+        # A list that mixes texts and numbers would become texts too, "1" and 1 alike.
+        mixed = isinstance(values, list | tuple) and not all(isinstance(value, str) for value in values)
+        return None if mixed else [str(value) for value in array.ravel()]
+    if array.dtype.kind == "O" and array.size and all(isinstance(value, str) for value in array.ravel()):
+        return [str(value) for value in array.ravel()]
+    return None

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from reid.evaluation.protocol import METRICS, check_features
+from reid.evaluation.protocol import METRICS, as_features, check_features
 
 __all__ = ["rerank", "rerank_distances"]
 
@@ -29,8 +30,8 @@ _QUERIES = 64  # queries whose Jaccard distances are summed at a time
 
 
 def rerank(
-    query_features: Tensor,
-    gallery_features: Tensor,
+    query_features: ArrayLike,
+    gallery_features: ArrayLike,
     *,
     k1: int = 20,
     k2: int = 6,
@@ -41,7 +42,7 @@ def rerank(
     """Distances after re-ranking, for `reid.evaluation.protocol.evaluate_distances`.
 
     Args:
-        query_features: (Q, D) floating; half precision is computed in float32.
+        query_features: (Q, D) floating; half precision is computed in float32. A tensor, an array of numpy, or lists.
         gallery_features: (G, D).
         k1: neighbours that make a k-reciprocal set (section 3.2).
         k2: neighbours averaged by the local query expansion (section 3.4), at most k1 + 1; 1 leaves it out.
@@ -57,6 +58,7 @@ def rerank(
         TypeError: features that are not floating point.
         ModuleNotFoundError: without scipy.
     """
+    query_features, gallery_features = as_features(query_features, gallery_features)
     check_features(query_features, gallery_features)
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")

@@ -54,15 +54,7 @@ def score(network: ReidNetwork, tested: TestSet, config: ReidConfig, world: Dist
     )
     if not world.is_main:
         return None
-    found = evaluate(
-        query,
-        gallery,
-        query_ids=tested.identities("query"),
-        gallery_ids=tested.identities("gallery"),
-        query_cameras=tested.camera_numbers("query"),
-        gallery_cameras=tested.camera_numbers("gallery"),
-        metric=config.metric,
-    )
+    found = evaluate(query, gallery, **tested.labels, metric=config.metric)
     return Scored(in_percent(found), query, gallery)
 
 
@@ -82,11 +74,5 @@ def rerank_scores(scored: Scored, tested: TestSet, config: ReidConfig) -> dict[s
         lambda_value=config.rerank_lambda,
         metric=config.metric,
     )
-    found = evaluate_distances(
-        distances,
-        query_ids=tested.identities("query"),
-        gallery_ids=tested.identities("gallery"),
-        query_cameras=tested.camera_numbers("query"),
-        gallery_cameras=tested.camera_numbers("gallery"),
-    )
+    found = evaluate_distances(distances, **tested.labels)
     return {f"{key}_reranked": value for key, value in in_percent(found).items()}
