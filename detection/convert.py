@@ -28,7 +28,7 @@ from detection.sidecar import (
 from detection.verify import Comparison, verify
 from keepaug.runs.files import sha256_of, write_atomic
 
-__all__ = ["FORMATS", "Conversion", "convert", "load_detectron2_file", "reverse"]
+__all__ = ["FORMATS", "Conversion", "convert", "input_settings", "load_detectron2_file", "reverse"]
 
 FORMATS = ("pth", "pkl")
 AUTHOR = "keepaug"
@@ -125,7 +125,7 @@ def convert(
     check_name(
         architecture, loaded.info if arch is None else {"arch": arch}, weights.name if arch is None else ""
     )
-    settings = _settings(loaded.info, mean, std, color_order)
+    settings = input_settings(loaded.info, mean, std, color_order)
     _check_losses(loaded.info)
     notes = loaded.notes + notes
     origin = {"source": weights.name, "source_sha256": sha256_of(weights), "notes": notes}
@@ -168,12 +168,18 @@ def _format(output: Path, format: str | None) -> str:
     return kind
 
 
-def _settings(
+def input_settings(
     info: Mapping[str, Any],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     color_order: str | None,
 ) -> dict[str, Any]:
+    """Mean, std (0-255, in the order R, G, B) and colour order, given or as the file says; otherwise ImageNet's.
+
+    Raises:
+        WeightsError: not three finite numbers for pixels in [0, 1], a std of 0, an unknown order.
+    """
+
     def scaled(given: Sequence[float] | None, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
         values = given if given is not None else info.get(name)
         if values is None:

@@ -1,7 +1,7 @@
 """Show what the saliency sees and what each augmentation does to an image, as in figure 1 of the paper.
 
     python tools/show_regions.py --image cat.jpg --weights weights.pt --output regions.png
-    python tools/show_regions.py --image cat.jpg --torchvision resnet50.pth --label 281 --output regions.png
+    python tools/show_regions.py --image cat.jpg --weights resnet50.pth --label 281 --output regions.png
 
 Columns, in figure 1's order: the image, Cutout, RandAugment, saliency, KeepCutout, KeepRandAugment. White: the regions chosen.
 Cutout and KeepCutout draw from one seed, so that KeepCutout moves only where it must; `--contrast` shows a Cutout that it would
@@ -19,6 +19,8 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from detection.architecture import Architecture
+from detection.classifier import open_classifier
 from keepaug import (
     Cutout,
     KeepCutout,
@@ -30,11 +32,9 @@ from keepaug import (
     sample_regions,
 )
 from keepaug.data.batch_transforms import normalise
-from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.data.reading import read_image
-from keepaug.models.networks import ARCHITECTURES, build_network
-from keepaug.models.weights import load_classifier
-from keepaug.runs.checkpoint import read_weights_only
+from keepaug.models.networks import ARCHITECTURES
+from keepaug.models.weights import ForeignFileError, load_classifier
 from keepaug.runs.seeds import make_generator
 
 TITLES = ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandAugment")
@@ -47,11 +47,21 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--image", type=Path, nargs="+", required=True, help="one or more images")
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--weights", type=Path, help="weights.pt of tools/train_classifier.py")
+    weights.add_argument(
+        "--weights",
+        type=Path,
+        help="weights.pt of a run, or a ResNet in any checkpoint that tools/convert_backbone.py reads",
+    )
     weights.add_argument(
         "--torchvision", type=Path, metavar="W", help="torchvision state dict of a ResNet; see --arch"
     )
-    add("--arch", choices=tuple(ARCHITECTURES), default="resnet50", help="with --torchvision")
+    add(
+        "--arch",
+        choices=tuple(ARCHITECTURES),
+        help="of a file that is not of a run; with --torchvision resnet50",
+    )
+    add("--key", help="which part of such a file, where it holds several sets of weights (state_dict_ema)")
+    add("--prefix", help="of the keys, where one part holds several networks (backbone.)")
     add("--output", type=Path, default=Path("regions.png"), help="the picture")
     add("--side", type=int, default=224, help="images are resized to this square for the network")
     add(
@@ -69,20 +79,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
-    if args.weights is not None:
-        trained = load_classifier(args.weights)
-        return trained.network, trained.mean, trained.std
-    state = read_weights_only(args.torchvision)
-    if "fc.weight" not in state:
-        raise ValueError(f"{args.torchvision} has no classifier (fc.weight); saliency needs a logit")
-    network = build_network(args.arch, len(state["fc.weight"]))
+    path = args.weights or args.torchvision
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+        trained = load_classifier(path)
+        return trained.network, trained.mean, trained.std
+    except ForeignFileError:
+        opened = open_classifier(path, key=args.key, prefix=args.prefix, arch=args.arch)
+    wanted = args.arch or ("resnet50" if args.torchvision else None)
+    if wanted and opened.architecture != Architecture(int(wanted.removeprefix("resnet"))):
         raise ValueError(
-            f"{args.torchvision} is no {args.arch}; choose --arch ({str(error).splitlines()[0]})"
-        ) from error
-    return network, IMAGENET_MEAN, IMAGENET_STD
+            f"{path} is no {wanted}; choose --arch (its tensors are {opened.architecture.name}'s)"
+        )
+    return opened.network, opened.mean, opened.std
 
 
 def framed(image: torch.Tensor, regions: Regions | None = None, scale: int = 1) -> Image.Image:
@@ -151,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         network, mean, std = load_network(args)
         rows = [panels(path, args, network, mean, std) for path in args.image]
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(draw(rows, args.output))

@@ -17,7 +17,18 @@ from keepaug.runs.checkpoint import first_non_finite, read_weights_only
 from keepaug.runs.files import sha256_of, write_atomic
 from keepaug.runs.guard import NonFiniteLossError
 
-__all__ = ["Classifier", "NetworkSpec", "identity_of", "load_classifier", "save_classifier"]
+__all__ = [
+    "Classifier",
+    "ForeignFileError",
+    "NetworkSpec",
+    "identity_of",
+    "load_classifier",
+    "save_classifier",
+]
+
+
+class ForeignFileError(ValueError):
+    """A file that can be read and is not the weights.pt of a run."""
 
 
 @dataclass(frozen=True)
@@ -139,16 +150,17 @@ def load_classifier(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file; or one of an earlier version that does not say how its network was built.
+        ForeignFileError: not such a file.
+        ValueError: a damaged one, or one of an earlier version that does not say how its network was built.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected the weights.pt of a run")
     content = read_weights_only(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected the weights.pt of a run")
+        raise ForeignFileError(f"{path} holds a {type(content).__name__}, expected the weights.pt of a run")
     if missing := {"arch", "state_dict", "classes", "mean", "std"} - content.keys():
-        raise ValueError(
+        raise ForeignFileError(
             f"{path} is no weights.pt of a run: it lacks {', '.join(sorted(missing))}; a file of another program goes "
             "through torchvision:NAME or timm:NAME, or tools/convert_backbone.py"
         )

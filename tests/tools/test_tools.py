@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -77,6 +78,52 @@ def test_show_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert show.main(["--image", str(tmp_path / "i.png"), *base]) == 2
     assert "is no resnet50" in capsys.readouterr().err
     assert show.main(["--image", str(tmp_path / "w.pth"), "--arch", "resnet18", *base]) == 2
+
+
+def test_show_regions_reads_what_the_converter_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same picture from one ResNet, however it is wrapped."""
+    show = tool("show_regions")
+    Image.effect_noise((80, 60), 60).convert("RGB").save(tmp_path / "i.png")
+    torch.manual_seed(0)
+    state = resnet18(num_classes=5).state_dict()
+    other = resnet18(num_classes=5).state_dict()
+    trunk = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    flipped = {**state, "conv1.weight": state["conv1.weight"].flip(1)}
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    wrapped = {
+        "plain": state,
+        "ddp": {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 1},
+        "mmpretrain": {
+            "state_dict": {
+                **{f"backbone.{key}": value for key, value in trunk.items()},
+                **{f"head.{key}": state[key] for key in ("fc.weight", "fc.bias")},
+            }
+        },
+        "bgr": {"state_dict": flipped, "color_order": "BGR", "mean": mean, "std": std},
+        "two": {"model": other, "model_ema": {f"module.{key}": value for key, value in state.items()}},
+    }
+    pictures = {}
+    for name, content in wrapped.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        out = tmp_path / f"{name}.png"
+        args = ["--image", str(tmp_path / "i.png"), "--side", "64", "--output", str(out)]
+        key = ["--key", "model_ema"] if name == "two" else []
+        assert show.main([*args, "--weights", str(tmp_path / f"{name}.pth"), *key]) == 0
+        pictures[name] = np.asarray(Image.open(out)).astype(int)
+    assert all(np.abs(picture - pictures["plain"]).max() <= 2 for picture in pictures.values())
+    for name, content, message in (
+        ("headless", trunk, "no classifier"),
+        ("aa", {"arch": "resnetaa18", "state_dict": state}, "anti-aliased"),
+        ("two", wrapped["two"], "several sets of weights"),
+        ("none", {"features.0.weight": torch.ones(2)}, "no ResNet"),
+    ):
+        torch.save(content, tmp_path / f"{name}.pth")
+        args = ["--image", str(tmp_path / "i.png"), "--weights", str(tmp_path / f"{name}.pth")]
+        assert show.main([*args, "--output", str(tmp_path / "no.png")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "no.png").exists()
 
 
 def test_report_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
