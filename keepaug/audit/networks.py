@@ -243,14 +243,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(
             f"no weights {path}; DEFAULT downloads them, RANDOM takes an untrained network"
         )
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(f"{path} needs safetensors: pip install 'keepaug[audit]'") from error
-        content: Any = load_file(path)
-    else:
-        content = read_weights_only(path)
+    content = read_weights_only(path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
