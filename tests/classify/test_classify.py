@@ -233,7 +233,11 @@ def test_learning_rate() -> None:
     assert found == pytest.approx([0.04, 0.4, 0.4, 0.4, 0.04, 0.004])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "classify").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(ROOT.glob("configs/classify/*.yaml")), *sorted(ROOT.glob("configs/lab/*.yaml"))],
+    ids=lambda p: p.stem,
+)
 def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:
     settings = load_config(ClassifyConfig, path, ["root=x"])
     check(settings)
