@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,9 +226,7 @@ def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
     """
     path = Path(weights)
     state, caffe2 = read_detectron2(path)
-    if any(key.removeprefix("module.").startswith(("conv1.", "layer1.", "bn1.")) for key in state) or (
-        "state_dict" in state
-    ):
+    if any(re.search(r"(^|\.)(layer1\.0\.conv1|4\.0\.conv1)\.weight$", key) for key in state):
         raise WeightsError(
             f"MODEL.WEIGHTS {path} has a classifier's keys; Detectron2 would load none of them and only warn: "
             f"python tools/convert_backbone.py --weights {path} --output backbone.pth"

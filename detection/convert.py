@@ -128,6 +128,7 @@ def convert(
     settings = input_settings(loaded.info, mean, std, color_order)
     _check_losses(loaded.info)
     notes = loaded.notes + notes
+    made = loaded.info.get("provenance")
     origin = {"source": weights.name, "source_sha256": sha256_of(weights), "notes": notes}
     tensors = {detectron2_key(name): value for name, value in state.items()}
     partial = output.with_name(f".{output.stem}.partial.{kind}")
@@ -136,7 +137,7 @@ def convert(
         sidecar = Sidecar.of(
             architecture,
             sha256=sha256_of(partial),
-            provenance=loaded.info.get("provenance") or loaded.info,
+            provenance=made if made and isinstance(made, dict) else loaded.info,
             **origin,
             **settings,
         )

@@ -20,7 +20,7 @@ PART_OF: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (
             r"^(module\.)?(proposal_generator|roi_heads|rpn|fpn|head\.cls_subnet)\."
-            r"|^(module\.)?backbone\.(fpn|bottom_up|body)\.",
+            r"|^(module\.)?backbone\.(fpn|bottom_up|body|0\.body)\.|(^|\.)(bbox_embed|bbox_predictor)\.",
         ),
         "these are the weights of a detector, not of a classifier; --reverse takes the backbone out of a "
         "Detectron2 file",

@@ -32,7 +32,6 @@ _PAIRS = (
     ("online_encoder", "target_encoder"),
     ("online_network", "target_network"),
     ("online_net", "target_net"),
-    ("online_model", "ema_model_copy"),
 )
 _NORMALISATION = ("mean", "std")
 _TRUNK = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
@@ -200,8 +199,11 @@ def as_tensors(content: Mapping[Any, Any], where: str | Path) -> dict[str, Tenso
     for key, value in content.items():
         tensor = _as_tensor(value)
         if tensor is None:
+            hint = (
+                "; if it is a classifier's checkpoint, convert it first" if isinstance(value, Mapping) else ""
+            )
             raise WeightsError(
-                f"{where} holds a {type(value).__name__} under {str(key)[:80]!r}, expected arrays alone"
+                f"{where} holds a {type(value).__name__} under {str(key)[:80]!r}, expected arrays alone{hint}"
             )
         found[key.decode("latin1") if isinstance(key, bytes) else str(key)] = tensor
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,38 @@ def read_sidecar(weights: str | Path) -> Sidecar | None:
             raise ValueError(f"schema {content['schema']}, expected {SCHEMA}")
         known = {item.name for item in fields(Sidecar)}
         sidecar = Sidecar(**{key: value for key, value in content.items() if key in known})
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        _check(sidecar)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is no sidecar of tools/convert_backbone.py ({error}); convert again"
         ) from error
     return sidecar
+
+
+def _check(sidecar: Sidecar) -> None:
+    """Of a file that anybody may have edited.
+
+    Raises:
+        ValueError: a field of another type than declared, or a value that cannot be.
+    """
+    kinds: tuple[tuple[type, tuple[str, ...]], ...] = (
+        (str, ("sha256", "architecture", "source", "color_order", "source_sha256")),
+        (int, ("depth", "num_groups", "width_per_group")),
+        (bool, ("stride_in_1x1",)),
+        (dict, ("provenance",)),
+        (list, ("notes", "pixel_mean", "pixel_std")),
+    )
+    for kind, names in kinds:
+        for name in names:
+            if type(value := getattr(sidecar, name)) is not kind and not (
+                kind is list and isinstance(value, tuple)
+            ):
+                raise ValueError(f"{name} is {value!r}, expected {kind.__name__}")
+    for name in ("pixel_mean", "pixel_std"):
+        values = getattr(sidecar, name)
+        if len(values) != 3 or not all(
+            type(value) in (int, float) and math.isfinite(value) for value in values
+        ):
+            raise ValueError(f"{name} is {values!r}, expected three finite numbers")
+    if sidecar.color_order not in ("RGB", "BGR") or min(sidecar.pixel_std) <= 0:
+        raise ValueError(f"color_order {sidecar.color_order!r}, pixel_std {sidecar.pixel_std}")

@@ -17,7 +17,8 @@ from convert_helpers import State, caffe2, state_of, trunk
 
 import detection.reading
 from detection.architecture import ArchitectureError, detectron2_key
-from detection.checks import check_name, check_state, load_detectron2_file
+from detection.checks import check_name, check_state, check_weights_against_config, load_detectron2_file
+from detection.config import load_config
 from detection.convert import convert
 from detection.reading import WeightsError, read_classifier
 from detection.sidecar import read_sidecar, started_from
@@ -439,6 +440,37 @@ def test_a_sidecar_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     )
     assert started_from(done.output)["sha256"] == "f" * 64
     assert started_from(done.output)["provenance"]["method"] == "cutout"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": "18"}, {"pixel_mean": None}, {"pixel_mean": [1, 2]}, {"pixel_std": [0.0, 1, 1]}, {"pixel_std": [math.nan] * 3},
+        {"color_order": "GRB"}, {"provenance": []}, {"stride_in_1x1": "no"}, {"schema": 9}, {"sha256": 3}, {"notes": {}},
+    ],
+)  # fmt: skip
+def test_an_edited_sidecar_is_refused_in_words(change: dict[str, Any], tmp_path: Path) -> None:
+    whole = {
+        "sha256": "f" * 64, "architecture": "ResNet-18", "depth": 18, "num_groups": 1, "width_per_group": 64, "source": "w.pth",
+        "schema": 1, "pixel_mean": [1.0, 2, 3], "pixel_std": [1.0, 2, 3],
+    }  # fmt: skip
+    path = tmp_path / "out.pth.json"
+    path.write_text(json.dumps(whole))
+    assert read_sidecar(tmp_path / "out.pth").depth == 18
+    for content in (json.dumps({**whole, **change}), "[]", "{}", "null", "{", "\xff"):
+        path.write_text(content, encoding="latin1")
+        with pytest.raises(ValueError, match="is no sidecar"):
+            read_sidecar(tmp_path / "out.pth")
+
+
+def test_a_classifier_is_no_backbone_however_it_is_wrapped(tmp_path: Path) -> None:
+    cfg = load_config(None, [])
+    for content in (
+        state_of(50), {"model": under("module.backbone.", state_of(50))}, {"state_dict": state_of(50)}, sequential(state_of(50)),
+    ):  # fmt: skip
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match="convert"):
+            check_weights_against_config(tmp_path / "w.pth", cfg)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
