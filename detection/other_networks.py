@@ -20,13 +20,14 @@ PART_OF: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (
             r"^(module\.)?(proposal_generator|roi_heads|rpn|fpn|head\.cls_subnet)\."
-            r"|^(module\.)?backbone\.(fpn|bottom_up|body|0\.body)\.|(^|\.)(bbox_embed|bbox_predictor)\.",
+            r"|^(module\.)?backbone\.(fpn|bottom_up|body|0\.body)\.|(^|\.)(bbox_embed|bbox_predictor)\."
+            r"|^(module\.)?(rpn_head|roi_head|bbox_head)\.",
         ),
         "these are the weights of a detector, not of a classifier; --reverse takes the backbone out of a "
         "Detectron2 file",
     ),
     (
-        (r"^(module\.)?(aux_classifier|classifier\.0\.convs|aspp)\.",),
+        (r"^(module\.)?(aux_classifier|classifier\.0\.convs|decode_head|(decoder\.)?aspp)\.",),
         "a segmentation network (FCN, DeepLab), whose ResNet is dilated: its last stages have no stride, "
         "Detectron2's have",
     ),

@@ -20,6 +20,7 @@ from detection.architecture import ArchitectureError, detectron2_key
 from detection.checks import check_name, check_state, check_weights_against_config, load_detectron2_file
 from detection.config import load_config
 from detection.convert import convert
+from detection.other_networks import NO_RESNET, PART_OF
 from detection.reading import WeightsError, read_classifier
 from detection.sidecar import read_sidecar, started_from
 
@@ -493,3 +494,89 @@ def test_caffe2_names_become_detectron2s(protocol: int, blobs: bool, tmp_path: P
     assert not found
     with pytest.raises(ArchitectureError, match=r"Caffe2's names.*MODEL\.WEIGHTS"):
         convert(tmp_path / "R-50.pkl", tmp_path / "out.pth")
+
+
+def shapes_of_projects() -> dict[str, Any]:
+    """What stands in docs/conversion.md, in small."""
+    s, bare, slow, some = state_of(), state_of(classes=0), state_of(shift=1.0), torch.ones(4, 4)
+    normaliser = {"new_mean": torch.full((3, 1, 1), 0.4), "new_std": torch.full((3, 1, 1), 0.2)}
+    return {
+        "torchvision's classifier": s,
+        "torchvision's reference training": {
+            "model": s, "optimizer": {"state": {0: {"momentum_buffer": some}}}, "args": {"model": "resnet18"}, "epoch": 89,
+        },
+        "the same with averaged weights": {"model": s, "model_ema": {**under("module.", slow), "n_averaged": torch.tensor(7)}},
+        "timm's training": {"arch": "resnet18", "state_dict": s, "state_dict_ema": slow, "version": 2},
+        "timm in Hugging Face": under("timm_model.", s),
+        "Hugging Face's ResNet": {**under("resnet.", hugging_face(bare)), "classifier.1.weight": some},
+        "CutMix's released code": {"epoch": 3, "arch": "resnet", "state_dict": under("module.", s), "best_err1": 21.4},
+        "MoCo": {
+            "state_dict": {**under("module.encoder_q.", s), **under("module.encoder_k.", slow), "module.queue": some},
+            "arch": "resnet18",
+        },
+        "SwAV": {**under("module.", bare), "module.projection_head.0.weight": some, "module.prototypes.weight": some},
+        "DINO": {
+            "student": {**under("module.backbone.", bare), "module.head.mlp.0.weight": some},
+            "teacher": {**under("backbone.", slow), "head.last_layer.weight_g": some},
+        },
+        "SimSiam": {
+            "state_dict": {**under("module.encoder.", bare), "module.encoder.fc.0.weight": some, "module.predictor.0.weight": some}
+        },
+        "Barlow Twins": {"model": {**under("module.backbone.", bare), "module.bn.running_mean": some[0]}, "epoch": 1},
+        "BYOL": {
+            **under("net.", s), **under("online_encoder.net.", s), **under("target_encoder.net.", slow), "online_predictor.x": some,
+        },
+        "solo-learn": {"state_dict": {**under("backbone.", bare), **under("momentum_backbone.", slow), "classifier.weight": some}},
+        "lightly": {"state_dict": {**under("backbone.", sequential(s)), "projection_head.layers.0.weight": some}},
+        "VISSL": {
+            "classy_state_dict": {"base_model": {"model": {"trunk": under("_feature_blocks.", bare), "heads": {"0.clf": some}}}}
+        },
+        "mmpretrain": {"meta": {}, "state_dict": {**under("backbone.", bare), "head.fc.weight": some}},
+        "Lightning": {"state_dict": under("net.", s), "callbacks": {}, "hyper_parameters": {"arch": "resnet18"}, "loops": {}},
+        "FSDP, whole": under("_fsdp_wrapped_module.", fsdp(s)),
+        "an EMA wrapper with its counter": {"ema": {"module": s, "updates": 7}},
+        "robustness": {
+            "model": {
+                **under("module.model.", s), **under("module.attacker.model.", s), **under("module.normalizer.", normaliser),
+                **under("module.attacker.normalize.", normaliser),
+            }
+        },
+        "ours, `weights.pt`": {
+            "state_dict": s, "arch": "resnet18", "options": {"stem": "imagenet"}, "classes": ["a"], "mean": [0.5] * 3,
+            "std": [0.5] * 3, "provenance": {"kind": "classify"},
+        },
+        "torchvision's detectors": {**under("backbone.body.", bare), "rpn.head.conv.0.0.weight": some},
+        "mmdetection": {"state_dict": {**under("backbone.", bare), "bbox_head.fc_cls.weight": some}},
+        "DeepLab of torchvision": {**under("backbone.", bare), "classifier.0.convs.0.0.weight": some},
+        "`resnetaa50`, `resnetblur50`": {"arch": "resnetaa18", "state_dict": s},
+        "ReID's ResNet": {"kind": "reid", "last_stride": 1, "arch": "resnet18", "state_dict": bare},
+        "Caffe2's R-50.pkl": caffe2(state_of(50)),
+    }  # fmt: skip
+
+
+def test_the_documents_tables_are_true(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "conversion.md").read_text()
+    rows = {
+        row[0].strip(): row[2].strip()
+        for row in re.findall(r"^\| (.*?) \|(.*?)\| (.*?) \|$", text, flags=re.M)[1:]
+    }
+    projects = shapes_of_projects()
+    assert rows.keys() == projects.keys()
+    for name, result in rows.items():
+        what, _, said = result.partition(": ")
+        if what == "refused":
+            with pytest.raises(
+                ValueError, match=said.split()[-1] if "MODEL" not in said else "MODEL.WEIGHTS"
+            ):
+                read(projects[name], tmp_path / "w.pth")
+        elif what.startswith("asks for"):
+            with pytest.raises(WeightsError, match=rf"several sets.*{what.split('`')[1]}"):
+                read(projects[name], tmp_path / "w.pth")
+        else:
+            assert what.startswith("taken")
+            assert same(read(projects[name], tmp_path / "w.pth")[0], trunk(state_of())), name
+    known = " ".join(what for _, what in (*NO_RESNET, *PART_OF))
+    named = re.search(r"by their name: (.*?);", text, flags=re.S)
+    assert named
+    for network in re.split(r",\s+", named[1]):
+        assert network.removesuffix("s") in known, network
