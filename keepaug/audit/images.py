@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.cifar import load_cifar10
-from keepaug.data.folder import EXTENSIONS, list_images
+from keepaug.data.files import EXTENSIONS, find_images
+from keepaug.data.folder import list_images
 from keepaug.data.reading import read_image
 from keepaug.runs.seeds import make_generator
 
@@ -182,12 +183,11 @@ def _folder(root: Path, split: str | None) -> Source:
         return _cifar(root)
     names = [split] if split else ["val", "test", "train"]
     chosen = next((root / name for name in names if (root / name).is_dir()), root)
-    has_classes = any(entry.is_dir() and not entry.name.startswith(".") for entry in chosen.iterdir())
-    if has_classes:
+    paths, folders = find_images(chosen)
+    if folders:
         paths, found, classes = list_images(chosen)
         labels: list[int] | None = found.tolist()
     else:
-        paths = sorted(path for path in chosen.iterdir() if path.suffix.lower() in EXTENSIONS)
         labels, classes = None, None  # type: ignore[assignment]
     name = root.name if chosen == root else f"{root.name}/{chosen.name}"
     drawn = root / "boxes.json"

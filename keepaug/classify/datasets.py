@@ -11,7 +11,9 @@ from torch import Tensor
 
 from keepaug.classify.config import ClassifyConfig
 from keepaug.classify.methods import build_batch_policy, build_policy
+from keepaug.data.checking import check_images
 from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD, load_cifar10
+from keepaug.data.files import ImageFiles
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors, is_synthetic
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, eval_geometry, train_geometry
@@ -111,17 +113,21 @@ def _memory(
 
 def _files(
     config: ClassifyConfig,
-    train: tuple[list[Path], Tensor],
-    val: tuple[list[Path], Tensor],
+    train: tuple[ImageFiles, Tensor],
+    val: tuple[ImageFiles, Tensor],
     classes: list[str],
     name: str,
     root: Path,
 ) -> Datasets:
-    def limited(files: tuple[list[Path], Tensor], limit: int) -> tuple[list[Path], Tensor]:
+    def limited(files: tuple[ImageFiles, Tensor], limit: int) -> tuple[ImageFiles, Tensor]:
+        if not limit or limit >= len(files[0]):
+            return files
         some = _limit(len(files[0]), limit, files[1])
-        return [files[0][index] for index in some.tolist()], files[1][some]
+        return files[0].take(some.tolist()), files[1][some]
 
     train, val = limited(train, config.limit_train), limited(val, config.limit_val)
+    for part, files in (("val", val), ("train", train)):
+        check_images(files[0], description=f"checking {name}/{part}")
     geometry = train_geometry(config.image_size, jitter=config.jitter)
     return Datasets(
         FileImages(*train, classes, geometry=geometry, policy=build_policy(config)),

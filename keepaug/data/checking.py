@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import PIL
 
+from keepaug.data.files import ImageFiles
 from keepaug.data.reading import ImageError, read_size
 from keepaug.runs.cache import cache_file, locked
 from keepaug.runs.files import write_atomic
@@ -25,7 +26,7 @@ Result = TypeVar("Result")
 
 _NAMED = 10  # files in an error
 _WORTH = 500  # fewer files are not remembered: reading them again takes a second
-_SAVED_EVERY = 20_000  # files, so that an interrupted check goes on where it stopped
+_SAVED_EVERY = 50_000  # files, so that an interrupted check goes on where it stopped
 _RULES = f"1 {PIL.__version__}"  # of what counts as good: raise the number when `read_image` refuses more
 _KNOWN = np.dtype([("key", "<u8"), ("size", "<u4", 2)])
 
@@ -79,15 +80,20 @@ def check_images(
     Raises:
         ImageError: how many files are unusable, and the first ten errors.
     """
-    names = [name if os.path.isabs(name) else os.path.abspath(name) for name in map(str, paths)]
+    if isinstance(paths, ImageFiles):
+        root = paths.root.absolute()
+        names = [f"{root}/{name}" for name in paths.names()]
+    else:
+        names = [name if os.path.isabs(name) else os.path.abspath(name) for name in map(str, paths)]
     threads = threads or _cores()
     if len(names) >= _WORTH:
         common = os.path.commonpath({os.path.dirname(name) for name in names})
         cache = cache_file("images", _RULES, common, suffix=".npy")
         with locked(cache):
-            found, problems = _read_sizes(names, cache, description, threads)
+            keys = _keys(names, paths)
+            found, problems = _read_sizes(names, cache, keys, description, threads)
     else:
-        found, problems = _read_sizes(names, None, description, threads)
+        found, problems = _read_sizes(names, None, np.zeros(0), description, threads)
     if sizes is not None:
         differ = (found != np.asarray(sizes).reshape(-1, 2)).any(axis=1) & found.any(axis=1)
         problems += [_size_problem(names[index], sizes[index]) for index in np.flatnonzero(differ).tolist()]
@@ -96,20 +102,15 @@ def check_images(
 
 
 def _read_sizes(
-    names: Sequence[str], cache: Path | None, description: str, threads: int
+    names: Sequence[str], cache: Path | None, keys: np.ndarray, description: str, threads: int
 ) -> tuple[np.ndarray, list[str]]:
     """(N, 2) height and width, 0 of what cannot be read, and what is wrong with that."""
     found = np.zeros((len(names), 2), dtype=np.int64)
     new = np.arange(len(names))
     if cache:
-        known, keys = _load(cache), _keys(names)
-        place = np.searchsorted(known["key"], keys)
-        hit = (
-            known["key"][np.minimum(place, len(known) - 1)] == keys
-            if len(known)
-            else np.zeros(len(keys), bool)
-        )
-        found[hit] = known["size"][place[hit]]
+        known = _load(cache)
+        hit = np.isin(keys, known["key"])
+        found[hit] = known["size"][np.searchsorted(known["key"], keys[hit])]
         new = np.flatnonzero(~hit)
     problems: list[str] = []
     read: list[int] = []
@@ -159,18 +160,27 @@ def _size_problem(name: str, size: Sequence[int]) -> str:
     return f"{name} changed while it was checked; start again"
 
 
-def _keys(names: Sequence[str]) -> np.ndarray:
+def _keys(names: Sequence[str], paths: Sequence[str | Path]) -> np.ndarray:
     """(N,) uint64 of name, size and time of change; a file that cannot be asked has a key that no other has."""
 
-    def key(name: str) -> bytes:
+    def ask(name: str) -> tuple[int, int]:
         try:
             status = os.stat(name)
         except OSError:
+            return -1, 0
+        return status.st_size, status.st_mtime_ns
+
+    def key(name: str, size: int, time: int) -> bytes:
+        if size < 0:
             return os.urandom(8)
-        text = f"{name}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
+        text = f"{name}\0{size}\0{time}".encode(errors="surrogateescape")
         return hashlib.blake2b(text, digest_size=8).digest()
 
-    return np.frombuffer(b"".join(map(key, names)), dtype="<u8")
+    stats: Iterable[tuple[int, int]] = map(ask, names)
+    if isinstance(paths, ImageFiles):
+        stats = zip(paths.sizes.tolist(), paths.times.tolist(), strict=True)
+    keys = (key(name, size, time) for name, (size, time) in zip(names, stats, strict=True))
+    return np.frombuffer(b"".join(keys), dtype="<u8")
 
 
 def _load(cache: Path) -> np.ndarray:

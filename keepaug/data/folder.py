@@ -1,15 +1,19 @@
-"""Image folders: `root/{train,val}/CLASS/*`, the layout of ImageNet and of the drawn datasets."""
+"""Image folders: `root/{train,val}/CLASS/*`, the layout of ImageNet and of the drawn datasets; flat validation images."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["EXTENSIONS", "find_split", "list_images", "open_folder"]
+from keepaug.data.files import EXTENSIONS, ImageFiles, find_images
+from keepaug.data.flat import read_flat_labels
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+__all__ = ["find_split", "list_images", "open_folder"]
+
+VALIDATION = ("val", "valid", "validation", "test")
 
 
 def find_split(root: Path, *names: str) -> Path:
@@ -21,49 +25,61 @@ def find_split(root: Path, *names: str) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
+    inside = sorted(path.parent.name for path in root.glob(f"[!._]*/{names[0]}") if path.is_dir())
     raise FileNotFoundError(
         f"no folder {' or '.join(str(root / name) for name in names)}; expected {root}/{names[0]}/CLASS/IMAGE"
+        + (f" (there is {root / inside[0] / names[0]}: is {root / inside[0]} meant?)" if inside else "")
     )
 
 
-def list_images(split: Path) -> tuple[list[Path], Tensor, list[str]]:
-    """Paths, labels (N,) and class names of `split/CLASS/*`, all sorted.
+def list_images(split: Path) -> tuple[ImageFiles, Tensor, list[str]]:
+    """Files, labels (N,) and class names of `split/CLASS/*`, all sorted; hidden files and folders are ignored.
 
     Raises:
-        ValueError: no class folders, or one without images.
+        ValueError: no class folders, or one without images; images beside the class folders.
     """
-    classes = sorted(
-        entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    files, folders = find_images(split)
+    classes = sorted(name for name in folders if "/" not in name)
+    names = files.names()
+    loose = [name for name in names if "/" not in name]
     if not classes:
         raise ValueError(f"{split} has no class folders; expected {split}/CLASS/IMAGE")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (split / name).rglob("*") if path.suffix.lower() in EXTENSIONS)
-        if not found:
+    if loose:
+        raise ValueError(
+            f"{split} has {len(loose)} image(s) beside its class folders, for example {loose[0]}: which class are "
+            f"they of? Move them; expected {split}/CLASS/IMAGE"
+        )
+    counts = Counter(name.partition("/")[0] for name in names)
+    for name in classes:
+        if name not in counts:
             raise ValueError(f"the class folder {split / name} has no images ({', '.join(EXTENSIONS)})")
-        paths += found
-        labels += [label] * len(found)
-    return paths, torch.tensor(labels), classes
+    numbers = torch.tensor([counts[name] for name in classes])
+    return files, torch.arange(len(classes)).repeat_interleave(numbers), classes
 
 
-def open_folder(root: str | Path) -> tuple[tuple[list[Path], Tensor], tuple[list[Path], Tensor], list[str]]:
+def open_folder(root: str | Path) -> tuple[tuple[ImageFiles, Tensor], tuple[ImageFiles, Tensor], list[str]]:
     """Training and validation files of a folder, and the class names.
 
+    Validation images are in `val`, `valid`, `validation` or `test`: in class folders, or flat with a list of their labels
+    (`read_flat_labels`), as ImageNet's are distributed.
+
     Raises:
-        FileNotFoundError: no such folder or split.
+        FileNotFoundError: no such folder or split, or no list for flat validation images.
         ValueError: an empty class, or classes that differ between the splits.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
-    train_paths, train_labels, classes = list_images(find_split(root, "train"))
-    val_paths, val_labels, val_classes = list_images(find_split(root, "val", "test"))
+    train_files, train_labels, classes = list_images(find_split(root, "train"))
+    split = find_split(root, *VALIDATION)
+    files, folders = find_images(split)
+    if len(files) and set(folders) <= {"images"} - set(classes):
+        return (train_files, train_labels), (files, read_flat_labels(split, files.names(), classes)), classes
+    val_files, val_labels, val_classes = list_images(split)
     if classes != val_classes:
         different = sorted(set(classes) ^ set(val_classes))
         raise ValueError(
             f"{root}: training and validation must have the same class folders; only in one: {', '.join(different[:5])}"
             f"{' ...' if len(different) > 5 else ''}"
         )
-    return (train_paths, train_labels), (val_paths, val_labels), classes
+    return (train_files, train_labels), (val_files, val_labels), classes

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepaug.data.files import ImageFiles
+
 __all__ = ["describe_files", "describe_tensors", "is_synthetic"]
 
 
@@ -58,8 +60,13 @@ def describe_files(
     if labels is not None:
         digest.update(json.dumps({split: list(texts) for split, texts in labels.items()}).encode())
     for paths in splits.values():
-        for path in paths:
-            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+        if isinstance(paths, ImageFiles):
+            before = "".join(f"{part}/" for part in paths.root.relative_to(root).parts)
+            sized = zip(paths.names(), paths.sizes.tolist(), strict=True)
+            digest.update("".join(f"{before}{name} {size}\n" for name, size in sized).encode())
+        else:
+            for path in paths:
+                digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
     return {
         "name": name,
         "sizes": {split: len(paths) for split, paths in splits.items()},

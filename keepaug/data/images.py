@@ -169,7 +169,7 @@ class FileImages:
         geometry: Transform,
         policy: Transform | None = None,
     ) -> None:
-        self.paths, self.labels, self.classes = list(paths), labels, list(classes)
+        self.paths, self.labels, self.classes = paths, labels, list(classes)
         self.geometry, self.policy = geometry, policy
 
     def __len__(self) -> int:
