@@ -51,11 +51,18 @@ def uda_section(
     def autocast() -> Any:
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
-    def prepare() -> None:
-        """Everything that a plain step does before the network."""
+    def prepare(settings: UdaConfig = config) -> None:
+        """Everything that a step does before its forward pass."""
         drawn = draw_step(config, 1, (32, 32))
         weak_view(pool[: config.batch_size], drawn.labelled_seeds, config)
-        finish_strong(make_views(pool, drawn, config, mean, std), None, drawn, config)
+        made, pasted = make_views(pool, drawn, config, mean, std), None
+        if settings.keep:
+            pixels = made.clean.contiguous(memory_format=torch.channels_last)
+            with autocast():
+                _, found = look(network, pixels, settings, only=drawn.policy.changes)
+            assert found is not None
+            pasted = sample_paste(found, pixels, settings, 1)
+        finish_strong(made, pasted, drawn, config)
 
     def train(settings: UdaConfig, target: Tensor | None) -> None:
         with autocast():
@@ -64,8 +71,8 @@ def uda_section(
         parts.total.backward()
         optimizer.step()
 
-    def step() -> None:
-        prepare()
+    def step(settings: UdaConfig = config) -> None:
+        prepare(settings)
         train(config, None)
 
     def supervised() -> None:
@@ -75,10 +82,9 @@ def uda_section(
         loss.backward()
         optimizer.step()
 
-    def saliency(scale: float) -> None:
-        settings = UdaConfig(keep=True, saliency_scale=scale)
+    def saliency(scale: float, only: Tensor | None = None) -> None:
         with autocast():
-            look(network, clean, settings)
+            look(network, clean, UdaConfig(keep=True, saliency_scale=scale), only=only)
 
     def eval_step(scale: float) -> None:
         """target_mode=eval with Keep: target and saliency before, labelled and strong images in training mode."""
@@ -94,6 +100,11 @@ def uda_section(
     variants: dict[str, Callable[[], object]] = {
         "plain UDA step": step,
         "supervised step": supervised,
+        "Keep step, low resolution": functools.partial(step, UdaConfig(keep=True)),
+        "Keep step, full resolution": functools.partial(step, UdaConfig(keep=True, saliency_scale=1.0)),
+        "saliency where the policy changes an image, low resolution": functools.partial(
+            saliency, 0.5, draws.policy.changes
+        ),
         "saliency, low resolution": functools.partial(saliency, 0.5),
         "saliency, full resolution": functools.partial(saliency, 1.0),
         "region selection and paste": select,
