@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.data.batch_transforms import normalise
+from keepaug.data.pictures import draw_views
 from keepaug.models.weights import NetworkSpec, save_classifier
 from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
@@ -28,7 +29,6 @@ from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, part_of, weak_view
 from ssl_uda.config import UdaConfig, check, is_shortened, label
 from ssl_uda.data import Data, Stream, open_data
-from ssl_uda.pictures import draw_views
 from ssl_uda.schedule import ema_decay, learning_rate
 from ssl_uda.step import look, sample_paste, step_loss
 
@@ -54,22 +54,20 @@ class _Run:
 
 
 def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
-    """Train and evaluate; everything ends up in the folder `output`.
-
-    Interrupted at any moment and called again with `resume`, it ends with the same weights as without the interruption,
-    bit for bit on a CPU.
+    """Train and evaluate; the run's folder gets labels.json, weights.pt, metrics.jsonl, result.json and views.png.
 
     Args:
         config: settings.
-        output: run folder: labels.json, checkpoint.pt, weights.pt, metrics.jsonl, result.json, views.png.
-        resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet).
+        output: the run's folder.
+        resume: go on from the folder's last checkpoint, if there is one. The weights are then those of a run that was never
+            interrupted, bit for bit on a CPU.
 
     Returns:
-        The metrics of result.json, in percent.
+        Accuracies in percent, as result.json says them.
 
     Raises:
         ValueError: settings or data that cannot be used (ConfigError among them), before training.
-        NonFiniteLossError: the loss is no longer a number.
+        NonFiniteLossError: a loss, a saliency map or a weight is no longer a number.
     """
     check(config)
     world = setup(config.device)

@@ -19,10 +19,10 @@ from keepaug.classify.datasets import Datasets, open_datasets
 from keepaug.classify.losses import loss_of
 from keepaug.classify.methods import METHODS, Cutting, Labels, Step, Views, compute_saliency
 from keepaug.classify.optimizer import build_optimizer, learning_rate, set_learning_rate
-from keepaug.classify.pictures import draw_augmented
 from keepaug.data.batch_transforms import lighting, normalise
 from keepaug.data.images import Batch, Images, MemoryImages
 from keepaug.data.loader import Loader, default_workers, make_loader
+from keepaug.data.pictures import draw_views
 from keepaug.data.saliency_cache import SaliencyCache, carried_or_fresh
 from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
@@ -459,4 +459,4 @@ def _draw(run: _Run, path: Path) -> Path:
     generator = make_generator(run.config.seed, "pictures")
     inputs, _ = run.augment(Views(images, labels, strong, heat), generator)
     inputs = inputs[-len(images) :]  # the last view, where there are several
-    return draw_augmented(images, heat, inputs, path, mean=run.data.mean, std=run.data.std)
+    return draw_views([images, inputs], heat, path, mean=run.data.mean, std=run.data.std)

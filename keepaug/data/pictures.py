@@ -1,4 +1,4 @@
-"""A sheet of what happens to a few unlabelled images."""
+"""A sheet of what an augmentation does to a few images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def draw_views(
     """The first row, then the saliency, then the others; one column for each image.
 
     Args:
-        rows: (N, 3, H, W) normalised each: clean, strong, as trained on.
-        heat: (N, H, W) saliency of the first.
+        rows: (N, 3, H, W) normalised each, for example the images and what the network is trained on.
+        heat: (N, h, w) saliency of the first; shown at the images' size.
         path: PNG file.
         mean: of the normalisation.
         std: of the normalisation.
     """
     shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
     shown = [(row.float().cpu() * scale + shift).clamp(0, 1) for row in rows]
+    if heat.shape[1:] != rows[0].shape[2:]:
+        heat = F.interpolate(heat[:, None], size=rows[0].shape[2:], mode="nearest")[:, 0]
     peak = heat.flatten(1).amax(dim=1).clamp(min=1e-12)[:, None, None]
     shown.insert(1, (heat / peak).sqrt().cpu()[:, None].expand(-1, 3, -1, -1))
     bordered = F.pad(torch.stack(shown), (1, 1, 1, 1), value=1.0)
