@@ -13,7 +13,7 @@ from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.algorithms.supervised import TSA
 from ssl_uda.algorithms.uda import CONSISTENCY
 from ssl_uda.policy import POLICIES
-from ssl_uda.split import SPLITS
+from ssl_uda.split import SPLITS, USES
 
 __all__ = ["UdaConfig", "check", "is_shortened", "label"]
 
@@ -39,7 +39,17 @@ class UdaConfig:
     split: str = option("first", choices=SPLITS, help="first: Google's, unbalanced")
     split_seed: int = option(-1, low=-1, help="of split=balanced; -1: the run's seed", used_by=("balanced",))
     unlabelled: str = option(
-        "all", choices=("all", "rest"), help="all: Google's, labelled ones included", used_by=UNLABELLED
+        "all",
+        choices=USES,
+        help="training images used without label; all: Google's, labelled ones included; extra: only those of the "
+        "unlabelled folder, which come in addition otherwise",
+        used_by=UNLABELLED,
+    )
+    unlabelled_root: str = option(
+        "",
+        help="folder of further images without labels, in any folders; empty: ROOT/unlabelled where there is one",
+        bookkeeping=True,
+        used_by=UNLABELLED,
     )
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
     limit_val: int = option(0, low=0)

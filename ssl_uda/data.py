@@ -14,12 +14,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.checking import read_all
 from keepaug.data.cifar import load_cifar10
+from keepaug.data.files import EXTENSIONS, find_images
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_tensors, is_synthetic
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.data.reading import read_image
 from keepaug.runs.config import ConfigError
 from keepaug.runs.seeds import make_generator
+from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.config import UdaConfig
 from ssl_uda.split import Split, choose_labelled, split_labels
 
@@ -35,7 +37,7 @@ class Data:
     """What a run trains and is evaluated on.
 
     Attributes:
-        images: (N, 3, H, W) uint8 training images, on the training device.
+        images: (N + U, 3, H, W) uint8 training images and those of the unlabelled folder, on the training device.
         labels: (N,) int64 on the same device; only the labelled ones may be looked at in training.
         split: which are labelled; on the CPU.
         val_images: (M, 3, H, W) uint8, on the training device.
@@ -119,13 +121,23 @@ def open_data(config: UdaConfig, device: torch.device) -> Data:
         val = (val[0][some], val[1][some])
     if min(train[0].shape[2:]) <= config.padding:
         raise ConfigError(f"padding {config.padding} needs larger images than {tuple(train[0].shape[2:])}")
+    extra = _read_unlabelled(config, root, train[0])
     seed = config.seed if config.split_seed < 0 else config.split_seed
     split = split_labels(
-        train[1], config.num_labels, len(classes), config.split, seed=seed, unlabelled=config.unlabelled
+        train[1],
+        config.num_labels,
+        len(classes),
+        config.split,
+        seed=seed,
+        unlabelled=config.unlabelled,
+        num_extra=len(extra),
     )
     cifar = config.dataset == "cifar10"
+    parts = {"train": train, "val": val}
+    if len(extra):
+        parts["unlabelled"] = (extra, torch.full((len(extra),), -1))
     return Data(
-        train[0].to(device),
+        torch.cat([train[0], extra]).to(device),
         train[1].to(device),
         split,
         val[0].to(device),
@@ -133,9 +145,33 @@ def open_data(config: UdaConfig, device: torch.device) -> Data:
         list(classes),
         CIFAR_MEAN if cifar else IMAGENET_MEAN,
         CIFAR_STD if cifar else IMAGENET_STD,
-        describe_tensors(name, {"train": train, "val": val}),
+        describe_tensors(name, parts),
         is_synthetic(root),
     )
+
+
+def _read_unlabelled(config: UdaConfig, root: Path, train: Tensor) -> Tensor:
+    """(U, 3, H, W) images of the unlabelled folder, of the training images' size; U is 0 where there is none.
+
+    Raises:
+        ConfigError: another size, no images, or a folder that is not there.
+    """
+    folder = Path(config.unlabelled_root).expanduser() if config.unlabelled_root else root / "unlabelled"
+    if not ALGORITHMS[config.algorithm].unlabelled or not (config.unlabelled_root or folder.is_dir()):
+        return train[:0]
+    if not folder.is_dir():
+        raise ConfigError(f"unlabelled_root: no folder {folder}")
+    files, _ = find_images(folder)
+    if not len(files):
+        raise ConfigError(f"{folder} holds no images ({', '.join(EXTENSIONS)}): leave it out, or put some in")
+    side = 32 if config.dataset == "cifar10" else config.image_size
+    images = _read(files[: config.limit_train or None], side, f"reading {folder.name}")
+    if images.shape[1:] != train.shape[1:]:
+        raise ConfigError(
+            f"the images of {folder} are {images.shape[2]} x {images.shape[3]} and the training images "
+            f"{train.shape[2]} x {train.shape[3]}: set image_size to resize all of them"
+        )
+    return images
 
 
 def _read(paths: Sequence[Path], side: int, description: str) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor
 from keepaug.runs.config import ConfigError
 from keepaug.runs.seeds import make_generator
 
-__all__ = ["SPLITS", "Split", "choose_labelled", "split_labels"]
+__all__ = ["SPLITS", "USES", "Split", "choose_labelled", "split_labels"]
 
 SPLITS = ("first", "balanced_first", "balanced")
+USES = ("all", "rest", "extra")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Split:
 
     Attributes:
         labelled: (num_labels,) int64 positions in the training images, rising.
-        unlabelled: (M,) int64 positions; all images, or all but the labelled ones.
+        unlabelled: (M,) int64 positions; those from the number of training images on are of the unlabelled folder.
         counts: labelled images of each class.
     """
 
@@ -92,7 +93,14 @@ def choose_labelled(labels: Tensor, num_labels: int, num_classes: int, kind: str
 
 
 def split_labels(
-    labels: Tensor, num_labels: int, num_classes: int, kind: str, *, seed: int, unlabelled: str = "all"
+    labels: Tensor,
+    num_labels: int,
+    num_classes: int,
+    kind: str,
+    *,
+    seed: int,
+    unlabelled: str = "all",
+    num_extra: int = 0,
 ) -> Split:
     """Choose the labelled images and check that every class is among them.
 
@@ -102,7 +110,9 @@ def split_labels(
         num_classes: K.
         kind: one of `SPLITS`.
         seed: of "balanced".
-        unlabelled: "all" images without their labels, labelled ones included (Google's code), or the "rest".
+        unlabelled: which images are used without label: "all", labelled ones included (Google's code), the "rest", or the
+            "extra" ones alone.
+        num_extra: images without a label, which follow the others.
 
     Raises:
         ConfigError: numbers that do not fit, or a class without a labelled image.
@@ -114,11 +124,12 @@ def split_labels(
             f"split={kind} with {num_labels} labels leaves the classes {', '.join(missing)} without any; images sorted "
             "by class have no useful first ones: set split=balanced, or raise num_labels"
         )
-    others = torch.arange(len(labels))
+    used = torch.full((len(labels) + num_extra,), unlabelled != "extra")
+    used[len(labels) :] = True
     if unlabelled == "rest":
-        keep = torch.ones(len(labels), dtype=torch.bool)
-        keep[labelled] = False
-        others = others[keep]
-        if not len(others):
-            raise ConfigError("unlabelled=rest leaves no image: all are labelled; set unlabelled=all")
+        used[labelled] = False
+    others = used.nonzero()[:, 0]
+    if not len(others):
+        why = "there is no unlabelled folder" if unlabelled == "extra" else "all are labelled"
+        raise ConfigError(f"unlabelled={unlabelled} leaves no image: {why}; set unlabelled=all")
     return Split(labelled, others, counts)

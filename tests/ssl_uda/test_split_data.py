@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from keepaug.data.batch_transforms import normalise, random_crop_flip
 from keepaug.data.synthetic import write_classification
 from keepaug.runs.config import ConfigError, load_config
+from ssl_uda import train
 from ssl_uda.augment import draw_step, finish_strong, make_views, part_of, paste_rule
 from ssl_uda.config import UdaConfig, check, is_shortened
-from ssl_uda.data import Stream, open_data
+from ssl_uda.data import Data, Stream, open_data
 from ssl_uda.split import choose_labelled, split_labels
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -260,3 +263,66 @@ def test_defaults_are_the_recipe() -> None:
     )
     for change in ("steps=1000", "arch=wrn10_1", "limit_val=100"):
         assert is_shortened(load_config(UdaConfig, None, ["root=x", change]))
+
+
+def picture(path: Path, side: int, mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (side, side), 77).save(path)
+
+
+@pytest.mark.parametrize("second_root", [False, True])
+def test_unlabelled_folder_comes_in_addition(second_root: bool, tmp_path: Path) -> None:
+    """Flat or in folders, of any size with image_size; the labels of the training images stay where they were."""
+    root = write_classification(tmp_path / "d", num_train=12, num_val=4, num_classes=2, size=(24, 24))
+    extra = tmp_path / "more" if second_root else root / "unlabelled"
+    picture(extra / "b.png", 40)
+    picture(extra / "deep" / "a.png", 24, "L")
+    picture(extra / ".hidden.png", 24)
+    options = [f"root={root}", "dataset=image_folder", "num_labels=4", "split=balanced", "image_size=20"]
+    options += [f"unlabelled_root={extra}"] if second_root else []
+
+    def opened(*more: str) -> Data:
+        return open_data(load_config(UdaConfig, None, [*options, *more]), torch.device("cpu"))
+
+    data = opened()
+    assert data.images.shape == (14, 3, 20, 20)
+    assert data.split.unlabelled.tolist() == list(range(14))
+    assert (data.images[12, 0] == 77).all()  # red, then grey
+    assert not data.images[12, 1:].any()
+    assert (data.images[13] == 77).all()
+    assert data.identity["sizes"] == {"train": 12, "val": 4, "unlabelled": 2}
+    assert int(data.split.labelled.max()) < 12
+    assert opened("unlabelled=extra").split.unlabelled.tolist() == [12, 13]
+    rest = opened("unlabelled=rest").split
+    assert rest.unlabelled.tolist() == [n for n in range(14) if n not in rest.labelled.tolist()]
+    with pytest.raises(ConfigError, match="set image_size to resize"):
+        open_data(load_config(UdaConfig, None, [*options, "image_size=0"]), torch.device("cpu"))
+    if not second_root:
+        assert len(opened("algorithm=supervised").images) == 12
+    picture(extra / "c.png", 24)
+    assert opened().identity["checksum"] != data.identity["checksum"]
+
+
+def test_unlabelled_folders_that_cannot_be_meant(tmp_path: Path) -> None:
+    root = write_classification(tmp_path / "d", num_train=12, num_val=4, num_classes=2, size=(24, 24))
+    options = [f"root={root}", "dataset=image_folder", "num_labels=4", "split=balanced"]
+    (tmp_path / "empty").mkdir()
+    for more, message in (
+        ("unlabelled=extra", "there is no unlabelled folder"),
+        (f"unlabelled_root={tmp_path}/nowhere", "no folder .*nowhere"),
+        (f"unlabelled_root={tmp_path}/empty", "holds no images"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_data(load_config(UdaConfig, None, [*options, more]), torch.device("cpu"))
+    with pytest.raises(ConfigError, match="unlabelled_root is for uda"):
+        load_config(UdaConfig, None, [*options, "algorithm=supervised", "unlabelled_root=x"])
+
+
+def test_step_takes_images_of_the_unlabelled_folder_alone(tmp_path: Path) -> None:
+    root = write_classification(tmp_path / "d", num_train=12, num_val=4, num_classes=2, size=(24, 24))
+    for number in range(3):
+        picture(root / "unlabelled" / f"{number}.png", 24)
+    options = ["dataset=image_folder", "num_labels=4", "split=balanced", "unlabelled=extra", "arch=wrn10_1"]
+    options += ["steps=1", "batch_size=2", "tensorboard=false"]
+    train(load_config(UdaConfig, None, [f"root={root}", *options]), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "labels.json").read_text())["num_unlabelled"] == 3
