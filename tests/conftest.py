@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # as for a tool that is run
 DATA_ROOT = Path(os.environ.get("KEEPAUG_DATA") or Path.home() / ".cache" / "keepaug" / "data")
 # What the tests find out about their images is of no use to later runs.
 os.environ["KEEPAUG_CACHE"] = tempfile.mkdtemp(prefix="keepaug-cache-")

@@ -15,16 +15,20 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from known import SCRIPTS, tool
 
 from keepaug.data.synthetic import write_classification
 from keepaug.report.aggregate import aggregate
 from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
-from keepaug.runs.jobs import Command, Commands
-from keepaug.runs.result import FILE_NAME, read_results
+from keepaug.runs.jobs import Commands
+from keepaug.runs.planning import Job, command_of
+from keepaug.runs.result import read_results
 
-ROOT = Path(__file__).resolve().parent.parent
+TOOL = "train_classifier"
 CONFIGS = {"wrn28_10": "cifar10_wrn28_10.yaml"}  # others: cifar10.yaml with arch=
 
 
@@ -46,38 +50,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def commands_of(args: argparse.Namespace) -> list[Command]:
-    """The runs of the figure whose result is missing, seeds outermost."""
-    overrides = list(args.overrides)
-    if args.shrink and args.run and not any(item.startswith("root=") for item in overrides):
+def config_of(arch: str) -> Path:
+    return SCRIPTS.parent / "configs" / "classify" / CONFIGS.get(arch, "cifar10.yaml")
+
+
+def given_of(args: argparse.Namespace, settings: Mapping[str, Any], seed: int) -> list[str]:
+    shrink = tool(TOOL).shrink if args.shrink else {}
+    own = {**shrink, **settings, "arch": args.arch, "seed": seed}
+    return [*(f"{key}={value}" for key, value in own.items()), *args.overrides]
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """The runs of the figure that are not finished, seeds outermost."""
+    if args.shrink and args.run and not any(item.startswith("root=") for item in args.overrides):
         root = args.runs / "drawn"
         if not root.is_dir():
             write_classification(root, num_train=24, num_val=8, num_classes=2, size=(32, 32))
-        overrides += ["dataset=image_folder", "loading=memory", f"root={root}"]
-    config = CONFIGS.get(args.arch, "cifar10.yaml")
-    commands = {}
+        args.overrides += ["dataset=image_folder", "loading=memory", f"root={root}"]
+    config, jobs = config_of(args.arch), {}
     for seed in args.seeds:
         for _, _, settings in wanted_settings(args.figure):
             name = "-".join(
                 [args.arch, *(f"{key}_{value}" for key, value in settings.items()), f"seed{seed}"]
             )
-            folder = args.runs / name
-            own = [
-                *(f"{key}={value}" for key, value in settings.items()),
-                f"arch={args.arch}",
-                f"seed={seed}",
-            ]
-            argv = [sys.executable, str(ROOT / "tools" / "train_classifier.py")]
-            argv += [
-                "--config",
-                str(ROOT / "configs" / "classify" / config),
-                "--output",
-                str(folder),
-                "--resume",
-            ]
-            argv += [*(["--shrink"] if args.shrink else []), *own, *overrides]
-            commands[name] = Command(tuple(argv), folder / FILE_NAME)
-    return [command for command in commands.values() if not command.done.is_file()]
+            given = given_of(args, settings, seed)
+            command = command_of(tool(TOOL), SCRIPTS, config, args.runs / name, given)
+            recipe = tool(TOOL).recipe(tool(TOOL).load(config, given))
+            jobs[name] = Job(name, args.runs / name, (command,), recipe)
+    return [job for job in jobs.values() if not job.finished]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparable = not (args.shortened or args.shrink)
     try:
         if args.commands:
-            print("\n".join(shlex.join(command.argv) for command in commands_of(args)))
+            print("\n".join(shlex.join(command.argv) for job in jobs_of(args) for command in job.commands))
             return 0
         if args.run:
-            Commands(tuple(commands_of(args)))()
+            Commands(tuple(command for job in jobs_of(args) for command in job.commands))()
         points = find_points(
             args.figure, aggregate(read_results(args.runs)), arch=args.arch, comparable=comparable
         )

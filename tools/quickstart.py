@@ -18,13 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from known import CONFIGS, SCRIPTS, recipes, tool
+
 from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.data.synthetic_reid import write_reid
 from keepaug.report import write_report
 from keepaug.report.fidelity import measure
-from keepaug.runs.result import FILE_NAME
+from keepaug.runs.jobs import Command
+from keepaug.runs.planning import Job, command_of
 
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("none", "cutmix", "keep_cutmix")
 RECIPES = ("bag_of_tricks", "bag_of_tricks_keep")
 FEW_LABELS = {
@@ -54,7 +56,7 @@ FULL = Scale(1200, 300, 160, 60, num_people=60, num_few_labels=1200)
 SHRUNK = Scale(
     *(64, 32, 8, 4, 8, 60),
     backbone=("epochs=1", "max_steps=2"),
-    detector=("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)"),
+    detector=("SOLVER.MAX_ITER=2", "SOLVER.STEPS=(1,)"),
     reid=(
         "epochs=1",
         "max_steps=2",
@@ -152,43 +154,37 @@ class Quickstart:
     def train_networks(self) -> None:
         """One run folder for each; the longest first, so that no core waits at the end."""
         self._run_all(
-            {
-                **{f"backbones/{method}": self._backbone(method) for method in reversed(METHODS)},
-                **{f"reid/{recipe}": self._reid(recipe) for recipe in reversed(RECIPES)},
-                **{f"uda/{name}": self._uda(name) for name in reversed(FEW_LABELS)},
-            }
+            [
+                *(self._backbone(method) for method in reversed(METHODS)),
+                *(self._reid(recipe) for recipe in reversed(RECIPES)),
+                *(self._uda(name) for name in reversed(FEW_LABELS)),
+            ]
         )
 
-    def _backbone(self, method: str) -> list[str]:
-        return [
-            str(ROOT / "tools" / "train_classifier.py"),
-            *("--config", str(ROOT / "configs" / "quickstart" / "backbone.yaml")),
-            *("--output", str(self.output / "backbones" / method), "--resume"),
-            *(f"root={self.classes}", f"method={method}", "name=quickstart-backbone", *self.scale.backbone),
-        ]
+    def _backbone(self, method: str) -> Job:
+        given = [f"root={self.classes}", f"method={method}", "name=quickstart-backbone", *self.scale.backbone]
+        return self._job("train_classifier", "backbone.yaml", f"backbones/{method}", given)
 
-    def _reid(self, recipe: str) -> list[str]:
-        return [
-            str(ROOT / "tools" / "train_reid.py"),
-            *("--config", str(ROOT / "configs" / "quickstart" / "reid.yaml")),
-            *("--output", str(self.output / "reid" / recipe), "--resume"),
-            *(f"root={self.people}", f"recipe={recipe}", *self.scale.reid),
-        ]
+    def _reid(self, recipe: str) -> Job:
+        given = [f"root={self.people}", f"recipe={recipe}", *self.scale.reid]
+        return self._job("train_reid", "reid.yaml", f"reid/{recipe}", given)
 
-    def _uda(self, name: str) -> list[str]:
-        return [
-            str(ROOT / "tools" / "train_uda.py"),
-            *("--config", str(ROOT / "configs" / "quickstart" / "uda.yaml")),
-            *("--output", str(self.output / "uda" / name), "--resume"),
-            *(f"root={self.few_labels}", *FEW_LABELS[name], *self.scale.uda),
-        ]
+    def _uda(self, name: str) -> Job:
+        given = [f"root={self.few_labels}", *FEW_LABELS[name], *self.scale.uda]
+        return self._job("train_uda", "uda.yaml", f"uda/{name}", given)
+
+    def _job(self, name: str, config: str, folder: str, given: Sequence[str], *options: str) -> Job:
+        one, path, output = tool(name), CONFIGS / "quickstart" / config, self.output / folder
+        command = command_of(one, SCRIPTS, path, output, given)
+        command = Command((*command.argv[:2], *options, *command.argv[2:]), command.done)
+        return Job(folder, output, (command,), one.recipe(one.load(path, given)))
 
     def convert(self) -> None:
         """weights.pt to backbone.pth with its sidecar."""
         for method in METHODS:
             folder = self.output / "backbones" / method
             command = [
-                str(ROOT / "tools" / "convert_backbone.py"),
+                str(SCRIPTS / "convert_backbone.py"),
                 *("--weights", str(folder / "weights.pt"), "--output", str(folder / "backbone.pth")),
                 *("--verify", "--report"),
             ]
@@ -200,41 +196,36 @@ class Quickstart:
 
     def train_detectors(self) -> None:
         """One run folder for each backbone."""
-        self._run_all({f"detectors/{method}": self._detector(method) for method in METHODS})
+        self._run_all([self._detector(method) for method in METHODS])
 
-    def _detector(self, method: str) -> list[str]:
-        folder = self.output / "detectors" / method
-        return [
-            str(ROOT / "tools" / "train_detector.py"),
-            *("--config-file", str(ROOT / "configs" / "quickstart" / "detector.yaml")),
-            *("--engine", "torchvision", "--data-root", str(self.objects), "--draw", "6", "--resume"),
-            *("MODEL.WEIGHTS", str(self.output / "backbones" / method / "backbone.pth")),
-            *("OUTPUT_DIR", str(folder), *self.scale.detector),
-        ]
+    def _detector(self, method: str) -> Job:
+        weights = self.output / "backbones" / method / "backbone.pth"
+        given = [f"data_root={self.objects}", f"MODEL.WEIGHTS={weights}", *self.scale.detector]
+        options = ("--engine", "torchvision", "--draw", "6")
+        return self._job("train_detector", "detector.yaml", f"detectors/{method}", given, *options)
 
     def report(self) -> None:
         """Markdown and HTML."""
-        for path in write_report(self.output, self.output, title="KeepAugment quickstart"):
+        for path in write_report(self.output, self.output, recipes=recipes, title="KeepAugment quickstart"):
             print(f"  {path}", flush=True)
 
-    def _run_all(self, commands: dict[str, list[str]]) -> None:
+    def _run_all(self, jobs: Sequence[Job]) -> None:
         """Several runs beside each other, one thread each; finished ones are not repeated."""
 
-        def one(item: tuple[str, list[str]]) -> None:
-            name, command = item
-            folder = self.output / name
-            if (folder / FILE_NAME).is_file():
-                print(f"  {name}: done before", flush=True)
+        def one(job: Job) -> None:
+            if job.finished:
+                print(f"  {job.name}: done before", flush=True)
                 return
-            self._run(name, command, folder.with_name(f"{folder.name}.log"))
+            for command in job.commands:
+                self._run(job.name, list(command.argv[1:]), job.folder.with_name(f"{job.folder.name}.log"))
 
         with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(one, commands.items()))
+            list(pool.map(one, jobs))
 
     def _run(self, name: str, command: list[str], log: Path, *, show: bool = False) -> None:
         started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
         with log.open("w") as file:
             done = subprocess.run(
                 [sys.executable, *command],

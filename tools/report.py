@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from known import recipes
+
 from keepaug.report import aggregate, fill_table, load_paper, write_report
 from keepaug.report.page import table_markdown
 from keepaug.report.paper import NOT_RUN
@@ -44,7 +46,10 @@ def _table(number: str, runs: Path, *, must_exist: bool) -> str:
     if number not in tables:
         raise ValueError(f"table {number}: the paper has {', '.join(tables)}")
     groups = aggregate(read_results(runs)) if must_exist or runs.is_dir() else []
-    parts = [fill_table(tables[name], groups) for name in ([number, "1b"] if number == "1" else [number])]
+    parts = [
+        fill_table(tables[name], groups, recipes(name))
+        for name in ([number, "1b"] if number == "1" else [number])
+    ]
     text = "\n\n".join(table_markdown(part) for part in parts)
     missing = any(ours == NOT_RUN for part in parts for _, cells in part.rows for _, ours, _ in cells)
     if missing and number != "3":
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.table is not None:
             print(_table(args.table, Path(args.what), must_exist=True))
         else:
-            for path in write_report(Path(args.what), args.output):
+            for path in write_report(Path(args.what), args.output, recipes=recipes):
                 print(path)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,58 +13,22 @@ key=value settings go to every run. `--dry-run` prints the commands. `python too
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keepaug.classify import ClassifyConfig, train
-from keepaug.classify.config import check
+from known import CONFIGS, SCRIPTS, tool
+
+from keepaug.classify import train
 from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.report.cells import Cell, load_cells, run_name
-from keepaug.runs.config import ConfigError, changed_settings, load_config
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
-from keepaug.runs.result import FILE_NAME
-
-ROOT = Path(__file__).resolve().parent.parent
-SHRINK = {
-    "train_classifier": [
-        "epochs=1", "max_steps=1", "batch_size=2", "limit_train=2", "limit_val=2", "image_size=48", "num_workers=0",
-        "lr=0.001", "pictures=false", "tensorboard=false",
-    ],
-    "train_detector": [
-        "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.IMS_PER_BATCH", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)",
-        "INPUT.MAX_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64",
-        "MODEL.ROI_HEADS.NUM_CLASSES", "4", "MODEL.RETINANET.NUM_CLASSES", "4", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "16",
-        "MODEL.RPN.POST_NMS_TOPK_TEST", "8", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "DATALOADER.NUM_WORKERS", "0",
-    ],
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of one seed: commands one after the other, after the jobs that it needs."""
-
-    name: str
-    folder: Path
-    commands: tuple[Command, ...]
-    after: tuple[str, ...] = ()
-    settings: ClassifyConfig | None = None  # of a classifier, which can also run in this process
-
-    @property
-    def finished(self) -> bool:
-        """All of its results are there."""
-        return all(command.done.is_file() for command in self.commands)
-
-    @property
-    def begun(self) -> bool:
-        """Something is in its folder."""
-        return self.folder.is_dir() and any(self.folder.iterdir())
+from keepaug.runs.planning import Job, command_of, settings_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -110,7 +74,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     cells = [c for c in cells_of(args.table) if not args.only or args.only in f"{c.row} / {c.column}"]
     if not cells:
         raise ValueError(f"--only {args.only!r} fits no cell of table {args.table}")
-    settings = _settings(args.overrides)
+    settings = settings_of(args.overrides)
     jobs: dict[str, Job] = {}
     for cell in cells:
         for seed in args.seeds or cell.seeds:
@@ -119,134 +83,61 @@ def plan(args: argparse.Namespace) -> list[Job]:
     return list(jobs.values())
 
 
-def _settings(overrides: Sequence[str]) -> dict[str, str]:
-    pairs = {}
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator or not key:
-            raise ValueError(f"a setting must be key=value, got {item!r}")
-        pairs[key] = value
-    return pairs
-
-
 def _jobs(
     cell: Cell, seed: int, settings: Mapping[str, str], output: Path, args: argparse.Namespace
 ) -> list[Job]:
+    """The run of a cell; for a detector the classifier (shared with table 6) before it."""
     if clash := sorted(set(settings) & ({*cell.overrides, "seed"})):
         raise ValueError(
-            f"{', '.join(clash)}: that is what the cells of table {cell.table} are about; --only and --seeds choose among them"
+            f"{', '.join(clash)}: that is what the cells of table {cell.table} are about; --only and --seeds choose "
+            "among them"
         )
-    if cell.tool == "train_classifier":
-        return [_classifier(cell.config, cell.overrides, seed, settings, output, args)]
-    if cell.tool == "train_detector":
-        return _detector(cell, seed, settings, output, args)
-    name = f"{cell.run}-seed{seed}"
-    argv = [*_python(cell.tool, args.gpus), "--config", str(ROOT / "configs" / cell.config)]
-    argv += ["--output", str(output / name), "--resume", *(["--shrink"] if args.shrink else [])]
-    data = {} if "root" in settings or not args.shrink else {"root": str(_drawn(cell.tool, output))}
-    own = {key: value for key, value in cell.overrides.items() if key != "num_labels" or not args.shrink}
-    argv += [f"{key}={value}" for key, value in {**own, **data, **settings, "seed": seed}.items()]
-    return [Job(name, output / name, (Command(tuple(argv), output / name / FILE_NAME),))]
+    if cell.backbone is None:
+        return [_job(cell.tool, cell.config, cell.overrides, seed, settings, output, args)]
+    root = settings.get("root") or (str(_drawn("coco", output)) if args.shrink else None)
+    if root is None:
+        raise ValueError("root is missing: give the folder of COCO, for example root=datasets/coco")
+    below = {} if "imagenet" not in settings else {"root": settings["imagenet"]}
+    backbone = _job("train_classifier", *cell.backbone, seed, below, output, args)
+    weights = backbone.folder / "weights.pt"
+    converted = backbone.folder / "backbone.pth"
+    script = str(SCRIPTS / "convert_backbone.py")
+    convert = (sys.executable, script, "--weights", str(weights), "--output", str(converted), "--verify")
+    own = {key: value for key, value in settings.items() if key not in ("root", "imagenet")}
+    given = {"data_root": root, **own, "MODEL.WEIGHTS": str(converted)}
+    detector = _job(cell.tool, cell.config, {}, seed, given, output, args, name=f"{cell.run}-seed{seed}")
+    commands = (Command(convert, converted), *detector.commands)
+    return [backbone, dataclasses.replace(detector, commands=commands, after=(backbone.name,))]
 
 
-def _classifier(
+def _job(
+    name_of_tool: str,
     config: str,
     overrides: Mapping[str, Any],
     seed: int,
     settings: Mapping[str, str],
     output: Path,
     args: argparse.Namespace,
+    *,
+    name: str = "",
 ) -> Job:
-    name = f"{run_name(config, overrides)}-seed{seed}"
-    path = ROOT / "configs" / config
-    given = [f"{key}={value}" for key, value in overrides.items()]
+    one = tool(name_of_tool)
+    path, name = CONFIGS / config, name or f"{run_name(config, overrides)}-seed{seed}"
+    given = dict(overrides)
     if args.shrink:
-        given += SHRINK["train_classifier"]
-        if "root" not in settings:
-            given.append(f"root={_drawn(load_config(ClassifyConfig, path).dataset, output)}")
-    given += [f"{key}={value}" for key, value in settings.items()] + [f"seed={seed}"]
-    resolved = load_config(ClassifyConfig, path, given)
-    check(resolved)
-    argv = [*_python("train_classifier", args.gpus), "--config", str(path)]
-    argv += ["--output", str(output / name), "--resume", *given]
-    job = Job(name, output / name, (Command(tuple(argv), output / name / FILE_NAME),), settings=resolved)
-    if job.finished:
-        _check_same(job, resolved)
-    return job
-
-
-def _check_same(job: Job, resolved: ClassifyConfig) -> None:
-    """A finished run may stand for this one only with the same settings."""
-    before = json.loads(job.commands[0].done.read_text())["config"]
-    changed = changed_settings(before, resolved)
-    if changed:
-        raise ConfigError(
-            f"{job.folder} holds a finished run with other settings: {'; '.join(changed)}; choose another --output"
-        )
-
-
-def _detector(
-    cell: Cell, seed: int, settings: Mapping[str, str], output: Path, args: argparse.Namespace
-) -> list[Job]:
-    """The classifier (shared with table 6), then its conversion and the detector."""
-    if cell.backbone is None:
-        raise ValueError(f"runs.yaml names no backbone for {cell.row} / {cell.column}")
-    below = {} if "imagenet" not in settings else {"root": settings["imagenet"]}
-    backbone = _classifier(*cell.backbone, seed, below, output, args)
-    name = f"{cell.run}-seed{seed}"
-    folder, converted = output / name, backbone.folder / "backbone.pth"
-    conversion = [
-        "convert_backbone.py",
-        "--weights",
-        str(backbone.folder / "weights.pt"),
-        "--output",
-        str(converted),
-    ]
-    argv = [
-        sys.executable,
-        str(ROOT / "tools" / "train_detector.py"),
-        "--resume",
-        "--num-gpus",
-        str(args.gpus),
-    ]
-    argv += ["--config-file", str(ROOT / "configs" / cell.config)]
-    if "root" in settings:
-        argv += ["--data-root", settings["root"]]
-    elif args.shrink:
-        argv += ["--data-root", str(_drawn("coco", output))]
-    else:
-        raise ValueError("root is missing: give the folder of COCO, for example root=datasets/coco")
-    opts = [
-        *(SHRINK["train_detector"] if args.shrink else []),
-        "SEED",
-        str(seed + 1),
-    ]  # 0 or less: not seeded
-    for key, value in settings.items():
-        if key not in ("root", "imagenet"):
-            opts += [key, value]
-    argv += ["MODEL.WEIGHTS", str(converted), "OUTPUT_DIR", str(folder), *opts]
-    commands = (
-        Command(
-            (sys.executable, str(ROOT / "tools" / conversion[0]), *conversion[1:], "--verify"), converted
-        ),
-        Command(tuple(argv), folder / FILE_NAME),
-    )
-    return [backbone, Job(name, folder, commands, after=(backbone.name,))]
-
-
-def _python(tool: str, gpus: int) -> list[str]:
-    script = str(ROOT / "tools" / f"{tool}.py")
-    if gpus == 1:
-        return [sys.executable, script]
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(gpus),
-        script,
-    ]
+        given |= one.shrink
+        if one.name != "train_detector" and "root" not in settings:
+            drawn = one.load(path, []).dataset if one.name == "train_classifier" else one.name
+            given["root"] = str(_drawn(drawn, output))
+    key = (
+        {"SEED": seed + 1} if one.name == "train_detector" else {"seed": seed}
+    )  # 0 or less: not seeded there
+    pairs = [f"{key}={value}" for key, value in {**given, **settings, **key}.items()]
+    resolved = one.load(path, pairs)
+    one.check(resolved)
+    command = command_of(one, SCRIPTS, path, output / name, pairs, processes=args.gpus)
+    here = resolved if one.name == "train_classifier" else None
+    return Job(name, output / name, (command,), one.recipe(resolved), settings=here)
 
 
 def _drawn(what: str, output: Path) -> Path:

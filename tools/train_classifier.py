@@ -15,17 +15,8 @@ import sys
 from collections.abc import Sequence
 
 from keepaug.classify import ClassifyConfig, train
+from keepaug.classify.tool import TOOL
 from keepaug.runs.command import config_parser, run_seeds
-
-SHRINK = [
-    "epochs=1",
-    "max_steps=2",
-    "batch_size=4",
-    "limit_train=16",
-    "limit_val=16",
-    "image_size=32",
-    "lr=0.01",
-]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stem = config.name or (args.config.stem if args.config else config.dataset)
         return f"{stem}-{config.method}"
 
-    return run_seeds(args, ClassifyConfig, shrink=SHRINK, name=name, train=train)
+    return run_seeds(args, TOOL, name=name, train=train)
 
 
 if __name__ == "__main__":

@@ -19,18 +19,7 @@ from pathlib import Path
 from keepaug.runs.command import config_parser, run_seeds
 from keepaug.runs.config import ConfigError
 from reid.config import ReidConfig
-
-SHRINK = [
-    "max_steps=2",
-    "epochs=1",
-    "height=64",
-    "width=32",
-    "identities=2",
-    "images=2",
-    "limit_identities=4",
-    "ranked=2",
-    "padding=2",
-]
+from reid.tool import TOOL
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return {f"{name}/{key}": value for name, found in scores.items() for key, value in found.items()}
 
     act = evaluate if args.eval_only else train
-    return run_seeds(args, ReidConfig, shrink=SHRINK, name=name, train=act)
+    return run_seeds(args, TOOL, name=name, train=act)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,7 @@ from collections.abc import Sequence
 from keepaug.runs.command import config_parser, run_seeds
 from ssl_uda import UdaConfig, train
 from ssl_uda.config import label
-
-SHRINK = [
-    "steps=2",
-    "batch_size=4",
-    "unlabelled_ratio=2",
-    "num_labels=20",
-    "split=balanced",
-    "limit_train=40",
-    "limit_val=20",
-    "arch=wrn10_1",
-]
+from ssl_uda.tool import TOOL
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stem = config.name or (args.config.stem if args.config else config.dataset)
         return f"{stem}-{label(config)}"
 
-    return run_seeds(args, UdaConfig, shrink=SHRINK, name=name, train=train)
+    return run_seeds(args, TOOL, name=name, train=train)
 
 
 if __name__ == "__main__":

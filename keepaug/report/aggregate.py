@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["IGNORED", "Group", "aggregate", "field_of", "formatted"]
-
-# Settings that do not change what is measured.
-IGNORED = (
-    "seed",
-    "SEED",
-    "device",
-    "num_workers",
-    "root",
-    "name",
-    "log_every",
-    "checkpoint_every",
-    "OUTPUT_DIR",
-    "pictures",
-)
+__all__ = ["Group", "aggregate", "field_of", "formatted", "origin_name"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone.
+    """Runs that differ in the seed alone: same recipe, precision, data, engine and kind of network that they start from.
 
     Attributes:
         results: their result.json, by seed.
@@ -42,16 +29,38 @@ class Group:
 
     @property
     def comparable(self) -> bool:
-        """Whether it may stand beside a number of the paper: real data, the whole recipe."""
-        return not (self.first["synthetic"] or self.first["shortened"])
+        """Whether it may stand beside a number of the paper: real data, whole training, in what it starts from too."""
+        return _comparable(self.first)
+
+    @property
+    def repeated(self) -> list[str]:
+        """Seeds that more than one run has; such runs are never averaged."""
+        counts = collections.Counter(_seed(result) for result in self.results)
+        return [seed for seed, number in counts.items() if number > 1]
 
     def values(self, metric: str) -> list[float]:
-        """One value for each seed that has the metric."""
+        """One value for each run that has the metric."""
         return [result["metrics"][metric] for result in self.results if metric in result["metrics"]]
 
     def cell(self, metric: str) -> str:
-        """Mean ± sample standard deviation (number of seeds); one seed without spread."""
+        """Mean ± sample standard deviation (number of seeds); one seed without spread; a repeated seed's runs one by one."""
+        if self.repeated:
+            each = " | ".join(f"{value:.1f}" for value in self.values(metric))
+            return f"{each} (not averaged: more than one run of seed {', '.join(self.repeated)})"
         return formatted(self.values(metric))
+
+
+def _comparable(run: Mapping[str, Any]) -> bool:
+    if run.get("synthetic") or run.get("shortened"):
+        return False
+    origin = run.get("started_from") or {}
+    return _comparable(origin.get("provenance") or {})
+
+
+def _seed(result: Mapping[str, Any]) -> str:
+    """The run's seed, and that of the run whose network it starts from."""
+    below = ((result.get("started_from") or {}).get("provenance") or {}).get("seed")
+    return str(result["seed"]) if below is None else f"{result['seed']} on {below}"
 
 
 def formatted(values: list[float]) -> str:
@@ -64,34 +73,49 @@ def formatted(values: list[float]) -> str:
 
 
 def field_of(result: Mapping[str, Any], key: str) -> Any:
-    """A value of a result: "kind", "dataset" (its name), "config.method", "extra.backbone_method" ..."""
+    """A value of a result: "kind", "dataset" (its name), "config.method", "backbone_method" ..."""
     if key == "dataset":
         return result["dataset"]["name"]
-    if key == "extra.backbone_method":
-        backbone = result.get("extra", {}).get("backbone") or {}
-        return backbone.get("provenance", {}).get("method")
+    if key == "backbone_method":
+        provenance = (result.get("started_from") or {}).get("provenance") or {}
+        return provenance.get("recipe", provenance).get("method")
     value: Any = result
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
+def _origin(started_from: Mapping[str, Any] | None) -> Any:
+    """What a network that training starts from is: the recipe and the data of its run; a foreign file is its contents."""
+    if not started_from:
+        return None
+    run = started_from.get("provenance") or {}
+    return _identity(run) if "recipe" in run else started_from.get("sha256")
+
+
+def _identity(run: Mapping[str, Any]) -> list[Any]:
+    keys = ("kind", "engine", "synthetic", "shortened", "dataset", "recipe", "precision")
+    return [*(run.get(key) for key in keys), _origin(run.get("started_from"))]
+
+
+def origin_name(started_from: Mapping[str, Any] | None) -> str:
+    """What a run starts from, for a reader: method and network of its run, or the file and the beginning of its checksum."""
+    if not started_from:
+        return "random weights"
+    run = started_from.get("provenance") or {}
+    if "recipe" in run:
+        marks = [word for word in ("synthetic", "shortened") if run.get(word)]
+        said = {"synthetic": "drawn data", "shortened": "shortened"}
+        name = f"{run['recipe'].get('method', run['kind'])} ({run['recipe'].get('arch', run.get('name'))}"
+        return ", ".join([name, *(said[mark] for mark in marks)]) + ")"
+    name = started_from.get("file") or started_from.get("source") or "a file"
+    return f"{name} ({str(started_from.get('sha256'))[:8]})"
+
+
 def aggregate(results: Iterable[dict[str, Any]]) -> list[Group]:
-    """Group results whose settings, data and engine are the same but for the seed, in the order given."""
+    """Group results that are runs of one thing, in the order given."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        config = {key: value for key, value in result["config"].items() if key not in IGNORED}
-        identity = [
-            result["kind"],
-            result["name"],
-            result.get("engine"),
-            result["synthetic"],
-            result["shortened"],
-            result["dataset"],
-            field_of(result, "extra.backbone_method"),
-            config
-            if result["kind"] != "detection"
-            else {**config, "MODEL": {**config.get("MODEL", {}), "WEIGHTS": ""}},
-        ]
-        groups.setdefault(json.dumps(identity, sort_keys=True, default=str), []).append(result)
+        key = json.dumps([result["schema"], *_identity(result)], sort_keys=True, default=str)
+        groups.setdefault(key, []).append(result)
     return [Group(sorted(members, key=lambda result: result["seed"])) for members in groups.values()]

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from keepaug.report.paper import load_paper
+from keepaug.runs.planning import Tool
 
 try:
     import yaml
 except ImportError as error:
     raise ImportError("the list of runs needs pyyaml: pip install 'keepaug[report]'") from error
 
-__all__ = ["Cell", "load_cells"]
+__all__ = ["Cell", "Wanted", "load_cells", "resolve", "run_name"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run must be to stand in a cell.
+
+    Attributes:
+        recipe: its settings, see `keepaug.runs.config.recipe_of`.
+        backbone: those of the classifier that it starts from; None: it starts from random weights.
+        pretrained: it starts from weights, and the paper does not say more of them.
+    """
+
+    recipe: dict[str, Any]
+    backbone: dict[str, Any] | None = None
+    pretrained: bool = False
+
+
+def resolve(cell: Cell, tool_of: Callable[[str], Tool], configs: Path) -> Wanted:
+    """The cell's config with its settings, as a result would say them.
+
+    Args:
+        cell: of `load_cells`.
+        tool_of: the training tool of a name.
+        configs: folder of the configs.
+    """
+
+    def recipe(tool: Tool, config: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        given = [f"{key}={value}" for key, value in overrides.items()]
+        return tool.recipe(tool.load(configs / config, given))
+
+    below = None if cell.backbone is None else recipe(tool_of("train_classifier"), *cell.backbone)
+    own = recipe(tool_of(cell.tool), cell.config, cell.overrides)
+    return Wanted(own, below, cell.pretrained)
 
 
 @dataclass(frozen=True)
@@ -32,6 +66,7 @@ class Cell:
         overrides: settings on top of it.
         backbone: for detectors: config and overrides of the classifier that they start from.
         seeds: that the paper averages over, as far as it says.
+        pretrained: it starts from ImageNet weights that the user gives.
     """
 
     table: str
@@ -44,6 +79,7 @@ class Cell:
     overrides: dict[str, Any]
     backbone: tuple[str, dict[str, Any]] | None
     seeds: tuple[int, ...]
+    pretrained: bool = False
 
     @property
     def run(self) -> str:
@@ -100,6 +136,7 @@ def load_cells(table: str) -> list[Cell]:
                     overrides={**column.get("set", {}), **how.get("set", {})},
                     backbone=backbone,
                     seeds=tuple(column.get("seeds", plan.get("seeds", (0, 1, 2)))),
+                    pretrained=bool(plan.get("pretrained", False)),
                 )
             )
     return cells

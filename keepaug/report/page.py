@@ -6,11 +6,12 @@ import base64
 import html
 import mimetypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.report.aggregate import IGNORED, Group, aggregate, formatted
+from keepaug.report.aggregate import Group, aggregate, formatted, origin_name
+from keepaug.report.cells import Wanted
 from keepaug.report.paper import FilledTable, fill_table, load_paper
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
@@ -35,13 +36,18 @@ _CAPTIONS = {
 
 
 def write_report(
-    runs: str | Path, output: str | Path, *, title: str = "KeepAugment results"
+    runs: str | Path,
+    output: str | Path,
+    *,
+    recipes: Callable[[str], Mapping[tuple[str, str], Wanted]],
+    title: str = "KeepAugment results",
 ) -> tuple[Path, Path]:
     """Write report.md and report.html from all result files below `runs`.
 
     Args:
         runs: folder of run folders.
         output: folder of the report.
+        recipes: what the runs of a table's cells are, see `keepaug.report.paper.fill_table`.
         title: of the page.
 
     Returns:
@@ -55,7 +61,7 @@ def write_report(
     if not results:
         raise ValueError(f"no result.json below {runs}: run something first")
     groups = aggregate(results)
-    tables = [fill_table(table, groups) for table in load_paper()]
+    tables = [fill_table(table, groups, recipes(str(table["id"]))) for table in load_paper()]
     output = Path(output)
     markdown = write_text_atomic(output / "report.md", _markdown(groups, tables, title, output))
     page = write_text_atomic(output / "report.html", _html(groups, tables, title))
@@ -65,16 +71,20 @@ def write_report(
 def _label(group: Group, groups: Sequence[Group]) -> str:
     """The group's name among `groups`, with the settings that tell it from others of the same name."""
     name = _name(group)
-    alike = [other.first["config"] for other in groups if _name(other) == name]
-    own = group.first["config"]
+    alike = [_told_apart_by(other) for other in groups if _name(other) == name]
     apart = [
         f"{key}={value}"
-        for key, value in own.items()
-        if isinstance(value, str | int | float)
-        and key not in IGNORED
-        and any(config.get(key) != value for config in alike)
+        for key, value in _told_apart_by(group).items()
+        if any(other.get(key) != value for other in alike)
     ]
     return ", ".join([name, *apart])
+
+
+def _told_apart_by(group: Group) -> dict[str, Any]:
+    first = group.first
+    origin = {"from": origin_name(first["started_from"])} if first["started_from"] else {}
+    known = {**first["recipe"], **first["precision"], "data": first["dataset"]["checksum"][:8], **origin}
+    return {key: value for key, value in known.items() if isinstance(value, str | int | float)}
 
 
 def _name(group: Group) -> str:
@@ -87,8 +97,8 @@ def _name(group: Group) -> str:
         )
         return f"{config['method']} ({config['arch']}{saliency})"
     if first["kind"] == "detection":
-        backbone = (first["extra"].get("backbone") or {}).get("provenance", {}).get("method")
-        return f"{first['name']}, backbone: {backbone or 'random weights'}, engine: {first['engine']}"
+        backbone = origin_name(first["started_from"])
+        return f"{first['name']}, backbone: {backbone}, engine: {first['engine']}"
     if first["kind"] == "reid":
         return f"{config['recipe']} ({config['arch']}, {first['name']})"
     if first["kind"] == "ssl_uda":
@@ -105,7 +115,9 @@ def _marks(group: Group) -> str:
         marks.append("shortened")
     if first.get("engine") == "torchvision":
         marks.append("torchvision engine")
-    return ", ".join(marks) or "full recipe"
+    if not marks and not group.comparable:
+        marks.append("on a network of drawn data or shortened training")
+    return ", ".join(marks) or "whole run"
 
 
 def _of_kind(groups: Sequence[Group], kind: str) -> list[Group]:
@@ -164,6 +176,8 @@ def table_markdown(table: FilledTable) -> str:
         lines.append(f"| {name} | " + " | ".join(parts) + " |")
     total = sum(len(cells) for _, cells in table.rows)
     lines += ["", f"{table.num_run} of {total} cells have been run with the whole recipe on the real data."]
+    if table.near:
+        lines += ["", "Not the paper's recipe, and in no cell:", "", *(f"- {one}" for one in table.near), ""]
     if table.num_left_out:
         lines.append(f"{table.num_left_out} shortened runs or runs on drawn data are left out.")
     return "\n".join(lines)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from keepaug.report.aggregate import Group, field_of
+from keepaug.report.aggregate import Group, field_of, origin_name
+from keepaug.runs.planning import differences
+
+if TYPE_CHECKING:
+    from keepaug.report.cells import Wanted
 
 try:
     import yaml
 except ImportError as error:
     raise ImportError("the report needs pyyaml and jinja2: pip install 'keepaug[report]'") from error
 
-__all__ = ["FilledTable", "fill_table", "load_paper"]
+__all__ = ["FilledTable", "differs", "fill_table", "load_paper"]
 
 NOT_RUN = "not run"
 
@@ -31,6 +35,7 @@ class FilledTable:
         num_run: cells that have been run.
         num_left_out: runs that would fit a cell but for drawn data, fewer steps or another engine.
         note: what a reader must know about the printed numbers.
+        near: runs of a cell's method, network and data that are not its recipe: the cell, their figure and what differs.
     """
 
     id: str
@@ -40,6 +45,7 @@ class FilledTable:
     num_run: int
     num_left_out: int = 0
     note: str = ""
+    near: tuple[str, ...] = ()
 
 
 def load_paper() -> list[dict[str, Any]]:
@@ -59,42 +65,92 @@ def _fits(group: Group, wanted: Mapping[str, Any]) -> bool:
 
 
 def _remark(group: Group) -> str:
+    """What stands with a number: epochs, hardware, precision, and what it starts from."""
     first = group.first
     epochs = first["config"].get("epochs")
     gpus = first["hardware"]["gpus"]
     parts = [f"{epochs} epochs" if epochs else "", f"{len(gpus)} x {gpus[0]}" if gpus else "CPU"]
+    parts += [
+        f"{key} {value}" if key != "precision" else str(value) for key, value in first["precision"].items()
+    ]
+    if first["started_from"]:
+        parts.append(f"from {origin_name(first['started_from'])}")
     return ", ".join(part for part in parts if part)
 
 
-def fill_table(table: Mapping[str, Any], groups: Sequence[Group]) -> FilledTable:
-    """Put our means into a table; synthetic, shortened and torchvision-engine detection runs never enter it.
+def differs(group: Group, wanted: Wanted, sizes: Mapping[str, int]) -> list[str]:
+    """What keeps a group out of a cell, as "lr 0.5 instead of 0.1"; nothing: it is the cell's run.
+
+    Args:
+        group: whose method, network and data are the cell's.
+        wanted: what the cell's run is.
+        sizes: of the data's splits.
+    """
+    first = group.first
+    found = differences(first["recipe"], wanted.recipe)
+    found += [
+        f"{first['dataset']['sizes'].get(split)} {split} images instead of {number}"
+        for split, number in sizes.items()
+        if first["dataset"]["sizes"].get(split) != number
+    ]
+    origin = first["started_from"]
+    if wanted.backbone is not None:
+        run = (origin or {}).get("provenance") or {}
+        below = differences(run.get("recipe", {}), wanted.backbone) if "recipe" in run else []
+        found += [f"backbone: {one}" for one in below]
+        if "recipe" not in run:
+            found.append(f"from {origin_name(origin)} instead of a classifier of this project")
+    elif wanted.pretrained and not origin:
+        found.append("from random instead of pretrained weights")
+    elif origin and not wanted.pretrained:
+        found.append(f"from {origin_name(origin)}")
+    return found
+
+
+def fill_table(
+    table: Mapping[str, Any],
+    groups: Sequence[Group],
+    recipes: Mapping[tuple[str, str], Wanted],
+) -> FilledTable:
+    """Put our means into a table: of runs whose whole recipe is the cell's; others near it are named with what differs.
+
+    Synthetic, shortened and torchvision-engine detection runs never enter it, nor what was built on one.
 
     Args:
         table: one of `load_paper`.
         groups: of `aggregate`.
+        recipes: what the run of each cell is, by row and column, see `keepaug.report.cells.resolve`.
     """
     candidates = [group for group in groups if group.comparable]
-    rows, num_run = [], 0
+    rows, num_run, near = [], 0, []
     metrics = table.get("column_metric") or [table["metric"]] * len(table["columns"])
     for row in table["rows"]:
         cells = []
-        for printed, column, metric in zip(row["cells"], table["column_match"], metrics, strict=True):
-            found = None
+        columns = zip(row["cells"], table["columns"], table["column_match"], metrics, strict=True)
+        for printed, title, column, metric in columns:
+            inside: list[Group] = []
             if metric is not None and column is not None:
                 wanted = {**table["match"], **row.get("match", {}), **column}
-                fitting = [group for group in candidates if _fits(group, wanted)]
-                found = max(fitting, key=lambda group: len(group.results), default=None)
-                others = len(fitting) - 1
-            num_run += found is not None
-            remark = _remark(found) if found else ""
-            if found and others:
-                remark += f"; {others} more with other settings"
-            cells.append((printed, found.cell(metric) if found else NOT_RUN, remark))
+                # A column that shows another figure of the first one's runs (table 8) has their recipe.
+                same = column == table["column_match"][0]
+                recipe = recipes.get((row["name"], table["columns"][0] if same else title))
+                fitting = [one for one in candidates if recipe is not None and _fits(one, wanted)]
+                for group in fitting:
+                    apart = differs(group, recipe, table.get("sizes", {})) if recipe else []
+                    if not apart:
+                        inside.append(group)
+                    elif title == table["columns"][0] or not same:
+                        near.append(f"{row['name']} / {title}: {group.cell(metric)}: {'; '.join(apart)}")
+            num_run += bool(inside)
+            ours = "; ".join(group.cell(metric) for group in inside) if metric else ""
+            cells.append((printed, ours or NOT_RUN, "; ".join(_remark(group) for group in inside)))
         rows.append((row["name"], cells))
     left_out = [group for group in groups if not group.comparable and _fits_anywhere(group, table)]
     number = sum(len(group.results) for group in left_out)
     note = table.get("note", "")
-    return FilledTable(str(table["id"]), table["title"], list(table["columns"]), rows, num_run, number, note)
+    return FilledTable(
+        str(table["id"]), table["title"], list(table["columns"]), rows, num_run, number, note, tuple(near)
+    )
 
 
 def _fits_anywhere(group: Group, table: Mapping[str, Any]) -> bool:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.runs.config import ConfigError, load_config
+from keepaug.runs.config import ConfigError
 from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.planning import Tool, is_finished
 from keepaug.runs.result import FILE_NAME, read_result
 
 __all__ = ["config_parser", "is_main", "run_seeds", "settings_help", "shown", "split_settings", "summary"]
@@ -103,9 +104,8 @@ def summary(results: Sequence[dict[str, float]]) -> str:
 
 def run_seeds(
     args: argparse.Namespace,
-    settings: type,
+    tool: Tool,
     *,
-    shrink: Sequence[str],
     name: Callable[[Any], str],
     train: Callable[..., dict[str, float]],
 ) -> int:
@@ -113,8 +113,7 @@ def run_seeds(
 
     Args:
         args: of a `config_parser`.
-        settings: the dataclass.
-        shrink: settings that `--shrink` adds, before those of the command line.
+        tool: what runs; `--shrink` adds its settings before those of the command line.
         name: folder below runs, without the seed, where `--output` is not given.
         train: `train(config, output, resume=...)`, which returns the metrics.
 
@@ -123,13 +122,11 @@ def run_seeds(
     """
 
     def run(overrides: list[str], seed: int | None) -> dict[str, float]:
-        config: Any = load_config(
-            settings, args.config, overrides + ([] if seed is None else [f"seed={seed}"])
-        )
+        config = tool.load(args.config, overrides + ([] if seed is None else [f"seed={seed}"]))
         base = args.output or Path("runs") / name(config)
         named = seed is None and args.output is not None
         output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
-        before = args.resume and seed is not None and (output / FILE_NAME).is_file()
+        before = args.resume and seed is not None and is_finished(output, tool.recipe(config))
         if before:
             metrics: dict[str, float] = read_result(output / FILE_NAME)["metrics"]
         else:
@@ -139,7 +136,8 @@ def run_seeds(
         return metrics
 
     try:
-        seeds, overrides = split_settings(args.seeds, [*(shrink if args.shrink else ()), *args.overrides])
+        shrink = [f"{key}={value}" for key, value in tool.shrink.items()] if args.shrink else []
+        seeds, overrides = split_settings(args.seeds, [*shrink, *args.overrides])
         each: list[int | None] = [*seeds] or [None]
         results = [run(overrides, seed) for seed in each]
     except KeyboardInterrupt:

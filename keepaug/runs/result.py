@@ -23,6 +23,7 @@ __all__ = [
     "KINDS",
     "SCHEMA",
     "describe_run",
+    "plain",
     "read_result",
     "read_results",
     "record_result",
@@ -158,6 +159,11 @@ def write_result(
     """`record_result` of a measurement that is no training run; `run` goes to `describe_run`."""
     about = describe_run(**run)
     return record_result(folder, about, metrics, wall_time_s=wall_time_s, artifacts=artifacts, extra=extra)
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back: tuples as lists; whole floats as they are."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:

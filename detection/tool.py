@@ -1,0 +1,78 @@
+"""The detectors' tool, for planning and report; and what of a Detectron2 config decides a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from detection.config import flat, load_config
+from keepaug.runs.planning import Tool
+
+__all__ = ["BOOKKEEPING", "TOOL", "precision_of", "recipe_of"]
+
+# Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts from is
+# compared by its contents (`started_from` of a result), not by its path.
+BOOKKEEPING = (
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "DATALOADER.NUM_WORKERS",
+    "VIS_PERIOD",
+    "VERSION",
+    "SEED",
+)
+_PRECISION = ("SOLVER.AMP.", "CUDNN_BENCHMARK", "FLOAT32_PRECISION")
+
+
+def recipe_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the figures of a run but its seed, by dotted key."""
+    return {key: value for key, value in flat(cfg).items() if not key.startswith((*BOOKKEEPING, *_PRECISION))}
+
+
+def precision_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
+    """How numbers are computed, by dotted key."""
+    return {key: value for key, value in flat(cfg).items() if key.startswith(_PRECISION)}
+
+
+def _arguments(config: Path, output: Path, given: Sequence[str]) -> list[str]:
+    """`data_root=COCO` is the tool's option, everything else a key of the config."""
+    pairs = [item.partition("=")[::2] for item in given]
+    options = [part for key, value in pairs if key == "data_root" for part in ("--data-root", value)]
+    keys = [part for pair in pairs if pair[0] != "data_root" for part in pair]
+    return ["--resume", "--config-file", str(config), *options, "OUTPUT_DIR", str(output), *keys]
+
+
+def _load(path: Path, given: Sequence[str]) -> CfgNode:
+    pairs = [item.partition("=")[::2] for item in given]
+    return load_config(path, [part for pair in pairs if pair[0] != "data_root" for part in pair])
+
+
+TOOL = Tool(
+    "train_detector",
+    "detection",
+    _load,
+    recipe_of,
+    lambda cfg: None,  # done by load
+    _arguments,
+    {
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.STEPS": "(1,)",
+        "SOLVER.IMS_PER_BATCH": 1,
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "INPUT.MAX_SIZE_TRAIN": 64,
+        "INPUT.MIN_SIZE_TEST": 64,
+        "INPUT.MAX_SIZE_TEST": 64,
+        "MODEL.ROI_HEADS.NUM_CLASSES": 4,
+        "MODEL.RETINANET.NUM_CLASSES": 4,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 16,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 8,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+        "DATALOADER.NUM_WORKERS": 0,
+    },
+    processes="--num-gpus",
+)

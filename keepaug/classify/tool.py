@@ -1,0 +1,28 @@
+"""The classifier's tool, for planning and report."""
+
+from __future__ import annotations
+
+from keepaug.classify.config import ClassifyConfig, check
+from keepaug.runs.config import load_config, recipe_of
+from keepaug.runs.planning import Tool, settings_arguments
+
+__all__ = ["TOOL"]
+
+TOOL = Tool(
+    "train_classifier",
+    "classify",
+    lambda path, given: load_config(ClassifyConfig, path, given),
+    recipe_of,
+    check,
+    settings_arguments,
+    {
+        "epochs": 1,
+        "max_steps": 2,
+        "batch_size": 4,
+        "limit_train": 4,
+        "limit_val": 4,
+        "image_size": 48,
+        "num_workers": 0,
+        "lr": 0.001,
+    },
+)

@@ -1,0 +1,29 @@
+"""The re-identification tool, for planning and report."""
+
+from __future__ import annotations
+
+from keepaug.runs.config import load_config, recipe_of
+from keepaug.runs.planning import Tool, settings_arguments
+from reid.config import ReidConfig, check, resolve
+
+__all__ = ["TOOL"]
+
+TOOL = Tool(
+    "train_reid",
+    "reid",
+    lambda path, given: resolve(load_config(ReidConfig, path, given)),
+    recipe_of,
+    check,
+    settings_arguments,
+    {
+        "max_steps": 2,
+        "epochs": 1,
+        "height": 64,
+        "width": 32,
+        "identities": 2,
+        "images": 2,
+        "limit_identities": 4,
+        "ranked": 2,
+        "padding": 2,
+    },
+)

@@ -1,0 +1,28 @@
+"""The semi-supervised classifier's tool, for planning and report."""
+
+from __future__ import annotations
+
+from keepaug.runs.config import load_config, recipe_of
+from keepaug.runs.planning import Tool, settings_arguments
+from ssl_uda.config import UdaConfig, check
+
+__all__ = ["TOOL"]
+
+TOOL = Tool(
+    "train_uda",
+    "ssl_uda",
+    lambda path, given: load_config(UdaConfig, path, given),
+    recipe_of,
+    check,
+    settings_arguments,
+    {
+        "steps": 2,
+        "batch_size": 4,
+        "unlabelled_ratio": 2,
+        "num_labels": 20,
+        "split": "balanced",
+        "limit_train": 40,
+        "limit_val": 20,
+        "arch": "wrn10_1",
+    },
+)
