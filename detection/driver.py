@@ -16,6 +16,7 @@ from detection.config import ConfigError
 from detection.evaluation import CocoMetrics, evaluate, load_results, save_results
 from detection.prepare import Job, Prepared, prepare, scored_split
 from detection.sidecar import started_from
+from detection.tool import precision_of, recipe_of
 from keepaug.runs.files import write_json_atomic, write_text_atomic
 from keepaug.runs.result import write_result
 
@@ -137,6 +138,8 @@ def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) 
         metrics=metrics.metrics,
         seed=cfg.SEED,
         config=json.loads(json.dumps(cfg)),
+        recipe=recipe_of(cfg),
+        precision=precision_of(cfg),
         dataset={key: prepared.dataset[key] for key in ("name", "sizes", "checksum")},
         synthetic=prepared.dataset["synthetic"],
         shortened=prepared.shortened,

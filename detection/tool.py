@@ -8,7 +8,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from detection.config import flat, load_config
+from detection.config import defaults, flat, load_config
 from keepaug.runs.planning import Tool
 
 __all__ = ["BOOKKEEPING", "TOOL", "precision_of", "recipe_of"]
@@ -30,8 +30,20 @@ _PRECISION = ("SOLVER.AMP.", "CUDNN_BENCHMARK", "FLOAT32_PRECISION")
 
 
 def recipe_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the figures of a run but its seed, by dotted key."""
-    return {key: value for key, value in flat(cfg).items() if not key.startswith((*BOOKKEEPING, *_PRECISION))}
+    """What decides the figures of a run but its seed, by dotted key.
+
+    Keys of Detectron2 that its engine knows and this project does not are a part where they are not Detectron2's default:
+    so the same YAML is the same recipe whoever has read it.
+    """
+    found = {
+        key: value for key, value in flat(cfg).items() if not key.startswith((*BOOKKEEPING, *_PRECISION))
+    }
+    if not (beyond := found.keys() - flat(defaults()).keys()):
+        return found
+    from detectron2.config import get_cfg
+
+    usual = flat(get_cfg())
+    return {key: value for key, value in found.items() if key not in beyond or value != usual.get(key)}
 
 
 def precision_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Group:
 def _comparable(run: Mapping[str, Any]) -> bool:
     if run.get("synthetic") or run.get("shortened"):
         return False
-    origin = run.get("started_from") or {}
-    return _comparable(origin.get("provenance") or {})
+    origin = run.get("started_from")
+    return not origin or _comparable(origin.get("provenance") or {})
 
 
 def _seed(result: Mapping[str, Any]) -> str:

@@ -82,7 +82,10 @@ def _label(group: Group, groups: Sequence[Group]) -> str:
 
 def _told_apart_by(group: Group) -> dict[str, Any]:
     first = group.first
-    origin = {"from": origin_name(first["started_from"])} if first["started_from"] else {}
+    began = first["started_from"] or {}
+    origin = {"from": origin_name(began)} if began else {}
+    below = (began.get("provenance") or {}).get("recipe", {})
+    origin |= {f"backbone {key}": value for key, value in below.items()}
     known = {**first["recipe"], **first["precision"], "data": first["dataset"]["checksum"][:8], **origin}
     return {key: value for key, value in known.items() if isinstance(value, str | int | float)}
 

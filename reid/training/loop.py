@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keepaug.runs.checkpoint import load_checkpoint
-from keepaug.runs.config import to_dict
+from keepaug.runs.config import recipe_of, to_dict
 from keepaug.runs.distributed import setup
 from keepaug.runs.folder import RunFolder
 from keepaug.runs.result import write_result
@@ -145,6 +145,7 @@ def _finish(engine: KeepEngine, output: Path, seconds: float) -> dict[str, float
         metrics=metrics,
         seed=config.seed,
         config=to_dict(config),
+        recipe=recipe_of(config),
         dataset=manager.identity,
         synthetic=manager.synthetic,
         shortened=is_shortened(config),

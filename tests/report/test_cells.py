@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from known import CONFIGS, recipes, tool
 
 from keepaug.classify import ClassifyConfig
 from keepaug.classify.config import check
 from keepaug.report import aggregate, fill_table, load_paper
-from keepaug.report.cells import Cell, load_cells, run_name
+from keepaug.report.cells import Cell, load_cells, resolve, run_name
 from keepaug.runs.config import load_config, to_dict
 from keepaug.runs.result import read_results, write_result
 
@@ -24,43 +24,48 @@ def classifier(cell: Cell) -> ClassifyConfig:
     return load_config(ClassifyConfig, ROOT / "configs" / cell.config, [*given, "root=x"])
 
 
-def settings_of(cell: Cell) -> dict[str, Any]:
-    if cell.tool == "train_classifier":
-        return to_dict(classifier(cell))
-    path = ROOT / "configs" / cell.config
+SIZES = {"cifar10": {"train": 50000, "val": 10000}, "imagenet": {"train": 1281167, "val": 50000}}
+
+
+def result(cell: Cell, folder: Path, value: float, **change: Any) -> None:
+    """What a run of the cell leaves."""
+    kind = tool(cell.tool).kind
     given = [f"{key}={value}" for key, value in cell.overrides.items()]
-    if cell.tool == "train_uda":
-        from ssl_uda.config import UdaConfig
-
-        return to_dict(load_config(UdaConfig, path, [*given, "root=x"]))
-    if cell.tool == "train_reid":
-        pytest.importorskip("torchreid")
-        from reid.config import ReidConfig
-
-        return to_dict(load_config(ReidConfig, path, [*given, "root=x"]))
-    return {"file": cell.config}
-
-
-def result(cell: Cell, folder: Path, value: float) -> None:
-    kind = {"train_classifier": "classify", "train_uda": "ssl_uda", "train_reid": "reid"}.get(
-        cell.tool, "detection"
-    )
-    extra = {} if cell.backbone is None else {"backbone": {"provenance": cell.backbone[1]}}
-    metric = {"detection": ["AP"], "reid": ["rank1", "mAP"]}.get(kind, ["accuracy"])
+    settings = tool(cell.tool).load(CONFIGS / cell.config, given)
+    wanted = resolve(cell, tool, CONFIGS)
+    began = None
+    if wanted.backbone is not None:
+        run = {
+            "kind": "classify",
+            "recipe": wanted.backbone,
+            "seed": 0,
+            "synthetic": False,
+            "shortened": False,
+        }
+        began = {"file": "weights.pt", "sha256": "a", "provenance": run}
+    elif wanted.pretrained:
+        began = {"file": "resnet101.pth", "sha256": "b", "provenance": {}}
+    name = cell.wanted["dataset"]
     write_result(
         folder,
         kind=kind,
         name=Path(cell.config).stem if kind == "detection" else "x",
-        metrics=dict.fromkeys(metric, value),
+        metrics=dict.fromkeys({"detection": ["AP"], "reid": ["rank1", "mAP"]}.get(kind, ["accuracy"]), value),
         seed=0,
-        config=settings_of(cell),
-        dataset={"name": cell.wanted["dataset"], "sizes": {}, "checksum": "a"},
+        config=dict(settings) if kind == "detection" else to_dict(settings),
+        recipe=wanted.recipe | change.pop("recipe", {}),
+        dataset={"name": name, "sizes": SIZES.get(name, {}), "checksum": "a"},
         synthetic=False,
         shortened=False,
         engine="detectron2" if kind == "detection" else None,
         wall_time_s=1.0,
-        extra=extra,
+        **{"started_from": began, **change},
     )
+
+
+def filled_of(table: str, root: Path):
+    printed = next(one for one in load_paper() if str(one["id"]) == table)
+    return fill_table(printed, aggregate(read_results(root)), recipes(table))
 
 
 @pytest.mark.parametrize("table", [*CLASSIFY, "7", "8", "9"])
@@ -69,7 +74,8 @@ def test_every_run_lands_in_its_own_cell(table: str, tmp_path: Path) -> None:
     for number, cell in enumerate(cells):
         result(cell, tmp_path / str(number), float(number))
     printed = next(one for one in load_paper() if str(one["id"]) == table)
-    filled = fill_table(printed, aggregate(read_results(tmp_path)))
+    filled = filled_of(table, tmp_path)
+    assert not filled.near
     found = {
         (row, column): ours
         for row, parts in filled.rows
@@ -155,16 +161,89 @@ def test_seeds_are_the_papers_trials() -> None:
     assert len(by_column["Shake-Shake"]) == 3
 
 
-def test_reused_maps_are_not_the_papers(tmp_path: Path) -> None:
-    cell = load_cells("1")[3]
-    result(cell, tmp_path / "a", 1.0)
-    printed = next(one for one in load_paper() if str(one["id"]) == "1")
+CHANGED = [
+    ("1", {"tau": 0.05, "lr": 0.5, "batch_size": 16, "padding": 0, "flip": False}, "lr 0.5 instead of 0.1"),
+    ("1", {"reuse_every": 5}, "reuse_every 5 instead of 1"),
+    ("1", {"epochs": 2}, "epochs 2 instead of 300"),
+    ("1b", {"policy": "imagenet", "cutout_after": 0}, "policy imagenet instead of cifar10"),
+    ("4", {"num_ops": 3, "tau": 0.2}, "num_ops 3 instead of 2"),
+    ("6", {"dropout": 0.5, "drop_block": 0.3}, "drop_block 0.3 instead of 0.0"),
+    ("6", {"image_size": 64}, "image_size 64 instead of 224"),
+    ("7", {"temperature": 9, "unlabelled_ratio": 1}, "temperature 9 instead of 0.4"),
+    ("8", {"epochs": 1, "height": 32, "width": 32}, "height 32 instead of 256"),
+    ("9", {"SOLVER.BASE_LR": 1e-9, "SOLVER.IMS_PER_BATCH": 1}, "SOLVER.BASE_LR 1e-09 instead of 0.02"),
+]
+
+
+@pytest.mark.parametrize(("table", "change", "said"), CHANGED)
+def test_another_recipe_is_in_no_cell_and_is_said(
+    table: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """What is near a cell in method, network and data, and not its recipe."""
+    cell = load_cells(table)[-1 if table in ("1b", "4") else 3 if table == "1" else 0]
+    result(cell, tmp_path / "a", 50.0, recipe=change)
+    filled = filled_of(table, tmp_path)
+    assert filled.num_run == 0
+    assert len(filled.near) == 1
+    assert f"{cell.row} / {cell.column}: 50.0 (1 seed)" in filled.near[0]
+    assert said in filled.near[0]
+
+
+def test_data_of_other_sizes_are_in_no_cell(tmp_path: Path) -> None:
+    result(load_cells("1")[0], tmp_path / "a", 50.0)
     path = tmp_path / "a" / "result.json"
-    assert fill_table(printed, aggregate(read_results(tmp_path))).num_run == 1
-    content = json.loads(path.read_text())
-    content["config"]["reuse_every"] = 5
-    path.write_text(json.dumps(content))
-    assert fill_table(printed, aggregate(read_results(tmp_path))).num_run == 0
+    path.write_text(path.read_text().replace("50000", "60"))
+    assert "60 train images instead of 50000" in filled_of("1", tmp_path).near[0]
+
+
+FOREIGN = {"file": "x.pth", "sha256": "0123456789", "provenance": {}}
+
+
+@pytest.mark.parametrize(
+    ("table", "origin", "said"),
+    [
+        ("1", FOREIGN, "from x.pth (01234567)"),
+        ("8", None, "from random instead of pretrained weights"),
+    ],
+)
+def test_what_a_run_starts_from_is_a_part_of_the_recipe(
+    table: str, origin: dict[str, Any] | None, said: str, tmp_path: Path
+) -> None:
+    result(load_cells(table)[0], tmp_path / "a", 50.0, started_from=origin)
+    assert said in filled_of(table, tmp_path).near[0]
+
+
+def test_a_detector_on_another_backbone_is_in_no_cell(tmp_path: Path) -> None:
+    cell = load_cells("9")[1]
+    backbone = {**resolve(cell, tool, CONFIGS).backbone, "tau": 0.1, "epochs": 2}
+    run = {"kind": "classify", "recipe": backbone, "seed": 0, "synthetic": False, "shortened": False}
+    for number, more in enumerate(({}, {"synthetic": True}, {"shortened": True})):
+        began = {"file": "weights.pt", "sha256": "a", "provenance": {**run, **more}}
+        result(cell, tmp_path / str(number), 40.0, started_from=began)
+    filled = filled_of("9", tmp_path)
+    assert filled.num_run == 0
+    assert "backbone: epochs 2 instead of 300; backbone: tau 0.1 instead of 0.6" in filled.near[0]
+    assert filled.num_left_out == 2
+    assert len(aggregate(read_results(tmp_path))) == 3
+
+
+def test_two_kinds_of_runs_in_one_cell_are_both_said(tmp_path: Path) -> None:
+    cell = load_cells("1")[0]
+    for number, precision in enumerate(("float32", "bf16")):
+        result(cell, tmp_path / precision, 90.0 + number, precision={"precision": precision})
+    filled = filled_of("1", tmp_path)
+    _, ours, remark = dict(filled.rows)[cell.row][0]
+    assert ours == "91.0 (1 seed); 90.0 (1 seed)" or ours == "90.0 (1 seed); 91.0 (1 seed)"
+    assert "bf16" in remark
+    assert "float32" in remark
+
+
+def test_runs_of_one_seed_are_said_and_not_averaged(tmp_path: Path) -> None:
+    cell = load_cells("1")[0]
+    for number in range(2):
+        result(cell, tmp_path / str(number), 90.0 + 4 * number)
+    ours = dict(filled_of("1", tmp_path).rows)[cell.row][0][1]
+    assert ours == "90.0 | 94.0 (not averaged: more than one run of seed 0)"
 
 
 def test_names_and_errors() -> None:

@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from known import recipes
 
+from keepaug.classify import ClassifyConfig
 from keepaug.report import aggregate, fill_table, load_paper, write_report
 from keepaug.report.aggregate import formatted
+from keepaug.runs.config import recipe_of, to_dict
 from keepaug.runs.result import read_results, write_result
 
 
 def cifar(folder: Path, seed: int = 0, accuracy: float = 96.0, **change) -> Path:
-    config = {
-        "method": "keep_cutout",
-        "saliency": "full",
-        "arch": "resnet18",
-        "size": 16,
-        "epochs": 300,
-        "seed": seed,
-    }
+    wanted = recipes("1")["KeepCutout", "ResNet-18"].recipe | change.pop("recipe", {})
     content = {
         "kind": "classify", "name": "x", "seed": seed,
         "metrics": {"accuracy": accuracy, "best": accuracy, "median_last_20": accuracy},
-        "config": config, "dataset": {"name": "cifar10", "sizes": {"train": 50000}, "checksum": "a"}, "synthetic": False,
-        "shortened": False, "wall_time_s": 60.0, **change,
+        "config": {**wanted, "seed": seed}, "recipe": wanted, "synthetic": False, "shortened": False, "wall_time_s": 60.0,
+        "dataset": {"name": "cifar10", "sizes": {"train": 50000, "val": 10000}, "checksum": "a"}, **change,
     }  # fmt: skip
     return write_result(folder, **content)
+
+
+def backbone(**change) -> dict:
+    run = {
+        "kind": "classify",
+        "recipe": recipes("9")["Faster R-CNN ResNet50-FPN", "Ours"].backbone,
+        "seed": 0,
+    }
+    return {
+        "file": "w.pt",
+        "sha256": "a",
+        "provenance": {**run, "synthetic": False, "shortened": False, **change},
+    }
 
 
 def detector(folder: Path, engine: str, **change) -> Path:
     content = {
         "kind": "detection", "name": "faster_rcnn_R_50_FPN_3x", "seed": 0, "config": {},
-        "metrics": {"AP": 40.9, "AP50": 60.0, "AP75": 44.0},
+        "recipe": recipes("9")["Faster R-CNN ResNet50-FPN", "Ours"].recipe, "metrics": {"AP": 40.9, "AP50": 60.0, "AP75": 44.0},
         "dataset": {"name": "coco", "sizes": {"val": 5000}, "checksum": "a"}, "synthetic": False, "shortened": False, "engine": engine,
-        "wall_time_s": 60.0, "extra": {"backbone": {"provenance": {"method": "keep_cutmix"}}}, **change,
+        "wall_time_s": 60.0, "started_from": backbone(), **change,
     }  # fmt: skip
     return write_result(folder, **content)
 
 
 def table(number: str, root: Path):
     printed = next(t for t in load_paper() if str(t["id"]) == number)
-    return fill_table(printed, aggregate(read_results(root)))
+    return fill_table(printed, aggregate(read_results(root)), recipes(number))
 
 
 def cell(filled, row: str, column: int) -> tuple[str, str]:
@@ -93,23 +101,33 @@ def test_the_torchvision_engine_never_beside_the_paper(tmp_path: Path) -> None:
 
 def test_a_different_setting_is_another_group(tmp_path: Path) -> None:
     cifar(tmp_path / "a", 0)
-    path = cifar(tmp_path / "b", 1)
-    content = json.loads(path.read_text())
-    content["config"]["lr"] = 0.2
-    path.write_text(json.dumps(content))
+    cifar(tmp_path / "b", 1, recipe={"lr": 0.2})
     assert len(aggregate(read_results(tmp_path))) == 2
 
 
-def test_of_several_settings_the_one_with_most_seeds_is_shown_and_the_rest_named(tmp_path: Path) -> None:
-    path = cifar(tmp_path / "a", 0, 90.0)
-    content = json.loads(path.read_text())
-    content["config"]["lr"] = 0.2
-    path.write_text(json.dumps(content))
-    for seed in (0, 1):
-        cifar(tmp_path / f"b{seed}", seed, 96.0)
-    ours, remark = dict(table("1", tmp_path).rows)["KeepCutout"][0][1:]
-    assert ours == "96.0 ± 0.0 (2 seeds)"
-    assert remark.endswith("; 1 more with other settings")
+def test_bookkeeping_is_no_other_group(tmp_path: Path) -> None:
+    for seed, given in enumerate(
+        ({}, {"tensorboard": False, "num_workers": 3, "root": "elsewhere", "log_every": 9})
+    ):
+        config = ClassifyConfig(**given, seed=seed)
+        cifar(tmp_path / str(seed), seed, config=to_dict(config), recipe=recipe_of(config))
+    assert len(aggregate(read_results(tmp_path))) == 1
+
+
+def test_another_network_to_start_from_is_another_group(tmp_path: Path) -> None:
+    """By the recipe of its run; by the contents of a foreign file."""
+    foreign = [{"file": "x.pth", "sha256": digest * 8, "provenance": {}} for digest in "ab"]
+    changed = backbone()
+    changed["provenance"]["recipe"] = {**changed["provenance"]["recipe"], "tau": 0.2}
+    for number, origin in enumerate((backbone(), changed, *foreign, None)):
+        detector(tmp_path / str(number), "detectron2", started_from=origin, seed=1)
+    markdown, _ = write_report(tmp_path, tmp_path / "page", recipes=recipes)
+    names = [line for line in markdown.read_text().splitlines() if "engine: detectron2" in line]
+    assert len(names) == len(set(names)) == 5
+    text = "\n".join(names)
+    assert "backbone: x.pth (aaaaaaaa)" in text
+    assert "backbone: random weights" in text
+    assert text.count("backbone: keep_cutmix (resnet50)") == 2
 
 
 class Page(HTMLParser):
@@ -141,7 +159,7 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
         dataset={"name": "d", "sizes": {}, "checksum": "a"}, synthetic=True, shortened=False, wall_time_s=1.0,
         extra={"pairs": [{"name": "Cutout", "plain": "cutout", "keep": "keep_cutout"}]},
     )  # fmt: skip
-    markdown, page = write_report(tmp_path, tmp_path / "out")
+    markdown, page = write_report(tmp_path, tmp_path / "out", recipes=recipes)
     html = page.read_text()
     parser = Page()
     parser.feed(html)
@@ -154,22 +172,15 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     assert "| Cutout | 20.0 | 2.0 |" in markdown.read_text()
     assert "../p.png" in markdown.read_text()
     with pytest.raises(ValueError, match=r"no result\.json below"):
-        write_report(tmp_path / "out", tmp_path)
+        write_report(tmp_path / "out", tmp_path, recipes=recipes)
 
 
 def test_runs_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
     for number, (size, seed) in enumerate(((16, 0), (16, 1), (24, 0))):
-        config = {
-            "method": "cutout",
-            "arch": "resnet18",
-            "size": size,
-            "epochs": 300,
-            "seed": seed,
-            "num_workers": size,
-        }
-        cifar(tmp_path / str(number), seed, config=config)
+        recipe = {"method": "cutout", "arch": "resnet18", "size": size}
+        cifar(tmp_path / str(number), seed, recipe=recipe, config=recipe)
     cifar(tmp_path / "keep")
-    markdown, _ = write_report(tmp_path, tmp_path / "page")
+    markdown, _ = write_report(tmp_path, tmp_path / "page", recipes=recipes)
     runs = [line.split(" | ")[0] for line in markdown.read_text().splitlines() if " | cifar10 (" in line]
     assert sorted(runs) == [
         "| cutout (resnet18), size=16",
