@@ -86,5 +86,6 @@ TOOL = Tool(
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
         "DATALOADER.NUM_WORKERS": 0,
     },
+    origin=lambda cfg: str(cfg.MODEL.WEIGHTS),
     processes="--num-gpus",
 )

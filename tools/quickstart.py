@@ -177,7 +177,8 @@ class Quickstart:
         one, path, output = tool(name), CONFIGS / "quickstart" / config, self.output / folder
         command = command_of(one, SCRIPTS, path, output, given)
         command = Command((*command.argv[:2], *options, *command.argv[2:]), command.done)
-        return Job(folder, output, (command,), one.recipe(one.load(path, given)))
+        settings = one.load(path, given)
+        return Job(folder, output, (command,), one.recipe(settings), one.origin(settings))
 
     def convert(self) -> None:
         """weights.pt to backbone.pth with its sidecar."""

@@ -137,7 +137,7 @@ def _job(
     one.check(resolved)
     command = command_of(one, SCRIPTS, path, output / name, pairs, processes=args.gpus)
     here = resolved if one.name == "train_classifier" else None
-    return Job(name, output / name, (command,), one.recipe(resolved), settings=here)
+    return Job(name, output / name, (command,), one.recipe(resolved), one.origin(resolved), settings=here)
 
 
 def _drawn(what: str, output: Path) -> Path:

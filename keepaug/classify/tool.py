@@ -25,4 +25,5 @@ TOOL = Tool(
         "num_workers": 0,
         "lr": 0.001,
     },
+    origin=lambda config: config.teacher,
 )

@@ -126,7 +126,9 @@ def run_seeds(
         base = args.output or Path("runs") / name(config)
         named = seed is None and args.output is not None
         output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
-        before = args.resume and seed is not None and is_finished(output, tool.recipe(config))
+        before = (
+            args.resume and seed is not None and is_finished(output, tool.recipe(config), tool.origin(config))
+        )
         if before:
             metrics: dict[str, float] = read_result(output / FILE_NAME)["metrics"]
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keepaug.runs.config import ConfigError
+from keepaug.runs.files import sha256_of
 from keepaug.runs.jobs import Command
 from keepaug.runs.result import FILE_NAME, plain, read_result
 
@@ -27,6 +28,7 @@ class Tool:
         check: refuses settings that cannot run; raises ConfigError.
         arguments: of the script, from config, run folder and `key=value` pairs; an interrupted run goes on.
         shrink: settings that make a run a step or two on a few images.
+        origin: the weights file that the settings start from; "" for random weights.
         processes: the script's own option for several processes; None: by torchrun.
     """
 
@@ -37,6 +39,7 @@ class Tool:
     check: Callable[[Any], None]
     arguments: Callable[[Path, Path, Sequence[str]], list[str]]
     shrink: Mapping[str, Any]
+    origin: Callable[[Any], str] = lambda settings: ""
     processes: str | None = None
 
 
@@ -49,6 +52,7 @@ class Job:
         folder: of the run.
         commands: the last of them writes the result.
         recipe: what a finished run in the folder must have been.
+        origin: and the weights file that it must have started from; "" for random weights.
         after: names of jobs.
         settings: of the run, for a tool that can also run in this process.
     """
@@ -57,13 +61,16 @@ class Job:
     folder: Path
     commands: tuple[Command, ...]
     recipe: Mapping[str, Any]
+    origin: str = ""
     after: tuple[str, ...] = ()
     settings: Any = None
 
     @property
     def finished(self) -> bool:
         """The run is there, and is this one; raises ConfigError where it is another."""
-        return is_finished(self.folder, self.recipe) and all(one.done.is_file() for one in self.commands)
+        return is_finished(self.folder, self.recipe, self.origin) and all(
+            one.done.is_file() for one in self.commands
+        )
 
     @property
     def begun(self) -> bool:
@@ -128,12 +135,13 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 _MISSING = object()
 
 
-def is_finished(folder: Path, recipe: Mapping[str, Any]) -> bool:
+def is_finished(folder: Path, recipe: Mapping[str, Any], origin: str = "") -> bool:
     """Whether the folder holds this run's result.
 
     Args:
         folder: of the run.
         recipe: of the run that is wanted.
+        origin: weights file that it starts from, compared by contents while the file is there, otherwise by name.
 
     Raises:
         ConfigError: it holds the result of another run.
@@ -142,7 +150,19 @@ def is_finished(folder: Path, recipe: Mapping[str, Any]) -> bool:
     path = folder / FILE_NAME
     if not path.is_file():
         return False
-    if changed := differences(read_result(path)["recipe"], recipe):
+    before = read_result(path)
+    changed = differences(before["recipe"], recipe)
+    began, file = before["started_from"] or {}, Path(origin).expanduser()
+    same = (
+        began.get("sha256") == sha256_of(file)
+        if origin and file.is_file()
+        else began.get("file", "") == file.name
+    )
+    if not same:
+        changed.append(
+            f"started from {began.get('file', 'random weights')} instead of {origin or 'random weights'}"
+        )
+    if changed:
         raise ConfigError(
             f"{folder} holds a finished run with other settings: {'; '.join(changed)}; choose another --output"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from known import recipes
 
 from keepaug.data.synthetic import write_classification
 from keepaug.report.aggregate import aggregate
 from keepaug.report.page import table_markdown, write_report
 from keepaug.report.paper import fill_table, load_paper
-from keepaug.runs.config import load_config
+from keepaug.runs.config import load_config, recipe_of
 from keepaug.runs.result import read_results, write_result
 from ssl_uda import UdaConfig
 from ssl_uda.config import check, is_shortened
@@ -114,20 +116,21 @@ def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: 
             metrics={"accuracy": accuracy, "best": accuracy, "median_last_20": accuracy},
             seed=0,
             config={**vars(base), "num_labels": labels, "keep": keep},
+            recipe=recipe_of(dataclasses.replace(base, num_labels=labels, keep=keep)),
             dataset={"name": "cifar10", "sizes": {"train": 50_000}, "checksum": "0"},
             synthetic=False,
             shortened=shortened,
             wall_time_s=1.0,
         )
     table = next(table for table in load_paper() if table["id"] == 7)
-    filled = fill_table(table, aggregate(read_results(tmp_path)))
+    filled = fill_table(table, aggregate(read_results(tmp_path)), recipes("7"))
     ours = {name: [cell[1] for cell in cells] for name, cells in filled.rows}
     assert ours == {
         "UDA + RandAug": ["not run", "94.0 (1 seed)"],
         "UDA + KeepRandAug": ["95.5 (1 seed)", "not run"],
     }
     assert "most likely 250" in table_markdown(filled)
-    markdown, page = write_report(tmp_path, tmp_path / "report")
+    markdown, page = write_report(tmp_path, tmp_path / "report", recipes=recipes)
     assert "uda (wrn28_2, 250 labels)" in markdown.read_text()
     assert "most likely 250" in page.read_text()
 

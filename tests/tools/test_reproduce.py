@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from known import recipes, tool
 
 from keepaug.report import aggregate, fill_table, load_paper
 from keepaug.report.cells import load_cells
+from keepaug.runs.config import recipe_of
 from keepaug.runs.jobs import Command, Commands
-from keepaug.runs.result import read_results
+from keepaug.runs.result import read_results, write_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +87,7 @@ def test_every_row_runs_shrunk_on_drawn_images(
         for heavy in jobs[0].folder.glob("*.pt"):
             heavy.unlink()
     printed = next(one for one in load_paper() if str(one["id"]) == table)
-    filled = fill_table(printed, aggregate(read_results(folder)))
+    filled = fill_table(printed, aggregate(read_results(folder)), recipes(table))
     assert filled.num_run == 0  # drawn and shortened: never in the paper's cells
     assert filled.num_left_out >= 1
     assert filled.num_left_out <= len(rows)
@@ -127,14 +129,55 @@ def test_finished_runs_are_skipped_and_others_go_on(
     assert capsys.readouterr().out.count(": done") == 4
 
 
+def leave_result(folder: Path, kind: str, recipe: dict, origin: str = "") -> None:
+    began = {"file": Path(origin).name, "sha256": "a"} if origin else None
+    about = {
+        "kind": kind,
+        "name": "x",
+        "seed": 0,
+        "config": {},
+        "recipe": recipe,
+        "synthetic": True,
+        "shortened": True,
+    }
+    data = {"name": "d", "sizes": {}, "checksum": "a"}
+    write_result(folder, **about, dataset=data, metrics={}, wall_time_s=1.0, started_from=began)
+
+
+@pytest.mark.parametrize(
+    ("table", "setting"), [("1", "lr=0.5"), ("7", "lr=0.5"), ("9", "SOLVER.BASE_LR=0.5")]
+)
+def test_another_runs_folder_is_not_taken_for_this_ones(
+    table: str, setting: str, reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One rule for all tools; bookkeeping does not count."""
+    given = [
+        table,
+        "root=x",
+        *(["imagenet=y"] if table == "9" else []),
+        "--seeds",
+        "0",
+        "--output",
+        str(tmp_path),
+    ]
+    job = reproduce.plan(arguments(reproduce, *given))[-1]
+    assert not job.finished
+    leave_result(job.folder, tool(load_cells(table)[0].tool).kind, dict(job.recipe), job.origin)
+    assert all(command.done.is_file() for command in job.commands[-1:])
+    assert reproduce.main([*given, "--dry-run"]) == 0
+    assert reproduce.main([*given[:1], "root=elsewhere", *given[2:], "--dry-run"]) == 0
+    capsys.readouterr()
+    assert reproduce.main([*given, "--dry-run", setting]) == 2
+    assert "holds a finished run with other settings" in capsys.readouterr().err
+
+
 def test_a_failure_stops_only_what_needs_it(
     reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(settings, folder, *, resume: bool):
         if settings.seed == 0:
             raise ValueError("no such luck")
-        folder.mkdir()
-        (folder / "result.json").write_text("{}")
+        leave_result(folder, "classify", recipe_of(settings))
 
     monkeypatch.setattr(reproduce, "train", failing)
     assert reproduce.main([*SMALL, "--seeds", "0", "1", "--output", str(tmp_path)]) == 1
