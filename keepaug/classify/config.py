@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from keepaug.classify.methods import METHODS
 from keepaug.data.batch_transforms import BORDERS
+from keepaug.data.cifar import CIFAR_MEAN
+from keepaug.data.imagenet import IMAGENET_MEAN
 from keepaug.models.early import AFTER
 from keepaug.models.networks import FAST, STEMS, check_arch
 from keepaug.models.weights import NetworkSpec
-from keepaug.policies import OPERATIONS, ORDERS
+from keepaug.policies import MAGNITUDE_MAXIMA, OPERATIONS, ORDERS, RANGES
 from keepaug.regions import PLACEMENTS
 from keepaug.runs.config import ConfigError, option
+from keepaug.saliency import OF
 
 __all__ = ["SALIENCY", "ClassifyConfig", "check", "network_spec"]
 
@@ -33,14 +36,20 @@ class ClassifyConfig:
     )
     image_size: int = option(224, low=16, help="side after cropping, with loading=files")
     padding: int = option(4, low=0, help="of the random crop, in pixels, with loading=memory")
-    border: str = option("zero", choices=BORDERS, help="what is padded with, with loading=memory")
+    border: str = option(
+        "zero",
+        choices=(*BORDERS, "mean"),
+        help="what is padded with, with loading=memory; AutoAugment's code: mean",
+    )
     flip: bool = True
     alternate_flips: bool = option(
         False,
         help="each image is mirrored in every second epoch instead of half the time, with loading=memory",
     )
-    jitter: float = option(0.0, low=0, help="colour jitter, with loading=files")
-    lighting: float = option(0.0, low=0, help="strength of the PCA colour noise")
+    jitter: float = option(0.0, low=0, high=1, help="colour jitter, one draw for all views of an image")
+    lighting: float = option(
+        0.0, low=0, help="strength of the PCA colour noise, one draw for all views of an image"
+    )
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
     limit_val: int = option(0, low=0)
     num_workers: int = option(
@@ -56,7 +65,7 @@ class ClassifyConfig:
     drop_path: float = option(0.0, low=0, high=0.99, help="probability of leaving a branch out")
     drop_block: float = option(0.0, low=0, high=0.99, help="share of the features that blocks cover")
     # augmentation
-    method: str = option("none", choices=METHODS)
+    method: str = option("none", choices=tuple(METHODS))
     saliency: str = option(
         "full",
         choices=SALIENCY,
@@ -114,15 +123,33 @@ class ClassifyConfig:
         [0.3, 3.3333], low=0, help="random erasing: height / width", used_by=("random_erasing",)
     )
     fill: str = option(
-        "zero", choices=("zero", "random", "bot"), help="random erasing", used_by=("random_erasing",)
+        "random", choices=("random", "zero", "bot"), help="random erasing", used_by=("random_erasing",)
     )
     num_ops: int = option(2, low=1, help="rand_augment", used_by=("rand_augment",))
-    magnitude: int = option(9, low=0, high=30, help="rand_augment", used_by=("rand_augment",))
+    magnitude: int = option(9, low=0, help="rand_augment", used_by=("rand_augment",))
+    magnitude_max: int = option(
+        30,
+        choices=MAGNITUDE_MAXIMA,
+        help="rand_augment: the magnitude of the whole range; 10 in Google's code",
+        used_by=("rand_augment",),
+    )
     operations: str = option(
         "rand_augment", choices=OPERATIONS, help="rand_augment: whose operations", used_by=("rand_augment",)
     )
     policy: str = option(
         "cifar10", choices=("cifar10", "imagenet"), help="auto_augment", used_by=("auto_augment",)
+    )
+    ranges: str = option(
+        "torchvision",
+        choices=RANGES,
+        help="whose ranges of magnitudes the operations of a policy have",
+        used_by=("rand_augment", "auto_augment"),
+    )
+    policy_fill: str = option(
+        "black",
+        choices=("black", "grey", "mean"),
+        help="colour outside of an image that a policy moves; Google's: mean on CIFAR-10, grey (128) on ImageNet",
+        used_by=("rand_augment", "auto_augment"),
     )
     policy_order: str = option(
         "after_crop",
@@ -181,10 +208,15 @@ class ClassifyConfig:
     )
     early_after: str = option("stage", choices=AFTER, help="where the early head sits", used_by=("early",))
     early_weight: float = option(0.3, low=0, help="its loss weight", used_by=("early",))
+    early_map: str = option("logit", choices=OF, help="whose gradient its map is", used_by=("early",))
     # optimisation
     epochs: int = option(300, low=1)
     max_steps: int = option(0, low=0, help="stop after that many steps; 0: no")
     batch_size: int = option(128, low=1, help="of all processes together")
+    drop_last: bool = option(
+        False,
+        help="leave out each epoch's incomplete last batch; always where it has no two images per process",
+    )
     lr: float = option(0.1, low=0)
     momentum: float = option(0.9, low=0, high=1)
     nesterov: bool = True
@@ -242,6 +274,12 @@ class ClassifyConfig:
         if chosen & {"keep", "attention"} and self.saliency in ("early_head", "low_resolution_early"):
             chosen.add("early")
         return chosen
+
+    @property
+    def mean_colour(self) -> tuple[float, ...]:
+        """The normalisation's mean in whole grey levels, as images that are not normalised yet can show it."""
+        mean = CIFAR_MEAN if self.dataset == "cifar10" else IMAGENET_MEAN
+        return tuple(float(round(255 * part)) for part in mean)
 
     @property
     def from_files(self) -> bool:
@@ -308,6 +346,11 @@ def _check_method(config: ClassifyConfig) -> None:
         raise ConfigError(
             f"method={config.method} does nothing at {config.method}=0: give the probability, for example "
             f"{config.method}=0.1"
+        )
+    if method.base == "rand_augment" and config.magnitude > config.magnitude_max:
+        raise ConfigError(
+            f"magnitude={config.magnitude} is beyond magnitude_max={config.magnitude_max}: set magnitude_max=30, or a smaller "
+            "magnitude"
         )
     if config.method == "manifold_mixup" and config.compile:
         raise ConfigError(

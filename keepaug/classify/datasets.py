@@ -99,7 +99,7 @@ def _memory(
             padding=config.padding,
             flip=config.flip,
             alternate=config.alternate_flips,
-            border=config.border,
+            border=config.mean_colour if config.border == "mean" else config.border,
             policy=build_batch_policy(config),
             policy_first=config.policy_order == "before_crop",
         ),
@@ -128,7 +128,7 @@ def _files(
     train, val = limited(train, config.limit_train), limited(val, config.limit_val)
     for part, files in (("val", val), ("train", train)):
         check_images(files[0], description=f"checking {name}/{part}")
-    geometry = train_geometry(config.image_size, jitter=config.jitter)
+    geometry = train_geometry(config.image_size)
     return Datasets(
         FileImages(*train, classes, geometry=geometry, policy=build_policy(config)),
         FileImages(*val, classes, geometry=eval_geometry(config.image_size)),

@@ -19,7 +19,7 @@ from keepaug.classify.datasets import Datasets, open_datasets
 from keepaug.classify.losses import loss_of
 from keepaug.classify.methods import METHODS, Cutting, Labels, Step, Views, compute_saliency
 from keepaug.classify.optimizer import build_optimizer, learning_rate, set_learning_rate
-from keepaug.data.batch_transforms import lighting, normalise
+from keepaug.data.batch_transforms import change_colours, draw_colours, normalise
 from keepaug.data.images import Batch, Images, MemoryImages
 from keepaug.data.loader import Loader, default_workers, make_loader
 from keepaug.data.pictures import draw_views
@@ -111,7 +111,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         seed=config.seed,
         shuffle=True,
         alternate=config.alternate_flips,
-        drop_last=True,
+        drop_last=config.drop_last or len(data.train) % config.batch_size < 2 * world.world_size,
         num_workers=_num_workers(config, world, data.train),
         rank=world.rank,
         world_size=world.world_size,
@@ -260,10 +260,7 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     torch.manual_seed(derive_seed(config.seed, "network", run.step, run.world.rank))
     generator = make_generator(config.seed, "augment", run.step, run.world.rank)
     labels = to_device(batch.labels, device)
-    images = _pixels(run, batch.images)
-    strong = _pixels(run, batch.strong) if batch.strong is not None else None
-    if config.lighting:
-        images = lighting(images, run.data.std, strength=config.lighting, generator=generator)
+    images, strong = _views(run, batch, generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         heat, read_heat = None, None
         if isinstance(run.network, LabNetwork):
@@ -337,7 +334,9 @@ def _fresh_heat(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
         return feature_attention(run.teacher or run.network, images)
     if run.teacher is not None:
         return compute_saliency(run.teacher, images, labels, config.saliency)
-    return compute_saliency(run.seen, images, labels, config.saliency, forward_early=run.forward_early)
+    return compute_saliency(
+        run.seen, images, labels, config.saliency, early_map=config.early_map, forward_early=run.forward_early
+    )
 
 
 def _forward(run: _Run, inputs: Tensor, targets: Labels) -> Tensor:
@@ -352,6 +351,19 @@ def _forward(run: _Run, inputs: Tensor, targets: Labels) -> Tensor:
         run.hits[0] += (logits.detach().argmax(dim=1) == targets).sum()
         run.hits[1] += len(logits)
     return loss_of(output, targets, run.config)
+
+
+def _views(run: _Run, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """The views of a batch, normalised; what is no policy is one draw for all of them."""
+    config, device = run.config, run.world.device
+    images = to_device(batch.images, device)
+    strong = None if batch.strong is None else to_device(batch.strong, device)
+    if config.jitter or config.lighting:
+        colours = draw_colours(
+            len(images), jitter=config.jitter, lighting=config.lighting, generator=generator
+        )
+        images, strong = change_colours(images, strong, colours)
+    return _pixels(run, images), None if strong is None else _pixels(run, strong)
 
 
 def _pixels(run: _Run, images: Tensor) -> Tensor:
@@ -448,15 +460,14 @@ def _finish(run: _Run, recorder: Recorder) -> dict[str, float]:
 def _draw(run: _Run, path: Path) -> Path:
     indices = torch.arange(min(8, len(run.data.train)))
     batch = run.data.train.load(indices, torch.arange(len(indices)) * 2**21 + 1)
-    images = _pixels(run, batch.images)
-    strong = _pixels(run, batch.strong) if batch.strong is not None else None
+    generator = make_generator(run.config.seed, "pictures")
+    images, strong = _views(run, batch, generator)
     labels = batch.labels.to(images.device)
     heat = (
         _controlled(run, _fresh_heat(run, images, labels))
         if METHODS[run.config.method].needs_saliency
         else compute_saliency(run.trained, images, labels, "full")
     )
-    generator = make_generator(run.config.seed, "pictures")
     inputs, _ = run.augment(Views(images, labels, strong, heat), generator)
     inputs = inputs[-len(images) :]  # the last view, where there are several
     return draw_views([images, inputs], heat, path, mean=run.data.mean, std=run.data.std)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from keepaug.baselines import (
 from keepaug.data.images import BatchTransform, one_by_one
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
 from keepaug.models.early import EarlyHeadNetwork
-from keepaug.policies import BatchPolicy, Repeated, aug_mix, auto_augment, rand_augment
+from keepaug.policies import AugMix, BatchPolicy, Repeated, aug_mix, auto_augment, rand_augment
 from keepaug.saliency import saliency_map
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Consistent:
         return three_views(views.images, first, second, views.labels, weight=self.weight)
 
 
-Policy = v2.Transform | Repeated
+Policy: TypeAlias = v2.Transform | AugMix | Repeated
 
 
 @dataclass(frozen=True)
@@ -211,12 +211,23 @@ def _keep_policy(config: ClassifyConfig) -> Pasting:
     return Pasting(KeepPaste(config.size, config.tau, config.paste_placement), _after(config))
 
 
+def _moved(config: ClassifyConfig) -> dict[str, Any]:
+    fill = {"black": None, "grey": [128.0] * 3, "mean": list(config.mean_colour)}
+    return {"ranges": config.ranges, "fill": fill[config.policy_fill]}
+
+
 def _rand_augment(config: ClassifyConfig) -> Policy:
-    return rand_augment(config.num_ops, config.magnitude, operations=config.operations)
+    return rand_augment(
+        config.num_ops,
+        config.magnitude,
+        magnitude_max=config.magnitude_max,
+        operations=config.operations,
+        **_moved(config),
+    )
 
 
 def _auto_augment(config: ClassifyConfig) -> Policy:
-    return auto_augment(config.policy)
+    return auto_augment(config.policy, **_moved(config))
 
 
 def _aug_mix(config: ClassifyConfig) -> Policy:
@@ -288,6 +299,7 @@ def compute_saliency(
     labels: Tensor,
     mode: str,
     *,
+    early_map: str = "logit",
     forward_early: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The map (N, H, W) in one of the modes `keepaug.classify.config.SALIENCY`, of which "other" is the images' own here.
@@ -302,5 +314,7 @@ def compute_saliency(
             raise ValueError(
                 f"saliency {mode} needs a network with an early head, got {type(model).__name__}"
             )
-        return saliency_map(model, images, labels, forward=forward_early or forward, scale=scale)
+        return saliency_map(
+            model, images, labels, of=early_map, forward=forward_early or forward, scale=scale
+        )
     return saliency_map(model, images, labels, scale=scale)

@@ -20,7 +20,6 @@ __all__ = [
     "crop_flip",
     "draw_colours",
     "draw_crop_flip",
-    "lighting",
     "normalise",
     "random_crop_flip",
     "undo_crop_flip",
@@ -244,20 +243,3 @@ def change_colours(images: Tensor, strong: Tensor | None, colours: Colours) -> t
     if colours.shift is not None:
         views = [view + per_image(colours.shift, view) for view in views]
     return views[0], views[1] if strong is not None else None
-
-
-def lighting(
-    images: Tensor, std: Sequence[float], *, strength: float = 0.1, generator: torch.Generator | None = None
-) -> Tensor:
-    """PCA colour noise of the ImageNet recipe on normalised images, one draw per image.
-
-    Args:
-        images: (N, 3, H, W) normalised.
-        std: the normalisation's, for [0, 1].
-        strength: standard deviation of the coefficients; 0.1 in the recipe.
-        generator: CPU generator.
-    """
-    alpha = torch.randn(len(images), 3, generator=generator) * strength
-    shift = (alpha * torch.tensor(_EIGENVALUES)) @ torch.tensor(_EIGENVECTORS).T
-    shift = to_device(shift / torch.tensor(std), images.device, images.dtype)
-    return images + shift[:, :, None, None]

@@ -10,12 +10,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def train_geometry(size: int = 224, *, jitter: float = 0.4) -> v2.Transform:
-    """Random resized crop and flip of a PIL image; colour jitter (brightness, contrast, saturation)."""
-    steps: list[v2.Transform] = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
-    if jitter > 0:
-        steps.append(v2.ColorJitter(jitter, jitter, jitter))
-    return v2.Compose(steps)
+def train_geometry(size: int = 224) -> v2.Transform:
+    """Random resized crop and flip of a PIL image; the recipe's colours are `keepaug.data.batch_transforms.draw_colours`."""
+    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
 
 
 def eval_geometry(size: int = 224) -> v2.Transform:

@@ -156,7 +156,7 @@ class FileImages:
         paths: image files.
         labels: (N,) int64.
         classes: names.
-        geometry: from a PIL image to one of the final size: crop, resize, flip, jitter.
+        geometry: from a PIL image to one of the final size: crop, resize, flip.
         policy: strong augmentation of the PIL image that `geometry` made, for the second view.
     """
 

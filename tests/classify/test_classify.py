@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from keepaug.classify import METHODS, SALIENCY, ClassifyConfig, train
+from keepaug.classify import METHODS, SALIENCY, ClassifyConfig, datasets, loop, train
 from keepaug.classify.config import check
 from keepaug.classify.datasets import _limit, open_datasets
 from keepaug.classify.losses import loss_of
-from keepaug.classify.methods import compute_saliency
+from keepaug.classify.methods import build_policy, compute_saliency
 from keepaug.classify.optimizer import learning_rate
+from keepaug.data.images import one_by_one
 from keepaug.data.synthetic import covered_share, write_classification
 from keepaug.models import EarlyHeadNetwork, build_network
 from keepaug.models.weights import load_classifier
+from keepaug.policies import Repeated
 from keepaug.runs.config import ConfigError, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +262,8 @@ def test_limit_takes_every_class() -> None:
         (["schedule=multistep", "milestones=[5, 2]"], "rising epochs"),
         (["momentum=0"], "nesterov needs momentum"),
         (["dataset=imagenet", "loading=memory"], "loading=memory cannot hold"),
-        (["batch_size=500"], "larger than the 12 images"),
+        (["batch_size=500", "drop_last=true"], "larger than the 12 images"),
+        (["method=rand_augment", "magnitude=12", "magnitude_max=10"], "beyond magnitude_max=10"),
         (["device=cuda:7"], "no CUDA device|GPU"),
     ],
 )
@@ -277,6 +280,78 @@ def test_image_files_with_workers(drawn: Path) -> None:
     batch = data.train.load(torch.arange(4), torch.arange(4) << 30)
     assert batch.images.shape == batch.strong.shape == (4, 3, 24, 24)
     assert data.synthetic
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        (["limit_train=10"], [4, 4, 2]),
+        (["limit_train=9"], [4, 4]),
+        (["limit_train=10", "drop_last=true"], [4, 4]),
+    ],
+)
+def test_an_epoch_shows_all_images_but_one_alone(
+    options: list[str], batches: list[int], drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PyTorch's loaders in the released code; BatchNorm has no statistics of one image."""
+    seen, original = [], loop._step
+
+    def step(run, batch, *rest):
+        seen.append(len(batch.labels))
+        return original(run, batch, *rest)
+
+    monkeypatch.setattr(loop, "_step", step)
+    train(config(drawn, "method=none", "max_steps=3", "pictures=false", *options), tmp_path)
+    assert seen == batches
+
+
+@pytest.mark.parametrize("method", ["keep_rand_augment", "aug_mix"])
+@pytest.mark.parametrize("loading", ["memory", "files"])
+def test_views_differ_by_the_policy_alone(
+    loading: str, method: str, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the identity for a policy both views of each training step are one, jitter and lighting included."""
+    one = lambda config: Repeated(identity, 2) if config.method == "aug_mix" else identity  # noqa: E731
+    monkeypatch.setattr(datasets, "build_policy", one)
+    monkeypatch.setattr(datasets, "build_batch_policy", lambda config: one_by_one(one(config)))
+    seen, original = [], loop._views
+
+    def views(*given):
+        seen.append(original(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(loop, "_views", views)
+    settings = ["jitter=0.4", "lighting=0.1", f"loading={loading}", "image_size=32", "epochs=1"]
+    train(config(drawn, f"method={method}", *settings), tmp_path)
+    assert len(seen) == 3  # two steps and the pictures
+    for clean, strong in seen:
+        for view in strong.unbind(dim=1) if strong.ndim == 5 else [strong]:
+            assert torch.equal(view, clean)
+
+
+def identity(image):
+    return image
+
+
+def test_policies_have_googles_ranges_and_colours_where_a_recipe_says_so() -> None:
+    root = ROOT / "configs" / "classify"
+    for name, method, wanted in (
+        ("cifar10_auto_augment", "keep_auto_augment", [125.0, 123.0, 114.0]),
+        ("cifar10_auto_augment", "rand_augment", [125.0, 123.0, 114.0]),
+        ("imagenet", "rand_augment", [128.0] * 3),
+        ("imagenet", "auto_augment", [128.0] * 3),
+        ("cifar10", "rand_augment", None),
+    ):
+        settings = load_config(ClassifyConfig, root / f"{name}.yaml", [f"method={method}", "root=x"])
+        policy = build_policy(settings)
+        assert policy.fill == wanted
+        enhancer = policy._AUGMENTATION_SPACE["Color"]
+        assert enhancer[1] is (wanted is None)  # Google's go one way
+    assert settings.mean_colour == (125.0, 123.0, 114.0)
+    imagenet = build_policy(
+        load_config(ClassifyConfig, root / "imagenet.yaml", ["method=rand_augment", "root=x"])
+    )
+    assert (imagenet.magnitude, imagenet.num_magnitude_bins) == (9, 11)
 
 
 @pytest.mark.slow

@@ -55,10 +55,10 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_passes_are_saved_and_the_maps_matter(drawn: Path, tmp_path: Path, passes: list[int]) -> None:
     train(config(drawn), tmp_path / "each")
-    assert sum(passes) == 4 * 8
+    assert sum(passes) == 4 * 10
     passes.clear()
     train(config(drawn, "reuse_every=2"), tmp_path / "second")
-    assert 2 * 8 <= sum(passes) <= 2 * 8 + 2 * 2  # epochs 0 and 2, and those that they dropped
+    assert sum(passes) == 2 * 10  # epochs 0 and 2
     assert not same(tmp_path / "each", tmp_path / "second")
 
 
@@ -106,12 +106,12 @@ def test_interrupted_and_resumed_is_uninterrupted(
 
 def test_the_result_holds_the_train_accuracy(drawn: Path, tmp_path: Path) -> None:
     """The last epoch's, counted again by hand: with a learning rate of 0 every step has the same weights."""
-    options = ["epochs=2", "lr=0", "method=none", "batch_size=7", "seed=1"]
+    options = ["epochs=2", "lr=0", "method=none", "batch_size=7", "seed=7"]
     metrics = train(config(drawn, *options), tmp_path)
     data = loop.open_datasets(config(drawn, *options))
-    loop.seed_everything(1)
+    loop.seed_everything(7)
     network = build_network("resnet8", 2, stem="cifar").train()
-    batches = loop.make_loader(data.train, 7, seed=1, shuffle=True, drop_last=True)
+    batches = loop.make_loader(data.train, 7, seed=7, shuffle=True)
     right = []
     for _ in range(2):
         hits = [
@@ -119,7 +119,7 @@ def test_the_result_holds_the_train_accuracy(drawn: Path, tmp_path: Path) -> Non
             for batch in batches
         ]
         right.append(int(torch.cat(hits).sum()))
-    assert metrics["train_accuracy"] == pytest.approx(100 * right[1] / 7)
+    assert metrics["train_accuracy"] == pytest.approx(100 * right[1] / 10)
     assert right[0] != right[1]  # or the two epochs together would do
 
 

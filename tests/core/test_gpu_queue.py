@@ -29,7 +29,7 @@ from keepaug import (
     random_regions,
     saliency_map,
 )
-from keepaug.data.batch_transforms import lighting, normalise
+from keepaug.data.batch_transforms import change_colours, draw_colours, normalise
 from keepaug.models import build_network
 
 
@@ -73,7 +73,12 @@ CALLS: dict[str, tuple[int, Callable[[], object]]] = {
     "ManifoldMixup": (20, lambda: ManifoldMixup()(images(), labels(), generator=seeded())),
     "AttentiveCutMix": (60, lambda: AttentiveCutMix()(images(), labels(), heat(), generator=seeded())),
     "normalise": (8, lambda: normalise(images().to(torch.uint8), (0.5,) * 3, (0.2,) * 3)),
-    "lighting": (5, lambda: lighting(images(), (0.2,) * 3, generator=seeded())),
+    "change_colours": (
+        130,
+        lambda: change_colours(
+            images(), images(), draw_colours(16, jitter=0.4, lighting=0.1, generator=seeded())
+        ),
+    ),
 }
 
 
