@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from detection.architecture import Architecture
 from detection.classifier import open_classifier
@@ -31,10 +31,12 @@ from keepaug import (
     saliency_map,
     sample_regions,
 )
+from keepaug.audit.pictures import enlarged, grey_map, labelled_sheet
 from keepaug.data.batch_transforms import normalise
 from keepaug.data.reading import read_image
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.models.weights import ForeignFileError, load_classifier
+from keepaug.runs.files import write_atomic
 from keepaug.runs.seeds import make_generator
 
 TITLES = ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandAugment")
@@ -93,20 +95,10 @@ def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[fl
     return opened.network, opened.mean, opened.std
 
 
-def framed(image: torch.Tensor, regions: Regions | None = None, scale: int = 1) -> Image.Image:
-    picture = to_pil_image(image.clamp(0, 255).to(torch.uint8))
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    if regions is not None:
-        top, left, height, width = (int(part[0]) * scale for part in regions)
-        ImageDraw.Draw(picture).rectangle(
-            (left, top, left + width - 1, top + height - 1), outline="white", width=2
-        )
-    return picture
-
-
 def panels(
     path: Path, args: argparse.Namespace, network: torch.nn.Module, mean: object, std: object
-) -> list[Image.Image]:
+) -> tuple[str, list[Image.Image]]:
+    """The label of a row, and its pictures."""
     image = read_image(path).resize((args.side, args.side), Image.Resampling.BICUBIC)
     clean, strong = (
         pil_to_tensor(view)[None].float()
@@ -127,31 +119,20 @@ def panels(
     if args.contrast:
         plain = sample_regions(heat, size, tau=args.tau, prefer="high", generator=generator())
     pasted = paste.sample(clean, heat, generator=generator())
-    grey = (heat / heat.max().clamp(min=1e-12)).sqrt()[0].expand(3, -1, -1) * 255
     scale = max(1, round(192 / args.side))
-    return [
-        framed(clean[0], scale=scale),
-        framed(cutout(clean, regions=plain)[0], plain, scale),
-        framed(strong[0], scale=scale),
-        framed(grey, scale=scale),
-        framed(keep(clean, heat, regions=kept)[0], kept, scale),
-        framed(paste(clean, strong, regions=pasted)[0], pasted, scale),
+
+    def shown(image: torch.Tensor, regions: Regions | None = None) -> Image.Image:
+        return enlarged(image[0].clamp(0, 255).to(torch.uint8), scale, regions)
+
+    named = "largest logit" if args.label is None else f"class {args.label}"
+    return "\n".join([path.name, named, f"tau {args.tau:g}", f"size {size}"]), [
+        shown(clean),
+        shown(cutout(clean, regions=plain), plain),
+        shown(strong),
+        enlarged(grey_map(heat[0]), scale),
+        shown(keep(clean, heat, regions=kept), kept),
+        shown(paste(clean, strong, regions=pasted), pasted),
     ]
-
-
-def draw(rows: list[list[Image.Image]], output: Path) -> Path:
-    width, height, gap, title = rows[0][0].width, rows[0][0].height, 6, 22
-    sheet = Image.new(
-        "RGB", (len(TITLES) * (width + gap) + gap, title + len(rows) * (height + gap) + gap), "white"
-    )
-    pen = ImageDraw.Draw(sheet)
-    for column, name in enumerate(TITLES):
-        pen.text((gap + column * (width + gap), 5), name, fill="black")
-        for row, pictures in enumerate(rows):
-            sheet.paste(pictures[column], (gap + column * (width + gap), title + row * (height + gap)))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(output)
-    return output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(draw(rows, args.output))
+    picture = labelled_sheet(TITLES, rows)
+    print(
+        write_atomic(
+            args.output,
+            lambda file: picture.save(file, Image.registered_extensions().get(args.output.suffix, "PNG")),
+        )
+    )
     return 0
 
 

@@ -17,6 +17,7 @@ from keepaug.audit.augmentations import Augmentation, Batch, Outcome
 from keepaug.audit.images import Sample
 from keepaug.audit.measures import colour_change, hidden_share, importance_lost, visible_pixels
 from keepaug.audit.networks import AuditedNetwork
+from keepaug.audit.pictures import grey_map
 from keepaug.data.batch_transforms import normalise
 from keepaug.modes import evaluating
 from keepaug.runs.progress import progress
@@ -300,11 +301,10 @@ def _panels(
     index: int,
 ) -> dict[str, Tensor]:
     own = heat[index]
-    grey = ((own / own.max().clamp(min=1e-12)).sqrt() * 255).to(torch.uint8)
     objects = masks[owners == index].any(dim=0) if len(owners) else masks.new_zeros(own.shape)
     return {
         "image": pixels[index],
-        "saliency": grey.expand(3, -1, -1).contiguous(),
+        "saliency": grey_map(own),
         "plain": _uint8(_shown(outcome.inputs[index : index + 1], network))[0],
         "objects": objects.to(torch.uint8),
     }

@@ -28,7 +28,7 @@ _KINDS = {
 _CAPTIONS = {
     "pictures": "From top to bottom: the image, what the saliency map sees, what the network is trained on.",
     "views": "From top to bottom: the image, what the saliency map sees, the strong view, the strong view with what is kept.",
-    "regions": "White frame: the object's box; coloured frame: what the augmentation cuts. Same sizes, same random numbers.",
+    "worst": "The images that lose most: the saliency, plain and Keep of the same random numbers.",
     "predictions": "Left: ground truth; right: predictions.",
     "ranked": "Left: the query; then the nearest gallery images, right ones framed green, wrong ones red, with camera and distance.",
     "erasing": "The image, its saliency, random erasing, KeepRandomErasing (same sizes). Red frames: what matters is erased.",

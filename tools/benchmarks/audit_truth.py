@@ -1,0 +1,155 @@
+"""Is the audit true? On drawn data, whose objects are known, and against the accuracy that training gave.
+
+    python tools/benchmarks/audit_truth.py maps --weights weights.pt --data DRAWN
+    python tools/benchmarks/audit_truth.py runs RUNS --weights RUNS/none/weights.pt --data DATA
+
+`maps` compares importance lost with the object's hidden share, for the full, low-resolution and early-head maps (where the network has
+an early head), a constant map, and an untrained network. `runs` compares the audit's figures of each setting with the accuracy of the
+runs below RUNS that were trained with it, as rank correlations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from keepaug.audit import audit  # noqa: E402
+from keepaug.audit.images import Sample, open_source  # noqa: E402
+from keepaug.audit.measures import rank_correlation  # noqa: E402
+from keepaug.audit.truth import judge_maps  # noqa: E402
+from keepaug.data.batch_transforms import normalise  # noqa: E402
+from keepaug.models.weights import load_classifier  # noqa: E402
+from keepaug.runs.result import read_results  # noqa: E402
+from keepaug.runs.seeds import make_generator  # noqa: E402
+from keepaug.saliency import saliency_map  # noqa: E402
+
+MEASURES = ("fidelity", "importance_lost", "destroyed", "flipped", "logit_drop", "diversity")
+
+
+def maps(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = load_classifier(args.weights)
+    sample = Sample(open_source(args.data), args.images, None, args.seed)
+    pixels, labels, masks, _, _ = sample.load(0, len(sample))
+    if labels is None or len(masks) != len(pixels):
+        raise ValueError(
+            f"{args.data} must be drawn data: classes, and one object in each image (boxes.json)"
+        )
+    inputs = normalise(pixels, loaded.mean, loaded.std)
+
+    def heat(network: torch.nn.Module, **options: Any) -> Tensor:
+        parts = zip(inputs.split(64), labels.split(64), strict=True)
+        return torch.cat([saliency_map(network, some, own, **options) for some, own in parts])
+
+    torch.manual_seed(args.seed)
+    found = {"full": heat(loaded.network), "low resolution": heat(loaded.network, scale=0.5)}
+    if loaded.early_head is not None:
+        early = loaded.with_early_head()
+        found["early head"] = heat(early, forward=early.forward_early)
+        found["low resolution and early head"] = heat(early, forward=early.forward_early, scale=0.5)
+    found["full, untrained network"] = heat(loaded.spec.build())
+    found["constant map"] = torch.ones_like(found["full"])
+    size = args.size or pixels.shape[2] * 3 // 8
+    generator = make_generator(args.seed, "audit", "truth")
+    return judge_maps(found, masks, size=size, draws=args.draws, generator=generator)
+
+
+def named(config: dict[str, Any]) -> tuple[str, bool] | None:
+    """The audit's name of what a run was trained with, and whether that is its Keep version."""
+    keep, method = config["method"].startswith("keep_"), config["method"].removeprefix("keep_")
+    if method == "cutout":
+        return f"cutout:{config['size']}", keep
+    if method == "random_erasing":
+        low, high = config["area"]
+        return f"random_erasing:p={config['p']},area_low={low},area_high={high}", keep
+    if method == "rand_augment":
+        return f"rand_augment:{config['num_ops']},{config['magnitude']},{config['size']}", keep
+    return ("cutmix", keep) if method == "cutmix" else None
+
+
+def runs(args: argparse.Namespace) -> dict[str, Any]:
+    accuracies: dict[tuple[str, bool], list[float]] = {}
+    for result in read_results(args.runs):
+        if result["kind"] == "classify" and (name := named(result["config"])) is not None:
+            accuracies.setdefault(name, []).append(result["metrics"]["accuracy"])
+    specs = sorted({spec for spec, _ in accuracies})
+    if len(accuracies) < 3:
+        raise ValueError(
+            f"{args.runs} holds runs of {len(accuracies)} settings that can be audited; a correlation needs more"
+        )
+    measured = audit(args.weights, args.data, specs, images=args.images, sweep=0, seed=args.seed, quiet=True)
+    rows = [row for row in measured.rows if (row["augmentation"], row["keep"]) in accuracies]
+    table = []
+    for row in rows:
+        reached = accuracies[row["augmentation"], row["keep"]]
+        told = {name: None if row[name] is None else row[name]["mean"] for name in MEASURES}
+        entry = {"accuracy": statistics.mean(reached), "runs": len(reached)}
+        table.append({"augmentation": row["augmentation"], "keep": row["keep"], **entry, **told})
+    correlations = {}
+    for name in MEASURES:
+        known = [entry for entry in table if entry[name] is not None]
+        if len(known) < 3:
+            continue
+        first = torch.tensor([entry[name] for entry in known])
+        second = torch.tensor([entry["accuracy"] for entry in known])
+        generator = make_generator(args.seed, "audit", "runs")
+        picked = torch.randint(len(known), (1000, len(known)), generator=generator)
+        again = torch.tensor([rank_correlation(first[rows], second[rows]) for rows in picked])
+        again = again[~again.isnan()].sort().values
+        correlations[name] = {
+            "settings": len(known),
+            "rank_correlation": rank_correlation(first, second),
+            "low": float(again[int(0.025 * len(again))]),
+            "high": float(again[int(0.975 * (len(again) - 1))]),
+        }
+    return {"settings": table, "correlations": correlations}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("maps", "runs"):
+        command = commands.add_parser(name, allow_abbrev=False)
+        add = command.add_argument
+        if name == "runs":
+            add("runs", type=Path, help="folder of run folders")
+        add(
+            "--weights",
+            type=Path,
+            required=True,
+            help="weights.pt whose saliency is judged; for runs: trained without augmentation",
+        )
+        add("--data", type=Path, required=True, help="image folder")
+        add("--images", type=int, default=500)
+        add("--seed", type=int, default=0)
+        if name == "maps":
+            add("--size", type=int, help="side of the cut squares; default 3/8 of the image's")
+            add("--draws", type=int, default=20, help="squares per image")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        found = maps(args) if args.command == "maps" else runs(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
