@@ -3,6 +3,7 @@
 python tools/report.py runs --output report
 python tools/report.py table1 --runs runs      one table of the paper, with what has been run and what has not
 python tools/report.py runs --table 9          the same
+python tools/report.py evidence --runs runs    docs/evidence.md anew, from the results kept below docs/evidence and those of runs
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from known import recipes
+from known import CONFIGS, SCRIPTS, recipes, tool
 
 from keepaug.report import aggregate, fill_table, load_paper, write_report
+from keepaug.report.evidence import collect, evidence_page, load_evidence
 from keepaug.report.page import table_markdown
 from keepaug.report.paper import NOT_RUN
+from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
 
 
@@ -26,13 +29,20 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "what", metavar="runs|tableN", help="folder of run folders; or table1, table1b ... table9"
+        "what",
+        metavar="runs|tableN|evidence",
+        help="folder of run folders; or table1, table1b ... table9; or evidence",
     )
     parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="folder of run folders, after tableN; default runs"
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="folder of run folders, after tableN (default runs) or evidence (whose results are copied from there)",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("report"), help="folder for report.md and report.html"
+        "--output",
+        type=Path,
+        help="folder for report.md and report.html, default report; evidence: default docs",
     )
     parser.add_argument(
         "--table", help="print this table of the paper beside ours (1, 1b, 2 ... 9) and write nothing"
@@ -57,16 +67,29 @@ def _table(number: str, runs: Path, *, must_exist: bool) -> str:
     return text
 
 
+def _evidence(runs: Path | None, output: Path) -> Path:
+    """The page of the paired experiments, after keeping the results of planned runs below `runs`."""
+    plan = load_evidence()
+    wanted, kept = plan.wanted(tool(plan.tool), CONFIGS), output / "evidence"
+    if runs is not None:
+        for path in collect(plan, wanted, read_results(runs), kept):
+            print(f"new: {path}")
+    results = read_results(kept) if kept.is_dir() else []
+    return write_text_atomic(output / "evidence.md", evidence_page(plan, wanted, results))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     named = re.fullmatch(r"table(\w+)", args.what)
     try:
-        if named and not Path(args.what).is_dir():
+        if args.what == "evidence":
+            print(_evidence(args.runs, args.output or SCRIPTS.parent / "docs"))
+        elif named and not Path(args.what).is_dir():
             print(_table(named[1], args.runs or Path("runs"), must_exist=args.runs is not None))
         elif args.table is not None:
             print(_table(args.table, Path(args.what), must_exist=True))
         else:
-            for path in write_report(Path(args.what), args.output, recipes=recipes):
+            for path in write_report(Path(args.what), args.output or Path("report"), recipes=recipes):
                 print(path)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

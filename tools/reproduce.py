@@ -6,6 +6,7 @@
     python tools/reproduce.py 8 root=Market-1501-v15.09.15 weights=resnet101-63fe2227.pth
     python tools/reproduce.py 9 root=COCO imagenet=IMAGENET --gpus 8      backbones (shared with table 6), conversion, detectors
     python tools/reproduce.py 1 --shrink                                  a step each on drawn images: does it run?
+    python tools/reproduce.py lab root=CIFAR --output runs --at-once 2    the paired experiments of docs/evidence.md; --only a,b
 
 key=value settings go to every run. `--dry-run` prints the commands. `python tools/report.py table1 --runs runs` prints the table.
 """
@@ -18,6 +19,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from known import CONFIGS, SCRIPTS, tool
 from keepaug.classify import train
 from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.report.cells import Cell, load_cells, run_name
+from keepaug.report.evidence import load_evidence
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
 from keepaug.runs.planning import Job, command_of, settings_of
@@ -36,9 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("table", help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; table 3 is tools/benchmark.py's")
+    add(
+        "table",
+        help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; or lab; table 3 is tools/benchmark.py's",
+    )
     add("--seeds", type=int, nargs="+", metavar="N", help="default: as many as the paper averages over")
-    add("--only", metavar="TEXT", help='only cells whose "row / column" contains this')
+    add(
+        "--only", metavar="TEXT", help='only cells whose "row / column" contains this; lab: questions, as a,b'
+    )
     add("--output", type=Path, metavar="DIR", help="default runs; with --shrink runs-shrunk")
     add("--shrink", action="store_true", help="a step each, on drawn data where no root is given")
     add(
@@ -48,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes per run, by torchrun (table 9: --num-gpus)",
     )
+    add("--at-once", type=int, default=1, metavar="N", help="runs at a time on this machine; default 1")
     add("--dry-run", action="store_true", help="print what would run, and start nothing")
     slurm = parser.add_argument_group("SLURM (needs submitit)")
     slurm.add_argument("--slurm", action="store_true", help="submit one job per run and return")
@@ -71,6 +80,8 @@ def plan(args: argparse.Namespace) -> list[Job]:
     Raises:
         ValueError: nothing to run, or settings that cannot be meant.
     """
+    if args.table == "lab":
+        return _lab(args)
     cells = [c for c in cells_of(args.table) if not args.only or args.only in f"{c.row} / {c.column}"]
     if not cells:
         raise ValueError(f"--only {args.only!r} fits no cell of table {args.table}")
@@ -81,6 +92,30 @@ def plan(args: argparse.Namespace) -> list[Job]:
             for job in _jobs(cell, seed, settings, args.output, args):
                 jobs.setdefault(job.name, job)
     return list(jobs.values())
+
+
+def _lab(args: argparse.Namespace) -> list[Job]:
+    """The paired experiments; says first what they cost."""
+    evidence, settings = load_evidence(), settings_of(args.overrides)
+    if clash := sorted(
+        set(settings) & {"seed", *(key for run in evidence.runs.values() for key in run.settings)}
+    ):
+        raise ValueError(
+            f"{', '.join(clash)}: that is what the runs differ in; --only and --seeds choose among them"
+        )
+    jobs, minutes = [], 0.0
+    for run, seed in evidence.order(args.only.split(",") if args.only else ()):
+        if args.seeds and seed not in args.seeds:
+            continue
+        name = f"{run.name}-seed{seed}"
+        jobs.append(
+            _job(evidence.tool, evidence.config, run.settings, seed, settings, args.output, args, name=name)
+        )
+        minutes += 0 if jobs[-1].finished else run.core_minutes
+    if not jobs:
+        raise ValueError(f"no run of seeds {', '.join(map(str, args.seeds))} is planned")
+    print(f"{len(jobs)} runs; what is not done yet takes about {minutes / 60:.1f} core-hours", flush=True)
+    return jobs
 
 
 def _jobs(
@@ -156,34 +191,55 @@ def _drawn(what: str, output: Path) -> Path:
     return write_reid(root)
 
 
-def run_here(jobs: Sequence[Job], *, in_process: bool = True) -> list[str]:
-    """One after the other; the names of those that failed. A failure stops only the jobs that need it."""
+def run_here(jobs: Sequence[Job], *, in_process: bool = True, at_once: int = 1) -> list[str]:
+    """In their order, some of them at once; the names of those that failed. A failure stops only the jobs that need it."""
     failed: list[str] = []
-    for number, job in enumerate(jobs, 1):
-        head = f"[{number}/{len(jobs)}] {job.name}"
-        if job.finished:
-            print(f"{head}: done before", flush=True)
-            continue
-        if lost := [name for name in job.after if name in failed]:
-            print(f"{head}: left out, it needs {', '.join(lost)}", flush=True)
-            failed.append(job.name)
-            continue
-        print(f"{head}: {'going on' if job.begun else 'starting'}", flush=True)
+    heads = [f"[{number}/{len(jobs)}] {job.name}" for number, job in enumerate(jobs, 1)]
+    if at_once == 1:
+        for job, head in zip(jobs, heads, strict=True):
+            _run(job, head, failed, in_process)
+        return failed
+    running: dict[str, Future[None]] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        for job, head in zip(jobs, heads, strict=True):
+            before = [running[name] for name in job.after if name in running]
+            running[job.name] = pool.submit(_run, job, head, failed, False, before)
         try:
-            if in_process and job.settings is not None:
-                train(job.settings, job.folder, resume=True)
-            else:
-                Commands(job.commands)()
-        except (
-            ValueError,
-            FileNotFoundError,
-            ImportError,
-            NonFiniteLossError,
-            subprocess.CalledProcessError,
-        ) as error:
-            print(f"{head}: failed: {error}", file=sys.stderr, flush=True)
-            failed.append(job.name)
+            for one in running.values():
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return failed
+
+
+def _run(
+    job: Job, head: str, failed: list[str], in_process: bool, before: Sequence[Future[None]] = ()
+) -> None:
+    for other in before:
+        other.result()
+    if job.finished:
+        print(f"{head}: done before", flush=True)
+        return
+    if lost := [name for name in job.after if name in failed]:
+        print(f"{head}: left out, it needs {', '.join(lost)}", flush=True)
+        failed.append(job.name)
+        return
+    print(f"{head}: {'going on' if job.begun else 'starting'}", flush=True)
+    try:
+        if in_process and job.settings is not None:
+            train(job.settings, job.folder, resume=True)
+        else:
+            Commands(job.commands)()
+    except (
+        ValueError,
+        FileNotFoundError,
+        ImportError,
+        NonFiniteLossError,
+        subprocess.CalledProcessError,
+    ) as error:
+        print(f"{head}: failed: {error}", file=sys.stderr, flush=True)
+        failed.append(job.name)
 
 
 def submit(jobs: Sequence[Job], args: argparse.Namespace, logs: Path, *, cluster: str = "slurm") -> list[Any]:
@@ -212,6 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     args.output = (args.output or Path("runs-shrunk" if args.shrink else "runs")).resolve()
     try:
+        if args.at_once < 1:
+            raise ValueError(f"--at-once must be 1 or more, got {args.at_once}")
         jobs = plan(args)
         if args.dry_run:
             for job in jobs:
@@ -225,14 +283,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.slurm:
             submit(jobs, args, args.output / "slurm")
             return 0
-        failed = run_here(jobs, in_process=args.gpus == 1)
+        failed = run_here(jobs, in_process=args.gpus == 1, at_once=args.at_once)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} runs of table {args.table} are there")
+    print(
+        f"{len(jobs) - len(failed)} of {len(jobs)} runs of {'lab' if args.table == 'lab' else f'table {args.table}'} are there"
+    )
     if failed:
         print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0

@@ -324,3 +324,63 @@ def test_report_prints_a_table_by_its_name(tmp_path: Path, capsys: pytest.Captur
     assert report.main(["table12", "--runs", str(tmp_path)]) == 2
     assert report.main(["table1", "--runs", str(tmp_path / "none")]) == 2
     assert "no folder" in capsys.readouterr().err
+
+
+def test_lab_plans_pairs_and_tells_their_cost(
+    reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["lab", "root=CIFAR", "--output", str(tmp_path), "precision=float32"]
+    jobs = reproduce.plan(arguments(reproduce, *given, "--only", "a", "--seeds", "1"))
+    assert jobs[0].name == "none-seed1"
+    assert "keep_cutout-16-matched-seed1" in {job.name for job in jobs}
+    assert {job.settings.precision for job in jobs} == {"float32"}
+    assert f"{len(jobs)} runs; what is not done yet takes about" in capsys.readouterr().out
+    for wrong, message in (
+        (["tau=0.3"], "tau: that is what the runs differ in"),
+        (["--only", "z"], "the questions are a, b"),
+        (["--seeds", "99"], "no run of seeds 99"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reproduce.plan(arguments(reproduce, *given, *wrong))
+
+
+def test_a_lab_run_shrunk_on_drawn_images(reproduce, tmp_path: Path) -> None:
+    args = arguments(reproduce, "lab", "--output", str(tmp_path), "--shrink", "--only", "b", "--seeds", "0")
+    chosen = [job for job in reproduce.plan(args) if job.name == "keep_cutout-16-inside-noise-seed0"]
+    assert reproduce.run_here(chosen) == []
+    assert chosen[0].finished
+
+
+def test_runs_at_once_wait_for_what_they_need_and_for_nothing_else(
+    reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first two only end when both are running; the third needs the first, the fourth one that fails."""
+    wait = (
+        "import pathlib, sys, time\n"
+        "own, other = map(pathlib.Path, sys.argv[1:])\n"
+        "own.touch()\n"
+        "deadline = time.monotonic() + 30\n"
+        "while not other.exists():\n"
+        "    if time.monotonic() > deadline:\n"
+        "        sys.exit(1)\n"
+        "    time.sleep(0.01)\n"
+    )
+
+    def job(name: str, other: str, *after: str) -> object:
+        folder = tmp_path / name
+        argv = (sys.executable, "-c", wait, str(tmp_path / name), str(tmp_path / other))
+        return reproduce.Job(name, folder, (Command(argv, tmp_path / name),), {}, after=after)
+
+    broken = reproduce.Job(
+        "broken", tmp_path / "broken", (Command((sys.executable, "-c", "exit(1)"), tmp_path / "no"),), {}
+    )
+    jobs = [
+        job("one", "two"),
+        job("two", "one"),
+        job("three", "one", "one"),
+        broken,
+        job("five", "one", "broken"),
+    ]
+    failed = reproduce.run_here(jobs, at_once=2)
+    assert sorted(failed) == ["broken", "five"]
+    assert "left out, it needs broken" in capsys.readouterr().out

@@ -1,0 +1,158 @@
+"""The planned experiments: the plan resolves, the page says what the results say and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepaug.classify.tool import TOOL
+from keepaug.report.evidence import Evidence, Wanted, collect, evidence_page, load_evidence, of_run
+from keepaug.runs.result import read_results
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def plan() -> Evidence:
+    return load_evidence()
+
+
+@pytest.fixture(scope="module")
+def wanted(plan: Evidence) -> dict[str, Wanted]:
+    return plan.wanted(TOOL, ROOT / "configs")
+
+
+@pytest.fixture(scope="module")
+def recipes(wanted: dict[str, Wanted]) -> dict[str, dict[str, Any]]:
+    return {name: dict(one.recipe) for name, one in wanted.items()}
+
+
+def result(recipe: dict[str, Any], seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    return {
+        "schema": 2,
+        "kind": "classify",
+        "name": "cifar10-lab",
+        "seed": seed,
+        "synthetic": False,
+        "shortened": False,
+        "dataset": {"name": "cifar10", "sizes": {}, "checksum": "0123456789abcdef"},
+        "recipe": copy.deepcopy(recipe),
+        "config": copy.deepcopy(recipe),
+        "precision": {"precision": "bf16"},
+        "hardware": {"cpu": "a processor"},
+        "packages": {"torch": "2.0"},
+        "metrics": {"accuracy": accuracy},
+        "extra": {"cpu_time_s": 600.0},
+        "folder": f"runs/{seed}-{accuracy}",
+        **more,
+    }
+
+
+def page(plan: Evidence, results: list[dict[str, Any]]) -> str:
+    return evidence_page(plan, plan.wanted(TOOL, ROOT / "configs"), results)
+
+
+def test_every_planned_run_is_a_recipe_of_its_own(plan: Evidence, recipes: dict[str, dict[str, Any]]) -> None:
+    assert set(recipes) == set(plan.runs)
+    assert len({json.dumps(recipe, sort_keys=True) for recipe in recipes.values()}) == len(recipes)
+    assert {recipe["arch"] for recipe in recipes.values()} == {"lab"}
+
+
+def test_runs_come_seed_by_seed_and_once(plan: Evidence) -> None:
+    order = [(run.name, seed) for run, seed in plan.order()]
+    assert len(order) == len(set(order))
+    first = [name for name, seed in plan.order(["a"]) if seed == 0]
+    assert [name for name, _ in plan.order(["a"])][: len(first)] == first
+    with pytest.raises(ValueError, match="got z"):
+        plan.order(["a", "z"])
+
+
+def test_a_plan_that_names_unknown_runs(tmp_path: Path) -> None:
+    text = (
+        (ROOT / "keepaug/report/evidence.yaml")
+        .read_text()
+        .replace("- [cutout-16-inside, none]", "- [cut, none]")
+    )
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(ValueError, match="do not fit: cut"):
+        load_evidence(tmp_path / "plan.yaml")
+
+
+def test_a_page_without_results_says_so(plan: Evidence) -> None:
+    text = page(plan, [])
+    assert text.count("Nothing is decided yet.") == len(plan.questions)
+    assert f"{len(plan.order())} runs are missing" in text
+    assert "No run is finished." in text
+
+
+def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dict[str, Any]]) -> None:
+    results = [result(recipes["none"], seed, value) for seed, value in enumerate([90.0, 90.2, 90.1])]
+    results += [
+        result(recipes["cutout-16-inside"], seed, value) for seed, value in enumerate([89.5, 89.8, 89.6])
+    ]
+    text = page(plan, results)
+    assert "| cutout-16-inside - none | -0.47 [-0.61, -0.32] | 3 of 5 | 0 |" in text
+    assert "cutout-16-inside is worse than none (-0.47 [-0.61, -0.32], 3 pairs)." in text
+    assert "| none | 90.10 ± 0.10 | 3 | 10.0 |" in text
+    assert "6 runs, 1.0 core-hours on a processor; torch 2.0; data: cifar10, checksum 0123456789ab." in text
+
+
+def test_an_interval_that_holds_zero_decides_nothing(
+    plan: Evidence, recipes: dict[str, dict[str, Any]]
+) -> None:
+    results = [result(recipes["none"], seed, value) for seed, value in enumerate([90.0, 90.2])]
+    results += [result(recipes["cutout-16-inside"], seed, value) for seed, value in enumerate([90.5, 90.1])]
+    text = page(plan, results)
+    assert text.count("Nothing is decided yet.") == len(plan.questions)
+    one = page(plan, [result(recipes["none"], 0, 90.0), result(recipes["cutout-16-inside"], 0, 91.0)])
+    assert "| cutout-16-inside - none | +1.00 | 1 of 5 | not known |" in one
+
+
+def test_what_is_no_planned_run_is_left_out(wanted: dict[str, Wanted]) -> None:
+    recipe = dict(wanted["none"].recipe)
+    others = [
+        result({**recipe, "lr": 0.1}, 0, 95.0),
+        result(recipe, 0, 95.0, shortened=True),
+        result(recipe, 0, 95.0, synthetic=True),
+    ]
+    assert of_run(others, wanted["none"]) == {}
+    with pytest.raises(ValueError, match="two results of one run and seed 0"):
+        of_run([result(recipe, 0, 90.0), result(recipe, 0, 91.0)], wanted["none"])
+
+
+def test_a_result_from_before_a_setting_was_there_has_its_default(wanted: dict[str, Wanted]) -> None:
+    old = result({key: value for key, value in wanted["none"].recipe.items() if key != "lighting"}, 0, 90.0)
+    assert of_run([old], wanted["none"]) == {0: old}
+    assert of_run([old], Wanted({**wanted["none"].recipe, "lighting": 0.1}, wanted["none"].defaults)) == {}
+
+
+@pytest.mark.parametrize("key", ["dataset", "precision"])
+def test_runs_on_other_data_are_no_pair(key: str, plan: Evidence, recipes: dict[str, dict[str, Any]]) -> None:
+    other = result(recipes["cutout-16-inside"], 0, 90.0)
+    other[key] = {**other[key], "checksum" if key == "dataset" else "precision": "float32"}
+    with pytest.raises(ValueError, match=f"are no pair: {key}"):
+        page(plan, [result(recipes["none"], 0, 90.0), other])
+
+
+def test_collected_files_are_kept_as_they_are(
+    plan: Evidence, wanted: dict[str, Wanted], tmp_path: Path
+) -> None:
+    content = result(dict(wanted["none"].recipe), 3, 90.0)
+    del content["folder"]
+    (tmp_path / "runs" / "any").mkdir(parents=True)
+    (tmp_path / "runs" / "any" / "result.json").write_text(json.dumps(content))
+    new = collect(plan, wanted, read_results(tmp_path / "runs"), tmp_path / "kept")
+    assert [path.relative_to(tmp_path / "kept").parts for path in new] == [("none", "seed3", "result.json")]
+    assert json.loads(new[0].read_text()) == content
+    assert collect(plan, wanted, read_results(tmp_path / "runs"), tmp_path / "kept") == []
+
+
+def test_the_page_is_what_the_kept_results_make(plan: Evidence, wanted: dict[str, Wanted]) -> None:
+    kept = ROOT / "docs" / "evidence"
+    results = read_results(kept) if kept.is_dir() else []
+    assert (ROOT / "docs" / "evidence.md").read_text() == page(plan, results)
+    assert sum(len(of_run(results, one)) for one in wanted.values()) == len(results)
