@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from keepaug.models.networks import ARCHITECTURES, STEMS
 from keepaug.regions import PLACEMENTS
@@ -15,7 +16,7 @@ from ssl_uda.algorithms.uda import CONSISTENCY
 from ssl_uda.policy import POLICIES
 from ssl_uda.split import SPLITS, USES
 
-__all__ = ["UdaConfig", "check", "is_shortened", "label"]
+__all__ = ["UdaConfig", "check", "in_todays_names", "is_shortened", "label"]
 
 UNLABELLED = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.unlabelled)
 
@@ -26,7 +27,8 @@ class UdaConfig:
 
     REPLACED: ClassVar = {
         "method": "it is two settings now: supervised is algorithm=supervised, rand_augment is algorithm=uda, "
-        "keep_rand_augment is algorithm=uda keep=true"
+        "keep_rand_augment is algorithm=uda keep=true",
+        "recipe_steps": "a run with fewer steps than its recipe is told by its `steps`; leave it out",
     }
 
     name: str = option("", help="of the run; empty: dataset-arch-ALGORITHM-NUMlabels", bookkeeping=True)
@@ -110,7 +112,6 @@ class UdaConfig:
     )
     # optimisation
     steps: int = option(500_000, low=1)
-    recipe_steps: int = option(500_000, low=0, help="a run with fewer steps is marked as shortened")
     batch_size: int = option(64, low=1, help="labelled images, of all processes together")
     unlabelled_ratio: int = option(
         7, low=1, help="unlabelled images for each labelled one", used_by=UNLABELLED
@@ -178,11 +179,19 @@ def check(config: UdaConfig) -> None:
 
 
 def is_shortened(config: UdaConfig) -> bool:
-    """Whether less is done than the recipe says."""
-    less = config.limit_train or config.limit_val or config.steps < config.recipe_steps
-    return bool(less) or config.arch != "wrn28_2"
+    """Whether the run has less than all images of its data."""
+    return bool(config.limit_train or config.limit_val)
 
 
 def label(config: UdaConfig) -> str:
     """`uda-keep-250labels`: what names a run beside its data and network."""
     return f"{config.algorithm}{'-keep' if 'keep' in config.users() else ''}-{config.num_labels}labels"
+
+
+def in_todays_names(before: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version wrote, when `method` was one setting."""
+    method = before.get("method")
+    if method is None:
+        return dict(before)
+    algorithm = "supervised" if method == "supervised" else "uda"
+    return {**before, "algorithm": algorithm, "keep": method == "keep_rand_augment"}

@@ -137,7 +137,7 @@ def open_data(config: UdaConfig, device: torch.device) -> Data:
     if len(extra):
         parts["unlabelled"] = (extra, torch.full((len(extra),), -1))
     return Data(
-        torch.cat([train[0], extra]).to(device),
+        (torch.cat([train[0], extra]) if len(extra) else train[0]).to(device),
         train[1].to(device),
         split,
         val[0].to(device),

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from keepaug.data.batch_transforms import normalise
 from keepaug.data.pictures import draw_views
 from keepaug.models.weights import NetworkSpec, save_classifier
-from keepaug.runs.config import ConfigError
+from keepaug.runs.config import ConfigError, changed_settings
 from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
 from keepaug.runs.ema import ModelEma
 from keepaug.runs.files import write_json_atomic
@@ -27,7 +27,7 @@ from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.transfer import start_reading, to_device
 from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, part_of, weak_view
-from ssl_uda.config import UdaConfig, check, is_shortened, label
+from ssl_uda.config import UdaConfig, check, in_todays_names, is_shortened, label
 from ssl_uda.data import Data, Stream, open_data
 from ssl_uda.schedule import ema_decay, learning_rate
 from ssl_uda.step import look, sample_paste, step_loss
@@ -75,7 +75,12 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
         data = open_data(config, world.device)
         run = _prepare(config, world, data)
         with Recorder(
-            output, config, kind="ssl_uda", main=world.is_main, tensorboard=config.tensorboard
+            output,
+            config,
+            kind="ssl_uda",
+            main=world.is_main,
+            tensorboard=config.tensorboard,
+            changed=lambda before: changed_settings(in_todays_names(before), config),
         ) as recorder:
             run.step = recorder.claim(
                 resume,

@@ -89,9 +89,9 @@ def differs(group: Group, wanted: Wanted, sizes: Mapping[str, int]) -> list[str]
     first = group.first
     found = differences(first["recipe"], wanted.recipe)
     found += [
-        f"{first['dataset']['sizes'].get(split)} {split} images instead of {number}"
+        f"{first['dataset']['sizes'].get(split, 0)} {split} images instead of {number}"
         for split, number in sizes.items()
-        if first["dataset"]["sizes"].get(split) != number
+        if first["dataset"]["sizes"].get(split, 0) != number
     ]
     origin = first["started_from"]
     if wanted.backbone is not None:

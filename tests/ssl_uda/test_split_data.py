@@ -261,7 +261,7 @@ def test_defaults_are_the_recipe() -> None:
         0.6,
         16,
     )
-    for change in ("steps=1000", "arch=wrn10_1", "limit_val=100"):
+    for change in ("limit_train=1000", "limit_val=100"):
         assert is_shortened(load_config(UdaConfig, None, ["root=x", change]))
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:
     for word in (f"tools/train_uda.py --config {path.relative_to(ROOT)}", "Time:", "Expected"):
         assert word in header
     whole = path.stem in ("cifar10_4000", "cifar10_2500", "cifar10_250", "cifar10_fixmatch")
-    assert whole == (not is_shortened(settings))
+    assert not is_shortened(settings)
     if path.stem == "cifar10_fixmatch":  # section 4 and appendix B of its paper
         assert (settings.num_labels, settings.steps, settings.lr, settings.batch_size) == (
             250,
@@ -106,32 +107,55 @@ def test_seeds_mean_and_spread_resume_and_mistakes(
 
 def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: Path) -> None:
     base = load_config(UdaConfig, ROOT / "configs" / "ssl_uda" / "cifar10_4000.yaml", ["root=x"])
-    runs = [(4000, True, 95.5, False), (2500, False, 94.0, False)]
-    runs += [(4000, False, 50.0, True), (250, False, 91.0, False)]
-    for number, (labels, keep, accuracy, shortened) in enumerate(runs):
+    sizes = {"train": 50_000, "val": 10_000}
+    number = 0
+
+    def ran(
+        accuracy: float, *, shortened: bool = False, more: dict[str, int] | None = None, **settings: Any
+    ) -> None:
+        nonlocal number
+        number += 1
+        config = dataclasses.replace(base, **settings)
         write_result(
             tmp_path / str(number),
             kind="ssl_uda",
-            name=f"run{labels}",
+            name="run",
             metrics={"accuracy": accuracy, "best": accuracy, "median_last_20": accuracy},
             seed=0,
-            config={**vars(base), "num_labels": labels, "keep": keep},
-            recipe=recipe_of(dataclasses.replace(base, num_labels=labels, keep=keep)),
-            dataset={"name": "cifar10", "sizes": {"train": 50_000}, "checksum": "0"},
+            config=dataclasses.asdict(config),
+            recipe=recipe_of(config),
+            dataset={"name": "cifar10", "sizes": sizes | (more or {}), "checksum": "0"},
             synthetic=False,
             shortened=shortened,
             wall_time_s=1.0,
         )
+
+    ran(95.5, keep=True)
+    ran(94.0, num_labels=2500)
+    ran(91.0, num_labels=250, split="balanced")
+    ran(50.0, shortened=True)
+    ran(51.0, temperature=9.0, unlabelled_ratio=1)
+    ran(52.0, steps=1000)
+    ran(53.0, more={"unlabelled": 9})
+    ran(54.0, num_labels=250, keep=True)
     table = next(table for table in load_paper() if table["id"] == 7)
     filled = fill_table(table, aggregate(read_results(tmp_path)), recipes("7"))
     ours = {name: [cell[1] for cell in cells] for name, cells in filled.rows}
     assert ours == {
-        "UDA + RandAug": ["not run", "94.0 (1 seed)"],
-        "UDA + KeepRandAug": ["95.5 (1 seed)", "not run"],
+        "UDA + RandAug": ["not run", "94.0 (1 seed)", "91.0 (1 seed)"],
+        "UDA + KeepRandAug": ["95.5 (1 seed)", "not run", "not run"],
     }
+    near = "\n".join(filled.near)
+    for apart in (
+        "51.0 (1 seed): temperature 9.0 instead of 0.4; unlabelled_ratio 1 instead of 7",
+        "52.0 (1 seed): steps 1000 instead of 500000",
+        "53.0 (1 seed): 9 unlabelled images instead of 0",
+        "54.0 (1 seed): split first instead of balanced",
+    ):
+        assert apart in near
     assert "most likely 250" in table_markdown(filled)
     markdown, page = write_report(tmp_path, tmp_path / "report", recipes=recipes)
-    assert "uda (wrn28_2, 250 labels)" in markdown.read_text()
+    assert "uda (wrn28_2, 250 labels" in markdown.read_text()
     assert "most likely 250" in page.read_text()
 
 

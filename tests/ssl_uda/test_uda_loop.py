@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -184,7 +185,8 @@ def test_every_algorithm_runs_and_records_itself(variant: str, drawn: Path, tmp_
     assert set(metrics) == {"accuracy", "best", "median_last_20", "accuracy_last_weights"}
     assert len(result["extra"]["history"]) == 3
     assert result["synthetic"]
-    assert result["shortened"]
+    assert not result["shortened"]  # of all its data; two or three steps are in its recipe
+    assert result["recipe"]["steps"] == 3
     labels = json.loads((tmp_path / "labels.json").read_text())
     assert labels["per_class"] == {name: 3 for name in result["extra"]["labels_per_class"]}
     assert len(labels["labelled"]) == 6
@@ -319,6 +321,23 @@ def test_resume_refuses_other_settings_and_other_data(drawn: Path, tmp_path: Pat
     )
     with pytest.raises(ConfigError, match=r"the data \(was drawn: 30 train, 10 val"):
         train(config(other), tmp_path / "run", resume=True)
+
+
+def test_resume_of_a_run_from_when_method_was_one_setting(drawn: Path, tmp_path: Path) -> None:
+    train(config(drawn, "checkpoint_every=2"), tmp_path)
+    path = tmp_path / "config.yaml"
+    written = {
+        key: value
+        for key, value in yaml.safe_load(path.read_text()).items()
+        if key not in ("algorithm", "keep")
+    }
+    path.write_text(yaml.safe_dump(written | {"method": "keep_rand_augment", "recipe_steps": 500_000}))
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"keep \(was True, is False\)"):
+        train(config(drawn, variant="uda"), tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"algorithm \(was 'uda', is 'supervised'\)"):
+        train(config(drawn, variant="supervised"), tmp_path, resume=True)
+    train(config(drawn), tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(("variant", "what"), [("uda", "loss"), ("uda-keep", "saliency")])
