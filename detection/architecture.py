@@ -1,4 +1,4 @@
-"""Which ResNet a classifier's weights are, told from their shapes, and the names of its tensors on both sides."""
+"""Which ResNet weights are, told from their shapes, and the names of its tensors on both sides."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class Architecture:
 
     def build(self, *, num_classes: int = 1) -> ResNet:
         """Torchvision's network with random weights."""
-        # Here and not above: a conversion without verification needs no torchvision, half of its start-up time.
+        # Here and not above: a conversion without verification needs no torchvision, half of its start-up
+        # time.
         from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
         block = BasicBlock if self.block == "basic" else Bottleneck
@@ -87,7 +88,7 @@ class Architecture:
         )
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The backbone's keys in torchvision and their shapes: without the classifier and the batch counters."""
+        """The backbone's keys in torchvision and their shapes, without classifier and batch counters."""
         shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)}
         shapes |= {f"bn1.{part}": (64,) for part in _NORM}
 
@@ -134,8 +135,9 @@ def infer(state: Mapping[str, Tensor]) -> Architecture:
     if depth is None:
         known = ", ".join(str(depth) for depth in sorted(_BLOCKS.values()))
         raise ArchitectureError(
-            f"stages of {counts} {block} blocks are no ResNet-{known}: CIFAR ResNets (20, 56, 110) and shortened "
-            "networks cannot become a Detectron2 backbone; a stage of 0 blocks means a truncated file"
+            f"stages of {counts} {block} blocks are no ResNet-{known}: CIFAR ResNets (20, 56, 110) and "
+            "shortened networks cannot become a Detectron2 backbone; a stage of 0 blocks means a truncated "
+            "file"
         )
     if block == "basic":
         return Architecture(depth)
@@ -165,8 +167,8 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
     stem = tuple(state["conv1.weight"].shape)
     if stem[2:] == (3, 3):
         raise ArchitectureError(
-            f"conv1.weight is {stem}: the 3 x 3 stem for small images (CIFAR); Detectron2's ResNet starts with 7 x 7 "
-            "stride 2: train with stem=imagenet"
+            f"conv1.weight is {stem}: the 3 x 3 stem for small images (CIFAR); Detectron2's ResNet starts "
+            "with 7 x 7 stride 2: train with stem=imagenet"
         )
     if stem != (64, 3, 7, 7):
         raise ArchitectureError(f"conv1.weight is {stem}, expected (64, 3, 7, 7): RGB images and 64 channels")
@@ -230,8 +232,9 @@ _CAFFE2_PARTS = {"w": "weight", "b": "bias", "s": "weight", "rm": "running_mean"
 def caffe2_to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """A backbone under Caffe2's names (`res2_0_branch2a_w`) under Detectron2's, or None if it is none.
 
-    Its norms are only scale and shift: the statistics become 0 and 1, as Detectron2 itself takes them. Everything else, the
-    classifier among it, keeps its name; momenta and the unused bias of the first convolution are left out, as there.
+    Its norms are only scale and shift: the statistics become 0 and 1, as Detectron2 itself takes them.
+    Everything else, the classifier among it, keeps its name; momenta and the unused bias of the first
+    convolution are left out, as there.
     """
     if "conv1_w" not in state or not any(key.startswith("res2_0_branch2a_") for key in state):
         return None

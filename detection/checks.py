@@ -72,7 +72,8 @@ def check_state(state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Te
         notes.append(f"converted {', '.join(sorted(halves))} to float32")
     if _is_untrained(backbone):
         notes.append(
-            "WARNING: all BatchNorm statistics are 0 and 1: an untrained network, or statistics lost before saving"
+            "WARNING: all BatchNorm statistics are 0 and 1: an untrained network, or statistics lost before "
+            "saving"
         )
     ready = {key: value.to(torch.float32).contiguous() for key, value in backbone.items()}
     _check_finite(ready)
@@ -105,24 +106,26 @@ def _check_keys(architecture: Architecture, missing: list[str], unknown: list[st
     statistics = [key for key in missing if key.endswith(("running_mean", "running_var"))]
     if statistics and len(statistics) == len(missing):
         raise WeightsError(
-            f"{len(statistics)} BatchNorm statistics are missing ({_some(statistics)}): the file was saved without buffers "
-            "(parameters only), or another norm layer was used; Detectron2 would fill them with 0 and 1 and say nothing"
+            f"{len(statistics)} BatchNorm statistics are missing ({_some(statistics)}): the file was saved "
+            "without buffers (parameters only), or another norm layer was used; Detectron2 would fill them "
+            "with 0 and 1 and say nothing"
         )
     if "bn1.weight" in missing and "conv1.bias" in unknown:
         raise WeightsError(
-            f"conv1.bias, but no bn1.weight: the norms are folded into the convolutions ({architecture.name} needs "
-            f"{len(missing)} tensors that the file lacks); convert the network before that"
+            f"conv1.bias, but no bn1.weight: the norms are folded into the convolutions ({architecture.name} "
+            f"needs {len(missing)} tensors that the file lacks); convert the network before that"
         )
     if missing:
         raise WeightsError(
-            f"{architecture.name} needs {len(missing)} tensors that the file lacks ({_some(missing)}): it is cut short, or "
-            "saved from a part of the network"
+            f"{architecture.name} needs {len(missing)} tensors that the file lacks ({_some(missing)}): it is "
+            "cut short, or saved from a part of the network"
         )
     if unknown:
         raise WeightsError(
-            f"{len(unknown)} tensors have no place in {architecture.name} ({_some(unknown)}): a modified network, or one "
-            "with a head of an unknown name; Detectron2 would skip them with a warning. If they are no part of the ResNet, say its "
-            "prefix (--prefix P, or --prefix '' where there is none), which leaves out everything beside it"
+            f"{len(unknown)} tensors have no place in {architecture.name} ({_some(unknown)}): a modified "
+            "network, or one with a head of an unknown name; Detectron2 would skip them with a warning. If "
+            "they are no part of the ResNet, say its prefix (--prefix P, or --prefix '' where there is "
+            "none), which leaves out everything beside it"
         )
 
 
@@ -134,8 +137,8 @@ def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> No
         kinds = sorted({f"{state[key].dtype}"[6:] for key in other})
         layouts = sorted({f"{state[key].layout}"[6:] for key in other} - {"strided"})
         raise WeightsError(
-            f"{_some(other)} are {', '.join([*layouts, *kinds])}: quantised weights or not plain tensors; export the "
-            "floating-point network"
+            f"{_some(other)} are {', '.join([*layouts, *kinds])}: quantised weights or not plain tensors; "
+            "export the floating-point network"
         )
     if empty := [key for key, value in state.items() if value.is_meta]:
         raise WeightsError(
@@ -146,8 +149,8 @@ def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> No
     if wrong:
         key = wrong[0]
         raise WeightsError(
-            f"{len(wrong)} tensors have shapes that are not {architecture.name}'s: {key} is {tuple(state[key].shape)}, "
-            f"expected {shapes[key]}; pruned or widened stages cannot be converted"
+            f"{len(wrong)} tensors have shapes that are not {architecture.name}'s: {key} is "
+            f"{tuple(state[key].shape)}, expected {shapes[key]}; pruned or widened stages cannot be converted"
         )
     variances = {key: value for key, value in state.items() if key.endswith("running_var")}
     negative = [key for key, value in variances.items() if bool((value < 0).any())]
@@ -158,7 +161,8 @@ def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> No
     zero = [key for key, value in variances.items() if bool((value == 0).all())]
     if zero:
         raise WeightsError(
-            f"BatchNorm variances are all zero ({_some(zero)}): dead layers or lost statistics; the features would explode"
+            f"BatchNorm variances are all zero ({_some(zero)}): dead layers or lost statistics; the features "
+            "would explode"
         )
 
 
@@ -166,13 +170,13 @@ def _check_finite(state: Mapping[str, Tensor]) -> None:
     bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise WeightsError(
-            f"{len(bad)} tensors hold NaN or infinite values ({_some(bad)}): training diverged, or float16 overflowed; "
-            "take an earlier checkpoint"
+            f"{len(bad)} tensors hold NaN or infinite values ({_some(bad)}): training diverged, or float16 "
+            "overflowed; take an earlier checkpoint"
         )
 
 
 def load_detectron2_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a Detectron2 file (.pth or .pkl, backbone or detector, Caffe2's names too) under its keys.
+    """The tensors of a Detectron2 file (backbone or detector, Caffe2's names too) under its keys.
 
     Raises:
         FileNotFoundError: no such file.
@@ -228,8 +232,8 @@ def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
     state, caffe2 = read_detectron2(path)
     if any(re.search(r"(^|\.)(layer1\.0\.conv1|4\.0\.conv1)\.weight$", key) for key in state):
         raise WeightsError(
-            f"MODEL.WEIGHTS {path} has a classifier's keys; Detectron2 would load none of them and only warn: "
-            f"python tools/convert_backbone.py --weights {path} --output backbone.pth"
+            f"MODEL.WEIGHTS {path} has a classifier's keys; Detectron2 would load none of them and only "
+            f"warn: python tools/convert_backbone.py --weights {path} --output backbone.pth"
         )
     sidecar = read_sidecar(path)
     backbone = _backbone_of(state)
@@ -237,8 +241,8 @@ def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
         return _check_without_sidecar(path, backbone, cfg, caffe2=caffe2)
     if sidecar.sha256 != sha256_of(path):
         raise WeightsError(
-            f"{path} is not the file that its sidecar {path.name}.json describes (SHA-256 differs): one of them was "
-            "replaced; convert again"
+            f"{path} is not the file that its sidecar {path.name}.json describes (SHA-256 differs): one of "
+            "them was replaced; convert again"
         )
     _compare(cfg, _wanted(sidecar), sidecar)
     return [f"backbone: {sidecar.architecture} from {sidecar.source}"]
@@ -275,8 +279,8 @@ def _check_without_sidecar(
     _compare(cfg, {key: _wanted(plain)[key] for key in shapes}, plain)
     return [
         f"{path} has no sidecar: mean, std, colour order and stride cannot be checked; they are INPUT.FORMAT "
-        f"{cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}, MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)}, "
-        f"MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}"
+        f"{cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}, MODEL.PIXEL_STD "
+        f"{list(cfg.MODEL.PIXEL_STD)}, MODEL.RESNETS.STRIDE_IN_1X1 {cfg.MODEL.RESNETS.STRIDE_IN_1X1}"
     ]
 
 
@@ -315,8 +319,8 @@ def _compare(cfg: Any, wanted: Mapping[str, Any], sidecar: Sidecar) -> None:
     if not wrong:
         return
     lines = [
-        f"{key} is {_value(cfg, key)}, but the backbone ({sidecar.architecture} from {sidecar.source}) wants {value}: "
-        f"{_REASONS[key]}"
+        f"{key} is {_value(cfg, key)}, but the backbone ({sidecar.architecture} from {sidecar.source}) wants "
+        f"{value}: {_REASONS[key]}"
         for key, value in wrong.items()
     ]
     settings = " ".join(

@@ -1,4 +1,4 @@
-"""A classifier's ResNet to a Detectron2 backbone, and back; nothing is skipped in silence, nothing half is written."""
+"""A classifier's ResNet to a Detectron2 backbone, and back; nothing is skipped silently or half written."""
 
 from __future__ import annotations
 
@@ -60,9 +60,11 @@ class Conversion:
             f"  architecture   {side.architecture}, {self.num_tensors} tensors",
             "  config         "
             f"MODEL.RESNETS.DEPTH {side.depth} MODEL.RESNETS.NUM_GROUPS {side.num_groups} "
-            f"MODEL.RESNETS.WIDTH_PER_GROUP {side.width_per_group} MODEL.RESNETS.STRIDE_IN_1X1 {side.stride_in_1x1}",
+            f"MODEL.RESNETS.WIDTH_PER_GROUP {side.width_per_group} MODEL.RESNETS.STRIDE_IN_1X1 "
+            f"{side.stride_in_1x1}",
             f"                 INPUT.FORMAT {side.color_order} (mean and std below are in the order R, G, B)",
-            f"                 MODEL.PIXEL_MEAN {_rounded(side.pixel_mean)} MODEL.PIXEL_STD {_rounded(side.pixel_std)}",
+            f"                 MODEL.PIXEL_MEAN {_rounded(side.pixel_mean)} MODEL.PIXEL_STD "
+            f"{_rounded(side.pixel_std)}",
             f"  SHA-256        {side.sha256}",
         ]
         lines += [f"  note           {note}" for note in self.notes]
@@ -95,14 +97,16 @@ def convert(
     """Convert, check, write the file and its sidecar.
 
     Args:
-        weights: a classifier in a checkpoint of torchvision, timm, Hugging Face, MoCo, SwAV, DINO, mmpretrain, ours and others:
-            see `read_classifier`.
+        weights: a classifier in a checkpoint of torchvision, timm, Hugging Face, MoCo, SwAV, DINO,
+            mmpretrain, ours and others: see `read_classifier`.
         output: where to write.
-        format: "pth" (tensors; loads under weights_only) or "pkl" (numpy arrays); None: by the suffix of `output`.
+        format: "pth" (tensors; loads under weights_only) or "pkl" (numpy arrays); None: by the suffix of
+            `output`.
         key: which part of the file, where it has several sets of weights.
         prefix: of the keys, where one part has several.
         arch: what the network is, where the file calls it something else that the tensors fit as well.
-        mean: of the classifier's normalisation, R, G, B in [0, 1]; None: as the file says, otherwise ImageNet's.
+        mean: of the classifier's normalisation, R, G, B in [0, 1]; None: as the file says, otherwise
+            ImageNet's.
         std: the same.
         color_order: "RGB" or "BGR"; None: as the file says, otherwise RGB.
         verify_features: compare features before anything is written.
@@ -113,7 +117,8 @@ def convert(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: (WeightsError, ArchitectureError) anything unknown, missing, not finite or of another kind.
+        ValueError: (WeightsError, ArchitectureError) anything unknown, missing, not finite or of another
+            kind.
         VerificationError: the features differ. In all cases nothing is written.
     """
     weights, output = Path(weights), Path(output)
@@ -129,7 +134,7 @@ def convert(
     _check_losses(loaded.info)
     notes = loaded.notes + notes
     made = loaded.info.get("provenance")
-    origin = {"source": weights.name, "source_sha256": sha256_of(weights), "notes": notes}
+    origin: dict[str, Any] = {"source": weights.name, "source_sha256": sha256_of(weights), "notes": notes}
     tensors = {detectron2_key(name): value for name, value in state.items()}
     partial = output.with_name(f".{output.stem}.partial.{kind}")
     try:
@@ -175,7 +180,7 @@ def input_settings(
     std: Sequence[float] | None,
     color_order: str | None,
 ) -> dict[str, Any]:
-    """Mean, std (0-255, in the order R, G, B) and colour order, given or as the file says; otherwise ImageNet's.
+    """Mean, std (0-255, in the order R, G, B) and colour order: given, as the file says, or ImageNet's.
 
     Raises:
         WeightsError: not three finite numbers for pixels in [0, 1], a std of 0, an unknown order.
@@ -220,7 +225,7 @@ def _only_number(value: Any) -> float | None:
 
 
 def _check_losses(info: Mapping[str, Any]) -> None:
-    """A loss that is not a number means weights of a training that diverged; the best so far may begin at infinity."""
+    """A loss that is not finite means a training that diverged; a best one may begin at infinity."""
     for name, value in info.items():
         if value in ("inf", "-inf", "nan") and "loss" in name and not re.search("best|min|low", name):
             raise WeightsError(
@@ -244,7 +249,7 @@ def _fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, 
 
 
 def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list[str]]:
-    """The backbone of a Detectron2 file (backbone or trained detector) as torchvision's state dict, without a classifier.
+    """The backbone of a Detectron2 file (backbone or detector) as torchvision's state dict.
 
     Args:
         weights: .pth or .pkl of Detectron2.
@@ -271,8 +276,8 @@ def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list
     sidecar = read_sidecar(weights)
     if architecture.depth >= 50 and (caffe2 or (sidecar is not None and sidecar.stride_in_1x1)):
         raise WeightsError(
-            f"{weights}: its strides are in the 1 x 1 convolutions (MODEL.RESNETS.STRIDE_IN_1X1 True); torchvision's "
-            f"{architecture.name} has them in the 3 x 3 and would compute other features"
+            f"{weights}: its strides are in the 1 x 1 convolutions (MODEL.RESNETS.STRIDE_IN_1X1 True); "
+            f"torchvision's {architecture.name} has them in the 3 x 3 and would compute other features"
         )
     content: dict[str, Any] = {"state_dict": checked, "arch": architecture.name}
     if sidecar is not None:

@@ -1,4 +1,4 @@
-"""Networks that are no plain ResNet: told by their keys, or by what the file calls itself where the keys are the same."""
+"""Networks that are no plain ResNet: told by their keys, or where these are the same by the file's words."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ __all__ = ["NO_RESNET", "contradiction", "named_architectures", "other_network",
 _ONLY = "only ResNets of torchvision's kind become backbones here"
 
 _DEEP = (
-    "a deep stem (ResNet-C, -D or timm's 'd' variants); Detectron2's ResNet has one 7 x 7 convolution: train the "
-    "plain variant"
+    "a deep stem (ResNet-C, -D or timm's 'd' variants); Detectron2's ResNet has one 7 x 7 convolution: train "
+    "the plain variant"
 )
 
-# (patterns, each in some key, what the file is): its ResNet is a part of something that changes or trained it for another purpose.
+# (patterns, each in some key, what the file is): its ResNet is a part of something that changes or trained it
+# for another purpose.
 PART_OF: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (
@@ -76,7 +77,8 @@ NO_RESNET: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         (
-            r"(^|\.)(stages\.\d+\.blocks\.\d+\.conv_dw|downsample_layers\.0)\.|(^|\.)features\.1\.0\.layer_scale$",
+            r"(^|\.)(stages\.\d+\.blocks\.\d+\.conv_dw|downsample_layers\.0)\."
+            r"|(^|\.)features\.1\.0\.layer_scale$",
         ),
         "ConvNeXt or a network of its kind",
     ),
@@ -259,7 +261,7 @@ _FAMILIES = {
 
 
 def contradiction(info: Any, file_name: str, *, depth: int, usual_name: str) -> str | None:
-    """Why the plain ResNet that the shapes tell is not what the file says it is; None if nothing speaks against it.
+    """Why a file is not the plain ResNet that its shapes tell; None if nothing speaks against it.
 
     Args:
         info: what the file says of itself, plain values.
@@ -271,21 +273,22 @@ def contradiction(info: Any, file_name: str, *, depth: int, usual_name: str) -> 
         plain = _PLAIN_SETTINGS[where.rpartition(".")[2]]
         if not any(type(value) is type(one) and value == one for one in plain):
             return (
-                f"the file says {where} is {value!r}, a plain ResNet's is {plain[0]!r}: another network with {usual_name}'s "
-                "names and shapes, whose features would differ; train the plain one"
+                f"the file says {where} is {value!r}, a plain ResNet's is {plain[0]!r}: another network with "
+                f"{usual_name}'s names and shapes, whose features would differ; train the plain one"
             )
     stem = re.split(r"\.|-[0-9a-f]{8}", file_name)[0]
     for where, name in [*named_architectures(info), ("its own name", stem)]:
         if why := _differs(name, depth, of_file=where == "its own name"):
             return (
-                f"the file names {name!r} ({where}), {why}; its tensors have {usual_name}'s names and shapes, but other features "
-                "would come out: train the plain one, or say --arch if the name is wrong"
+                f"the file names {name!r} ({where}), {why}; its tensors have {usual_name}'s names and "
+                "shapes, but other features would come out: train the plain one, or say --arch if the name "
+                "is wrong"
             )
     return None
 
 
 def _differs(name: str, depth: int, *, of_file: bool) -> str | None:
-    """What other network a name stands for; None for the ResNet of this depth and for names that say nothing."""
+    """What other network a name stands for; None for this ResNet and for names that say nothing."""
     plain = name.strip().rpartition("/")[2].rpartition(":")[2].partition(".")[0].lower()
     plain = re.sub(r"\d+x\d+d", "", plain)  # ResNeXt's width
     match = re.search(

@@ -8,7 +8,7 @@ import math
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,19 +37,28 @@ _NORMALISATION = ("mean", "std")
 _TRUNK = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 # What may stand beside a trunk without being a part of it. Anything else could be, and is an error.
 _HEAD = re.compile(
-    r"fc|classif|linear|logit|head|proj|predict|prototype|queue|neck|mlp|aux|loss|criterion|teacher|student|momentum|target|online"
-    r"|cent(er|re)|embed|decoder|temperature|normali[sz]|^mean$|^std$|^mu$|^sigma$|n_averaged|num_updates|^updates$|^step$|initted"
-    r"|decay|counter|metric|acc|global_pool|avgpool|last_layer|rot|jigsaw|memory|bank|bottleneck|logvar|ema",
+    r"fc|classif|linear|logit|head|proj|predict|prototype|queue|neck|mlp|aux|loss|criterion|teacher|student"
+    r"|momentum|target|online|cent(er|re)|embed|decoder|temperature|normali[sz]|^mean$|^std$|^mu$|^sigma$"
+    r"|n_averaged|num_updates|^updates$|^step$|initted|decay|counter|metric|acc|global_pool|avgpool"
+    r"|last_layer|rot|jigsaw|memory|bank|bottleneck|logvar|ema",
     re.IGNORECASE,
 )
 
 
 class _Layout(NamedTuple):
-    """How a project names torchvision's modules: two keys that tell it, and what they become."""
+    """How a project names torchvision's modules: two keys that tell it, and what all become."""
 
     stem: str
     block: str
-    rules: tuple[tuple[str, str], ...]
+    rules: tuple[tuple[str, Callable[[re.Match[str]], str]], ...]
+
+
+def _hugging_face(match: re.Match[str]) -> str:
+    at = f"layer{int(match[1]) + 1}.{match[2]}"
+    kind = ("conv", "bn")[match[5] == "normalization"]
+    return (
+        f"{at}.{kind}{int(match[4]) + 1}." if match[4] else f"{at}.downsample.{('conv', 'bn').index(kind)}."
+    )
 
 
 _LAYOUTS = (
@@ -58,21 +67,23 @@ _LAYOUTS = (
     _Layout(
         "0.weight",
         "4.0.conv1.weight",
-        ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (r"^([4-7])\.", lambda m: f"layer{int(m[1]) - 3}.")),  # type: ignore[arg-type]
+        (
+            (r"^([01])\.", lambda match: ("conv1.", "bn1.")[int(match[1])]),
+            (r"^([4-7])\.", lambda match: f"layer{int(match[1]) - 3}."),
+        ),
     ),
     _Layout(
         "embedder.embedder.convolution.weight",
         "encoder.stages.0.layers.0.layer.0.convolution.weight",
         (
-            (r"^embedder\.embedder\.convolution\.", "conv1."),
-            (r"^embedder\.embedder\.normalization\.", "bn1."),
             (
-                r"^encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.(convolution|normalization)\.",
-                lambda m: f"layer{int(m[1]) + 1}.{m[2]}.{'conv' if m[4][0] == 'c' else 'bn'}{int(m[3]) + 1}.",  # type: ignore[arg-type]
+                r"^embedder\.embedder\.(convolution|normalization)\.",
+                lambda match: ("conv1.", "bn1.")[match[1] == "normalization"],
             ),
             (
-                r"^encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.",
-                lambda m: f"layer{int(m[1]) + 1}.{m[2]}.downsample.{0 if m[3][0] == 'c' else 1}.",  # type: ignore[arg-type]
+                r"^encoder\.stages\.(\d)\.layers\.(\d+)\.(layer\.(\d)|shortcut)\."
+                r"(convolution|normalization)\.",
+                _hugging_face,
             ),
         ),
     ),
@@ -84,7 +95,8 @@ class Loaded:
     """A classifier's tensors.
 
     Attributes:
-        state: torchvision's keys; beside the trunk only what belongs to it by its name (`fc.`), or is unknown.
+        state: torchvision's keys; beside the trunk only what belongs to it by its name (`fc.`), or is
+            unknown.
         info: everything that the file says of itself, without tensors: mean, std, arch, settings, epoch ...
         notes: where the tensors were found and what was left out, for the report.
         rest: tensors of the same part of the file outside the trunk, under the file's names: heads.
@@ -114,14 +126,15 @@ def read_classifier(path: str | Path, *, key: str | None = None, prefix: str | N
     """A classifier's tensors under torchvision's keys.
 
     Looks through every dictionary of the file for prefixes P under which `P + conv1.weight` and
-    `P + layer1.0.conv1.weight` stand, takes the ResNet below the one that there is, and notes everything it leaves out.
-    Of two networks in files of MoCo and BYOL it takes the query's or online encoder; otherwise several are an error.
+    `P + layer1.0.conv1.weight` stand, takes the ResNet below the one that there is, and notes everything it
+    leaves out. Of two networks in files of MoCo and BYOL it takes the query's or online encoder; otherwise
+    several are an error.
 
     Args:
         path: the file.
         key: which part of the file, where it has several (for example state_dict_ema).
-        prefix: of the keys, where one part has several networks (for example backbone.), or where tensors beside the
-            ResNet are not known as a head: given, they are left out.
+        prefix: of the keys, where one part has several networks (for example backbone.), or where tensors
+            beside the ResNet are not known as a head: given, they are left out.
 
     Raises:
         FileNotFoundError: no such file.
@@ -132,19 +145,22 @@ def read_classifier(path: str | Path, *, key: str | None = None, prefix: str | N
     content = read_file(path, mmap=True)
     if not isinstance(content, Mapping):
         raise WeightsError(
-            f"{path} holds a {type(content).__name__}, expected a dictionary of tensors: torch.save(model.state_dict(), ...)"
+            f"{path} holds a {type(content).__name__}, expected a dictionary of tensors: "
+            "torch.save(model.state_dict(), ...)"
         )
     parts = dict(_parts(content))
     if not parts:
         some = ", ".join(map(str, list(content)[:8]))
         raise WeightsError(
-            f"{path} holds no tensors under names; its keys are {some}: expected a state_dict, or one under state_dict, model ..."
+            f"{path} holds no tensors under names; its keys are {some}: expected a state_dict, or one under "
+            "state_dict, model ..."
         )
     if key is not None:
         chosen = {name: part for name, part in parts.items() if f"{name}.".startswith(f"{key}.")}
         if not chosen:
             raise WeightsError(
-                f"--key {key}: {path} has no tensors there; it has {', '.join(filter(None, parts)) or 'no parts'}"
+                f"--key {key}: {path} has no tensors there; it has "
+                f"{', '.join(filter(None, parts)) or 'no parts'}"
             )
     else:
         chosen = parts
@@ -255,7 +271,7 @@ def _without_momentum(candidates: list[_Candidate]) -> list[_Candidate]:
 
 
 def _distinct(candidates: list[_Candidate], parts: Mapping[str, dict[str, Tensor]]) -> list[_Candidate]:
-    """One of those with equal tensors in one part: a network that is registered under two names is one network."""
+    """One of those with equal tensors in one part: a network under two names is one network."""
     kept: list[_Candidate] = []
     for one in sorted(candidates, key=lambda one: len(one.prefix)):
         mine = _trunk(parts[one.part], one)
@@ -414,7 +430,7 @@ class _Nothing:
 
 
 def plain_values(value: Any) -> Any:
-    """Numbers, strings, lists and dictionaries of a checkpoint as JSON has them; tensors only where they are short.
+    """What a checkpoint holds as JSON has it; tensors only where they are short.
 
     Infinite numbers and NaN become the strings "inf", "-inf" and "nan".
 

@@ -44,8 +44,8 @@ class Sidecar:
         pixel_std: the same.
         source: the classifier's file, without folders.
         source_sha256: of that file.
-        provenance: unabridged, of the run that made the classifier (`keepaug.runs.result.describe_run`); for the file of
-            another program what it says of itself.
+        provenance: unabridged, of the run that made the classifier (`keepaug.runs.result.describe_run`); for
+            the file of another program what it says of itself.
         notes: what was unwrapped and left out.
     """
 
@@ -98,8 +98,8 @@ def started_from(weights: str | Path) -> dict[str, Any] | None:
         weights: MODEL.WEIGHTS.
 
     Returns:
-        "file" and "sha256" of the classifier where a sidecar tells them, otherwise of `weights` itself, and "provenance" of
-        the run that made it, {} for a file of another program.
+        "file" and "sha256" of the classifier where a sidecar tells them, otherwise of `weights` itself, and
+        "provenance" of the run that made it, {} for a file of another program.
 
     Raises:
         ValueError: a damaged sidecar.

@@ -1,4 +1,4 @@
-"""Proof of a conversion: the same image through the classifier and through the detector's backbone, feature by feature."""
+"""Proof of a conversion: the same image through classifier and backbone, feature by feature."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Comparison:
 
 
 def default_image(size: int = 224) -> Tensor:
-    """(3, size, size) uint8: drawn clutter in which every colour and direction occurs, unsymmetric in all of them."""
+    """(3, size, size) uint8: drawn clutter of every colour and direction, unsymmetric in all of them."""
     from keepaug.data.synthetic import draw_backgrounds
 
     drawn = draw_backgrounds(1, (size, size), generator=torch.Generator().manual_seed(7))[0]
@@ -132,8 +132,8 @@ def _detectron2_features(path: Path, sidecar: Sidecar, pixels: Tensor) -> dict[s
     fresh = [key for key in loaded if key not in written and not key.endswith("num_batches_tracked")]
     if lost or fresh:
         raise VerificationError(
-            f"Detectron2 did not load the file: {len(lost)} tensors differ ({', '.join(lost[:3])}), {len(fresh)} were not "
-            f"in it ({', '.join(fresh[:3])})"
+            f"Detectron2 did not load the file: {len(lost)} tensors differ ({', '.join(lost[:3])}), "
+            f"{len(fresh)} were not in it ({', '.join(fresh[:3])})"
         )
     return dict(network(pixels))
 
@@ -149,7 +149,8 @@ def verify(
 ) -> list[Comparison]:
     """Compare features of the written file with the classifier's, through the detector's own preprocessing.
 
-    The preprocessing is part of it on purpose: a wrong mean, std, colour order, stride or eps shows in the features.
+    The preprocessing is part of it on purpose: a wrong mean, std, colour order, stride or eps shows in the
+    features.
 
     Args:
         written: the converted file.
@@ -178,7 +179,8 @@ def verify(
     for result in results:
         if not result.worst <= TOLERANCE:
             raise VerificationError(
-                f"the backbone in {result.against} does not compute the classifier's features; relative errors "
+                f"the backbone in {result.against} does not compute the classifier's features; relative "
+                "errors "
                 + ", ".join(f"{stage} {error:.1e}" for stage, error in result.errors.items())
                 + f" (allowed {TOLERANCE:.0e})"
             )
@@ -190,7 +192,8 @@ def _compare(against: str, found: Mapping[str, Tensor], wanted: Mapping[str, Ten
     for stage in STAGES:
         if found[stage].shape != wanted[stage].shape:
             raise VerificationError(
-                f"{against}: {stage} is {tuple(found[stage].shape)}, the classifier's {tuple(wanted[stage].shape)}"
+                f"{against}: {stage} is {tuple(found[stage].shape)}, the classifier's "
+                f"{tuple(wanted[stage].shape)}"
             )
         scale = wanted[stage].abs().max().clamp(min=1e-12)
         errors[stage] = float((found[stage] - wanted[stage]).abs().max() / scale)

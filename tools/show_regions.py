@@ -3,9 +3,9 @@
     python tools/show_regions.py --image cat.jpg --weights weights.pt --output regions.png
     python tools/show_regions.py --image cat.jpg --weights resnet50.pth --label 281 --output regions.png
 
-Columns, in figure 1's order: the image, Cutout, RandAugment, saliency, KeepCutout, KeepRandAugment. White: the regions chosen.
-Cutout and KeepCutout draw from one seed, so that KeepCutout moves only where it must; `--contrast` shows a Cutout that it would
-refuse.
+Columns, in figure 1's order: the image, Cutout, RandAugment, saliency, KeepCutout, KeepRandAugment. White:
+the regions chosen. Cutout and KeepCutout draw from one seed, so that KeepCutout moves only where it must;
+`--contrast` shows a Cutout that it would refuse.
 """
 
 from __future__ import annotations

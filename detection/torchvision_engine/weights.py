@@ -92,8 +92,9 @@ def load_detectron2_state(model: Detector, state: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(set(names.values()) - given.keys()), sorted(given.keys() - set(names.values()))
     if missing or extra:
         raise WeightsError(
-            f"not the weights of this detector: {len(missing)} tensors are missing ({', '.join(missing[:3])}), "
-            f"{len(extra)} have no place ({', '.join(extra[:3])}); use the config it was trained with"
+            f"not the weights of this detector: {len(missing)} tensors are missing "
+            f"({', '.join(missing[:3])}), {len(extra)} have no place ({', '.join(extra[:3])}); use the "
+            "config it was trained with"
         )
     _fill(model, {ours: given[theirs] for ours, theirs in names.items()})
 
@@ -105,8 +106,8 @@ def _fill(model: Detector, state: Mapping[str, Tensor]) -> None:
         value = order(value, True) if order else value
         if value.shape != own[key].shape:
             raise WeightsError(
-                f"{_theirs(model, key)} has the shape {tuple(value.shape)}, the config wants {tuple(own[key].shape)}; check "
-                "NUM_CLASSES and MODEL.RESNETS"
+                f"{_theirs(model, key)} has the shape {tuple(value.shape)}, the config wants "
+                f"{tuple(own[key].shape)}; check NUM_CLASSES and MODEL.RESNETS"
             )
         ready[key] = value
     model.load_state_dict(ready, strict=False)
@@ -123,9 +124,10 @@ def to_detectron2_state(model: Detector) -> dict[str, Tensor]:
 
 
 def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Path) -> int:
-    """Fill the backbone (and C4's head) from a converted classifier; a whole detector's file fills everything that fits.
+    """Fill the backbone (and C4's head) from a converted classifier, or all that fits from a detector.
 
-    Of a detector of another number of classes or anchors the last layers are left as they are, and that is said.
+    Of a detector of another number of classes or anchors the last layers are left as they are, and that is
+    said.
 
     Args:
         model: to be filled.
@@ -157,13 +159,14 @@ def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Pa
             missing.append(theirs)
     if missing:
         raise WeightsError(
-            f"{len(missing)} tensors of the backbone are not in {source} ({', '.join(missing[:3])}); convert the classifier "
-            "with tools/convert_backbone.py and check MODEL.RESNETS against its sidecar"
+            f"{len(missing)} tensors of the backbone are not in {source} ({', '.join(missing[:3])}); convert "
+            "the classifier with tools/convert_backbone.py and check MODEL.RESNETS against its sidecar"
         )
     _fill(model, ready)
     if fresh:
         print(
-            f"note: {', '.join(fresh)} start from random weights: {source} has them for another number of classes or anchors",
+            f"note: {', '.join(fresh)} start from random weights: {source} has them for another number of "
+            "classes or anchors",
             flush=True,
         )
     return len(ready)

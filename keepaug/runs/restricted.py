@@ -1,6 +1,7 @@
 """Reading what a user hands over: tensors, arrays, numbers and strings; nothing in a file can run.
 
-Every file of weights and every checkpoint goes through here: torch's zip and older format, safetensors, pickles of numpy arrays.
+Every file of weights and every checkpoint goes through here: torch's zip and older format, safetensors,
+pickles of numpy arrays.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class WeightsError(ValueError):
 def read_file(path: str | Path, *, mmap: bool = False) -> Any:
     """The content of a .pth, .pt, .tar, .safetensors or .pkl file on the CPU; nothing in it can run.
 
-    What is told from the first bytes: torch's zip (its checksums are verified, which torch does not do), torch's older format, and
-    what is no weights file at all. Neither the older format nor safetensors nor a pickle holds checksums.
+    What is told from the first bytes: torch's zip (its checksums are verified, which torch does not do),
+    torch's older format, and what is no weights file at all. Neither the older format nor safetensors nor a
+    pickle holds checksums.
 
     Args:
         path: the file.
@@ -93,8 +95,8 @@ def _check_zip(path: Path) -> None:
                 )
             if any("/code/" in name for name in names):
                 raise WeightsError(
-                    f"{path} is a TorchScript program, not weights; in the program that made it, torch.save the "
-                    "network's state_dict()"
+                    f"{path} is a TorchScript program, not weights; in the program that made it, torch.save "
+                    "the network's state_dict()"
                 )
             if not any(name.endswith("/data.pkl") for name in names):
                 raise WeightsError(f"{path} is a zip archive, but not made by torch.save; unpack it first")
@@ -140,8 +142,8 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
                     "(torch.distributed.checkpoint.state_dict, full_state_dict=True) and save that"
                 ) from error
             raise WeightsError(
-                f"{path} holds pickled objects, not only tensors ({line[:200]}); unpickling them could run any "
-                "program: load it where you trust it and torch.save(model.state_dict(), ...)"
+                f"{path} holds pickled objects, not only tensors ({line[:200]}); unpickling them could run "
+                "any program: load it where you trust it and torch.save(model.state_dict(), ...)"
             ) from error
         raise WeightsError(
             f"{path} is damaged or not made by torch.save ({reason.splitlines()[0][:200]})"
@@ -206,8 +208,8 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _PICKLED:
             raise WeightsError(
-                f"the pickle wants to load {module}.{name}; only numpy arrays are read, because a pickle can run any "
-                "program"
+                f"the pickle wants to load {module}.{name}; only numpy arrays are read, because a pickle can "
+                "run any program"
             )
         return _PICKLED[module, name]
 

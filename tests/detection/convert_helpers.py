@@ -13,7 +13,7 @@ State = dict[str, torch.Tensor]
 
 
 def state_of(depth: int = 18, shift: float = 0.0, classes: int = 7) -> State:
-    """A ResNet's tensors, each constant and unlike the others, that need no memory: one stored number each."""
+    """A ResNet's tensors, each constant, unlike the others and stored as one number."""
     shapes = dict(Architecture(depth).expected_shapes())
     if classes:
         shapes |= {"fc.weight": (classes, 512 if depth < 50 else 2048), "fc.bias": (classes,)}

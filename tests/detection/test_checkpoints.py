@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: the ResNet in them is found whatever is around it, and what is none is named."""
+"""Other projects' checkpoints: their ResNet is found whatever is around it; what is none is named."""
 
 from __future__ import annotations
 
@@ -70,13 +70,14 @@ def fsdp(state: State) -> State:
 
 LAYOUTS = {"plain": dict, "sequential": sequential, "hugging_face": hugging_face, "fsdp": fsdp}
 HEADS = (
-    "fc.0.weight", "projection_head.0.weight", "prototypes.weight", "head.mlp.0.weight", "head.last_layer.weight_g",
+    "fc.0.weight", "projection_head.0.weight", "prototypes.weight", "head.mlp.0.weight",
+    "head.last_layer.weight_g",
     "projector.2.bias", "predictor.0.weight", "classifier.weight", "n_averaged", "queue", "neck.fc0.weight",
 )  # fmt: skip
 
 
 def wrapped(draw: random.Random) -> tuple[object, State, dict[str, str], list[str]]:
-    """A checkpoint as some project might write it, the trunk in it, how to choose it, and groups that are left out."""
+    """A checkpoint as some project might write it, its trunk, how to choose it, what is left out."""
     depth, layout = draw.choice((18, 18, 34, 50)), draw.choice(list(LAYOUTS))
     state = state_of(depth, classes=0)
     words = [
@@ -169,7 +170,8 @@ def test_several_networks_in_one_part_are_named(tmp_path: Path) -> None:
 def test_our_own_file_gives_the_weights_that_its_run_evaluated(tmp_path: Path) -> None:
     averaged = state_of(shift=1.0)
     ours = {
-        "state_dict": state_of(), "state_dict_ema": averaged, "arch": "resnet18", "options": {"stem": "imagenet"},
+        "state_dict": state_of(), "state_dict_ema": averaged, "arch": "resnet18",
+        "options": {"stem": "imagenet"},
         "classes": ["a"], "mean": [0.5] * 3, "std": [0.5] * 3, "provenance": {"kind": "classify"},
         "early_head": {"weight": torch.ones(2, 2)}, "early_after": "layer1",
     }  # fmt: skip
@@ -220,8 +222,10 @@ def test_another_network_with_the_same_keys_is_refused_by_its_name(
     ("name", "depth"),
     [
         *((name, 50) for name in (
-            "resnet50", "ResNet-50", "R-50", "tv_resnet50", "timm/resnet50.a1_in1k", "torchvision:resnet50", "resnet", "simclr",
-            "gluon_resnet50_v1b", "fb_swsl_resnet50", "resnet50_imagenet", "resnet50-19c8e357", "resnetv1.5-50", "my experiment",
+            "resnet50", "ResNet-50", "R-50", "tv_resnet50", "timm/resnet50.a1_in1k", "torchvision:resnet50",
+            "resnet", "simclr",
+            "gluon_resnet50_v1b", "fb_swsl_resnet50", "resnet50_imagenet", "resnet50-19c8e357",
+            "resnetv1.5-50", "my experiment",
         )),
         ("drop_resnet18", 18), ("resnet18", 18), ("resnet34_run2", 34),
     ],
@@ -246,11 +250,15 @@ def test_a_file_name_counts_where_it_names_a_variant(tmp_path: Path) -> None:
 
 
 TIMM = {
-    "resnest14d": "ResNeSt", "res2net50_26w_4s": "Res2Net", "skresnet18": "SKNet", "seresnet18": "attention in the blocks",
-    "resnet18d": "deep stem", "resnetv2_50": "ResNetV2", "resnetv2_50x1_bit": "BiT", "ese_vovnet19b_dw": "VoVNet",
-    "hrnet_w18_small": "HRNet", "resnet50_clip": "CLIP's ResNet", "regnetx_002": "RegNet", "densenet121": "DenseNet",
+    "resnest14d": "ResNeSt", "res2net50_26w_4s": "Res2Net", "skresnet18": "SKNet",
+    "seresnet18": "attention in the blocks",
+    "resnet18d": "deep stem", "resnetv2_50": "ResNetV2", "resnetv2_50x1_bit": "BiT",
+    "ese_vovnet19b_dw": "VoVNet",
+    "hrnet_w18_small": "HRNet", "resnet50_clip": "CLIP's ResNet", "regnetx_002": "RegNet",
+    "densenet121": "DenseNet",
     "mobilenetv3_small_100": "MobileNet", "convnext_atto": "ConvNeXt", "vit_tiny_patch16_224": "transformer",
-    "swin_tiny_patch4_window7_224": "transformer", "dla34": "DLA", "cspresnet50": "CSPNet", "mixer_s32_224": "Mixer",
+    "swin_tiny_patch4_window7_224": "transformer", "dla34": "DLA", "cspresnet50": "CSPNet",
+    "mixer_s32_224": "Mixer",
     "inception_v3": "Inception", "vgg11": "VGG",
 }  # fmt: skip
 
@@ -280,12 +288,16 @@ CAUSES: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
          "transformer.resblocks.0.attn.in_proj_weight": (8, 8)},
         "CLIP's ResNet",
     ),
-    "CLIP-ViT": ({"visual.conv1.weight": (8, 3, 16, 16), "visual.class_embedding": (8,)}, "CLIP's vision transformer"),
+    "CLIP-ViT": ({"visual.conv1.weight": (8, 3, 16, 16), "visual.class_embedding": (8,)},
+    "CLIP's vision transformer"),
     "BiT": ({"root.conv.weight": (64, 3, 7, 7), "body.block1.unit01.conv1.weight": (64, 64, 1, 1)}, "BiT"),
-    "VoVNet": ({"stem.stem_1/conv.weight": (64, 3, 3, 3), "stage2.OSA2_1.layers.0.x/conv.weight": (8, 8)}, "VoVNet"),
-    "ShuffleNet": ({"conv1.0.weight": (24, 3, 3, 3), "stage2.0.branch1.0.weight": (24, 1, 3, 3)}, "ShuffleNet"),
+    "VoVNet": ({"stem.stem_1/conv.weight": (64, 3, 3, 3), "stage2.OSA2_1.layers.0.x/conv.weight": (8, 8)},
+    "VoVNet"),
+    "ShuffleNet": ({"conv1.0.weight": (24, 3, 3, 3), "stage2.0.branch1.0.weight": (24, 1, 3, 3)},
+    "ShuffleNet"),
     "deep stem": (
-        {"conv1.weight": (64, 3, 3, 3), "conv2.weight": (64, 64, 3, 3), "layer1.0.conv1.weight": (64, 64, 1, 1)},
+        {"conv1.weight": (64, 3, 3, 3), "conv2.weight": (64, 64, 3, 3), "layer1.0.conv1.weight": (64, 64, 1,
+        1)},
         "deep stem",
     ),
     "flat": ({"_fsdp_wrapped_module._flat_param": (100,)}, "FSDP"),
@@ -318,7 +330,8 @@ def test_parts_of_detectors_and_segmenters_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda value: value.to(torch.float8_e4m3fn), lambda value: value.to(torch.complex64), lambda value: value.to_sparse(),
+        lambda value: value.to(torch.float8_e4m3fn), lambda value: value.to(torch.complex64),
+        lambda value: value.to_sparse(),
         lambda value: value.double() * 1e300, lambda value: value.to(torch.int8), lambda value: value[:0],
     ],
 )  # fmt: skip
@@ -361,7 +374,8 @@ def test_timm_and_hugging_face_folders_say_what_their_file_is(tmp_path: Path) ->
 
 
 BAD_VALUES = {
-    "mean": [[math.nan] * 3, [math.inf, 0, 0], [0.1, 0.2], "0.5", [True] * 3, [[0.1, 0.2, 0.3]] * 2, {"r": 1}, 0.5, [-0.1, 0, 0]],
+    "mean": [[math.nan] * 3, [math.inf, 0, 0], [0.1, 0.2], "0.5", [True] * 3, [[0.1, 0.2, 0.3]] * 2,
+    {"r": 1}, 0.5, [-0.1, 0, 0]],
     "std": [[0, 0, 0], [0.2, 0.0, 0.2], [math.nan] * 3, [math.inf] * 3, torch.zeros(3), [1e400, 1, 1]],
     "loss": [math.inf, math.nan, -math.inf, np.float64("nan"), torch.tensor(math.nan)],
     "color_order": ["GRB", 3, ["RGB"], {}],
@@ -401,12 +415,15 @@ def test_a_conversion_that_fails_at_its_last_step_leaves_all_as_it_was(
 
 def test_provenance_goes_on_unabridged(tmp_path: Path) -> None:
     run = {
-        "kind": "classify", "name": "r18", "seed": 3, "synthetic": True, "shortened": True, "started_from": None,
+        "kind": "classify", "name": "r18", "seed": 3, "synthetic": True, "shortened": True,
+        "started_from": None,
         "dataset": {"name": "cifar10", "sizes": {"train": 4}, "checksum": "abc"}, "packages": {"torch": "2"},
-        "config": {"arch": "resnet18", "lr": 0.1, "milestones": [1, 2], "method": "keep_cutout", "nothing": None},
+        "config": {"arch": "resnet18", "lr": 0.1, "milestones": [1, 2], "method": "keep_cutout",
+        "nothing": None},
     }  # fmt: skip
     ours = {
-        "state_dict": state_of(), "arch": "resnet18", "num_classes": 7, "options": {"stem": "imagenet"}, "classes": list("abcdefg"),
+        "state_dict": state_of(), "arch": "resnet18", "num_classes": 7, "options": {"stem": "imagenet"},
+        "classes": list("abcdefg"),
         "mean": [0.5] * 3, "std": [0.5] * 3, "color_order": "RGB", "provenance": run,
     }  # fmt: skip
     torch.save(ours, tmp_path / "weights.pt")
@@ -446,13 +463,16 @@ def test_a_sidecar_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"depth": "18"}, {"pixel_mean": None}, {"pixel_mean": [1, 2]}, {"pixel_std": [0.0, 1, 1]}, {"pixel_std": [math.nan] * 3},
-        {"color_order": "GRB"}, {"provenance": []}, {"stride_in_1x1": "no"}, {"schema": 9}, {"sha256": 3}, {"notes": {}},
+        {"depth": "18"}, {"pixel_mean": None}, {"pixel_mean": [1, 2]}, {"pixel_std": [0.0, 1, 1]},
+        {"pixel_std": [math.nan] * 3},
+        {"color_order": "GRB"}, {"provenance": []}, {"stride_in_1x1": "no"}, {"schema": 9}, {"sha256": 3},
+        {"notes": {}},
     ],
 )  # fmt: skip
 def test_an_edited_sidecar_is_refused_in_words(change: dict[str, Any], tmp_path: Path) -> None:
     whole = {
-        "sha256": "f" * 64, "architecture": "ResNet-18", "depth": 18, "num_groups": 1, "width_per_group": 64, "source": "w.pth",
+        "sha256": "f" * 64, "architecture": "ResNet-18", "depth": 18, "num_groups": 1, "width_per_group": 64,
+        "source": "w.pth",
         "schema": 1, "pixel_mean": [1.0, 2, 3], "pixel_std": [1.0, 2, 3],
     }  # fmt: skip
     path = tmp_path / "out.pth.json"
@@ -467,7 +487,8 @@ def test_an_edited_sidecar_is_refused_in_words(change: dict[str, Any], tmp_path:
 def test_a_classifier_is_no_backbone_however_it_is_wrapped(tmp_path: Path) -> None:
     cfg = load_config(None, [])
     for content in (
-        state_of(50), {"model": under("module.backbone.", state_of(50))}, {"state_dict": state_of(50)}, sequential(state_of(50)),
+        state_of(50), {"model": under("module.backbone.", state_of(50))}, {"state_dict": state_of(50)},
+        sequential(state_of(50)),
     ):  # fmt: skip
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(WeightsError, match="convert"):
@@ -503,46 +524,60 @@ def shapes_of_projects() -> dict[str, Any]:
     return {
         "torchvision's classifier": s,
         "torchvision's reference training": {
-            "model": s, "optimizer": {"state": {0: {"momentum_buffer": some}}}, "args": {"model": "resnet18"}, "epoch": 89,
+            "model": s, "optimizer": {"state": {0: {"momentum_buffer": some}}},
+            "args": {"model": "resnet18"}, "epoch": 89,
         },
-        "the same with averaged weights": {"model": s, "model_ema": {**under("module.", slow), "n_averaged": torch.tensor(7)}},
+        "the same with averaged weights": {"model": s, "model_ema": {**under("module.", slow),
+        "n_averaged": torch.tensor(7)}},
         "timm's training": {"arch": "resnet18", "state_dict": s, "state_dict_ema": slow, "version": 2},
         "timm in Hugging Face": under("timm_model.", s),
         "Hugging Face's ResNet": {**under("resnet.", hugging_face(bare)), "classifier.1.weight": some},
-        "CutMix's released code": {"epoch": 3, "arch": "resnet", "state_dict": under("module.", s), "best_err1": 21.4},
+        "CutMix's released code": {"epoch": 3, "arch": "resnet", "state_dict": under("module.", s),
+        "best_err1": 21.4},
         "MoCo": {
-            "state_dict": {**under("module.encoder_q.", s), **under("module.encoder_k.", slow), "module.queue": some},
+            "state_dict": {**under("module.encoder_q.", s), **under("module.encoder_k.", slow),
+            "module.queue": some},
             "arch": "resnet18",
         },
-        "SwAV": {**under("module.", bare), "module.projection_head.0.weight": some, "module.prototypes.weight": some},
+        "SwAV": {**under("module.", bare), "module.projection_head.0.weight": some,
+        "module.prototypes.weight": some},
         "DINO": {
             "student": {**under("module.backbone.", bare), "module.head.mlp.0.weight": some},
             "teacher": {**under("backbone.", slow), "head.last_layer.weight_g": some},
         },
         "SimSiam": {
-            "state_dict": {**under("module.encoder.", bare), "module.encoder.fc.0.weight": some, "module.predictor.0.weight": some}
+            "state_dict": {**under("module.encoder.", bare), "module.encoder.fc.0.weight": some,
+            "module.predictor.0.weight": some}
         },
-        "Barlow Twins": {"model": {**under("module.backbone.", bare), "module.bn.running_mean": some[0]}, "epoch": 1},
+        "Barlow Twins": {"model": {**under("module.backbone.", bare), "module.bn.running_mean": some[0]},
+        "epoch": 1},
         "BYOL": {
-            **under("net.", s), **under("online_encoder.net.", s), **under("target_encoder.net.", slow), "online_predictor.x": some,
+            **under("net.", s), **under("online_encoder.net.", s), **under("target_encoder.net.", slow),
+            "online_predictor.x": some,
         },
-        "solo-learn": {"state_dict": {**under("backbone.", bare), **under("momentum_backbone.", slow), "classifier.weight": some}},
-        "lightly": {"state_dict": {**under("backbone.", sequential(s)), "projection_head.layers.0.weight": some}},
+        "solo-learn": {"state_dict": {**under("backbone.", bare), **under("momentum_backbone.", slow),
+        "classifier.weight": some}},
+        "lightly": {"state_dict": {**under("backbone.", sequential(s)),
+        "projection_head.layers.0.weight": some}},
         "VISSL": {
-            "classy_state_dict": {"base_model": {"model": {"trunk": under("_feature_blocks.", bare), "heads": {"0.clf": some}}}}
+            "classy_state_dict": {"base_model": {"model": {"trunk": under("_feature_blocks.", bare),
+            "heads": {"0.clf": some}}}}
         },
         "mmpretrain": {"meta": {}, "state_dict": {**under("backbone.", bare), "head.fc.weight": some}},
-        "Lightning": {"state_dict": under("net.", s), "callbacks": {}, "hyper_parameters": {"arch": "resnet18"}, "loops": {}},
+        "Lightning": {"state_dict": under("net.", s), "callbacks": {},
+        "hyper_parameters": {"arch": "resnet18"}, "loops": {}},
         "FSDP, whole": under("_fsdp_wrapped_module.", fsdp(s)),
         "an EMA wrapper with its counter": {"ema": {"module": s, "updates": 7}},
         "robustness": {
             "model": {
-                **under("module.model.", s), **under("module.attacker.model.", s), **under("module.normalizer.", normaliser),
+                **under("module.model.", s), **under("module.attacker.model.", s),
+                **under("module.normalizer.", normaliser),
                 **under("module.attacker.normalize.", normaliser),
             }
         },
         "ours, `weights.pt`": {
-            "state_dict": s, "arch": "resnet18", "options": {"stem": "imagenet"}, "classes": ["a"], "mean": [0.5] * 3,
+            "state_dict": s, "arch": "resnet18", "options": {"stem": "imagenet"}, "classes": ["a"],
+            "mean": [0.5] * 3,
             "std": [0.5] * 3, "provenance": {"kind": "classify"},
         },
         "torchvision's detectors": {**under("backbone.body.", bare), "rpn.head.conv.0.0.weight": some},
