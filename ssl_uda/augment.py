@@ -22,8 +22,8 @@ __all__ = [
     "draw_step",
     "finish_strong",
     "make_views",
-    "part_of",
     "paste_rule",
+    "rank_slice",
     "weak_view",
 ]
 
@@ -58,7 +58,7 @@ class Views(NamedTuple):
     strong: Tensor
 
 
-def part_of(num: int, rank: int, world_size: int) -> slice:
+def rank_slice(num: int, rank: int, world_size: int) -> slice:
     """This process's images among `num`, which the processes divide into blocks."""
     share = num // world_size
     return slice(rank * share, (rank + 1) * share)
@@ -81,13 +81,13 @@ def draw_step(
         generator=generator,
     )
     cutout = None
-    part = part_of(num, rank, world_size)
+    part = rank_slice(num, rank, world_size)
     if config.cutout:
         whole = torch.empty(1).expand(num, 3, *image_size)
         regions = Cutout(config.cutout).sample(whole, generator=generator)
         cutout = Regions(*(values[part] for values in regions))
     return StepDraws(
-        seeds[0][part_of(labelled, rank, world_size)],
+        seeds[0][rank_slice(labelled, rank, world_size)],
         seeds[1][part],
         seeds[2][part],
         policy.rows(part),

@@ -23,7 +23,7 @@ from keepaug.runs.config import ConfigError
 from keepaug.runs.seeds import make_generator
 from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.config import UdaConfig
-from ssl_uda.split import Split, choose_labelled, split_labels
+from ssl_uda.split import LabelSplit, choose_labelled, split_labels
 
 __all__ = ["Data", "Stream", "open_data"]
 
@@ -51,7 +51,7 @@ class Data:
 
     images: Tensor
     labels: Tensor
-    split: Split
+    split: LabelSplit
     val_images: Tensor
     val_labels: Tensor
     classes: list[str]

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from keepaug.data.batch_transforms import normalise
 from keepaug.data.pictures import draw_views
 from keepaug.models.weights import NetworkSpec, save_classifier
+from keepaug.modes import evaluating
 from keepaug.runs.config import ConfigError, changed_settings
 from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
 from keepaug.runs.ema import ModelEma
@@ -26,11 +27,11 @@ from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.transfer import start_reading, to_device
 from ssl_uda.algorithms import ALGORITHMS
-from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, part_of, weak_view
+from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, rank_slice, weak_view
 from ssl_uda.config import UdaConfig, check, in_todays_names, is_shortened, label
 from ssl_uda.data import Data, Stream, open_data
 from ssl_uda.schedule import ema_decay, learning_rate
-from ssl_uda.step import look, sample_paste, step_loss
+from ssl_uda.step import sample_paste, step_loss, targets_and_saliency
 
 __all__ = ["network_spec", "train"]
 
@@ -46,7 +47,7 @@ class _Run:
     unlabelled: Stream
     network: nn.Module
     forward: Callable[[Tensor], Any]  # through DDP and torch.compile
-    seen: nn.Module  # what the saliency pass runs
+    saliency_network: nn.Module  # the network, perhaps compiled, never through DDP
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
     step: int = 0
@@ -125,10 +126,10 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
     if world.active:
         ids = [world.device.index] if world.device.type == "cuda" else None
         forward = DistributedDataParallel(network, device_ids=ids)
-    seen: Any = network
+    saliency_network: Any = network
     if config.compile:
         # torch.compile wraps; checkpoints are taken from the module inside.
-        forward, seen = torch.compile(forward), torch.compile(network)
+        forward, saliency_network = torch.compile(forward), torch.compile(network)
     optimizer = torch.optim.SGD(
         _parameter_groups(network, config),
         lr=config.lr,
@@ -143,7 +144,7 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
         Stream(len(split.unlabelled), num_unlabelled, seed=config.seed, name="unlabelled"),
         network,
         forward,
-        seen,
+        saliency_network,
         optimizer,
         ModelEma(network, config.ema) if config.ema else None,
     )
@@ -197,7 +198,7 @@ def _step(run: _Run, step: int, rate: float, recorder: Recorder) -> dict[str, Te
     # Every step has its own streams, so that a resumed run goes on as the first one, however many processes there are.
     torch.manual_seed(derive_seed(config.seed, "network", step, world.rank))
     draws = draw_step(config, step, data.image_size, rank=world.rank, world_size=world.world_size)
-    chosen = run.labelled.batch(step)[part_of(config.batch_size, world.rank, world.world_size)]
+    chosen = run.labelled.batch(step)[rank_slice(config.batch_size, world.rank, world.world_size)]
     chosen = to_device(data.split.labelled[chosen], device)
     images = _pixels(run, weak_view(data.images[chosen], draws.labelled_seeds, config))
     labels = data.labels[chosen]
@@ -230,13 +231,13 @@ def _unlabelled(
     """Both views, the strong one as it is trained on; the target's logits with target_mode=eval; a reading of the saliency."""
     config, world, data = run.config, run.world, run.data
     total = config.batch_size * config.unlabelled_ratio
-    chosen = run.unlabelled.batch(step)[part_of(total, world.rank, world.world_size)]
+    chosen = run.unlabelled.batch(step)[rank_slice(total, world.rank, world.world_size)]
     images = data.images[to_device(data.split.unlabelled[chosen], world.device)]
     views = make_views(images, draws, config, data.mean, data.std)
     clean = views.clean
     if config.channels_last:
         clean = clean.contiguous(memory_format=torch.channels_last)
-    target_logits, heat = look(run.seen, clean, config, only=draws.policy.changes)
+    target_logits, heat = targets_and_saliency(run.saliency_network, clean, config, only=draws.policy.changes)
     pasted, read_heat = None, None
     if heat is not None:
         heat, read_heat = only_finite(heat)
@@ -253,14 +254,12 @@ def _mean_over_processes(run: _Run, figures: dict[str, Tensor]) -> dict[str, flo
 @torch.no_grad()
 def _accuracy(run: _Run, network: nn.Module) -> float:
     """Of one network on the validation images, in percent, shared among the processes."""
-    training = network.training
-    network.eval()
     images, labels = run.data.val_images, run.data.val_labels
     mine = torch.arange(run.world.rank, len(images), run.world.world_size, device=images.device)
     right = torch.zeros((), dtype=torch.int64, device=images.device)
-    for part in mine.split(500):
-        right += (network(_pixels(run, images[part])).argmax(dim=1) == labels[part]).sum()
-    network.train(training)
+    with evaluating(network):
+        for part in mine.split(500):
+            right += (network(_pixels(run, images[part])).argmax(dim=1) == labels[part]).sum()
     return 100 * float(run.world.sum(right)) / len(images)
 
 
@@ -319,7 +318,7 @@ def _draw(run: _Run, path: Path) -> Path:
     images = data.images[data.split.unlabelled[run.unlabelled.batch(0)[:num]].to(run.world.device)]
     views = make_views(images, few, config, data.mean, data.std)
     keep = dataclasses.replace(config, keep=True)
-    _, heat = look(run.network, views.clean, keep)
+    _, heat = targets_and_saliency(run.network, views.clean, keep)
     assert heat is not None
     rows = [views.clean, finish_strong(views, None, few, config)]
     if config.crops == "shared":

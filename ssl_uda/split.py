@@ -12,14 +12,14 @@ from torch import Tensor
 from keepaug.runs.config import ConfigError
 from keepaug.runs.seeds import make_generator
 
-__all__ = ["SPLITS", "USES", "Split", "choose_labelled", "split_labels"]
+__all__ = ["SPLITS", "USES", "LabelSplit", "choose_labelled", "split_labels"]
 
 SPLITS = ("first", "balanced_first", "balanced")
 USES = ("all", "rest", "extra")
 
 
 @dataclass(frozen=True)
-class Split:
+class LabelSplit:
     """The labelled images and those used without label.
 
     Attributes:
@@ -101,7 +101,7 @@ def split_labels(
     seed: int,
     unlabelled: str = "all",
     num_extra: int = 0,
-) -> Split:
+) -> LabelSplit:
     """Choose the labelled images and check that every class is among them.
 
     Args:
@@ -132,4 +132,4 @@ def split_labels(
     if not len(others):
         why = "there is no unlabelled folder" if unlabelled == "extra" else "all are labelled"
         raise ConfigError(f"unlabelled={unlabelled} leaves no image: {why}; set unlabelled=all")
-    return Split(labelled, others, counts)
+    return LabelSplit(labelled, others, counts)

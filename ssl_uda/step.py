@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from keepaug.modes import evaluating
 from keepaug.regions import Regions
 from keepaug.runs.distributed import Distributed, gather_all
 from keepaug.runs.seeds import make_generator
@@ -17,7 +17,7 @@ from ssl_uda.algorithms import ALGORITHMS, LossParts, Outputs
 from ssl_uda.augment import Views, paste_rule
 from ssl_uda.config import UdaConfig
 
-__all__ = ["look", "sample_paste", "shares_forward", "step_loss"]
+__all__ = ["sample_paste", "shares_forward", "step_loss", "targets_and_saliency"]
 
 
 def shares_forward(config: UdaConfig) -> bool:
@@ -30,7 +30,7 @@ def shares_forward(config: UdaConfig) -> bool:
     return config.keep and config.target_mode == "eval" and config.saliency_scale == 1
 
 
-def look(
+def targets_and_saliency(
     network: nn.Module, clean: Tensor, config: UdaConfig, *, only: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     """What the network, in evaluation mode, makes of the clean view before the step's forward pass.
@@ -62,20 +62,9 @@ def look(
         else:
             heat = saliency_map(network, clean, only=only, scale=config.saliency_scale)
     if config.target_mode == "eval" and not logits:
-        with _evaluating(network), torch.no_grad():
+        with evaluating(network), torch.no_grad():
             watched(clean)
     return (logits[0] if logits else None), heat
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def sample_paste(

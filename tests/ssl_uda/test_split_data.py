@@ -13,7 +13,7 @@ from keepaug.data.batch_transforms import normalise, random_crop_flip
 from keepaug.data.synthetic import write_classification
 from keepaug.runs.config import ConfigError, load_config
 from ssl_uda import train
-from ssl_uda.augment import draw_step, finish_strong, make_views, part_of, paste_rule
+from ssl_uda.augment import draw_step, finish_strong, make_views, paste_rule, rank_slice
 from ssl_uda.config import UdaConfig, check, is_shortened
 from ssl_uda.data import Data, Stream, open_data
 from ssl_uda.split import choose_labelled, split_labels
@@ -184,7 +184,7 @@ def test_processes_divide_one_step_between_them() -> None:
     for key in range(4):
         assert torch.equal(torch.cat([half.cutout[key] for half in halves]), whole.cutout[key])
     assert not torch.equal(draw_step(config, 4, (24, 24)).seeds, whole.seeds)
-    assert part_of(8, 1, 2) == slice(4, 8)
+    assert rank_slice(8, 1, 2) == slice(4, 8)
 
 
 def test_folders_drawn_and_resized(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from ssl_uda.augment import Views
 from ssl_uda.data import open_data
 from ssl_uda.loop import network_spec
 from ssl_uda.policy import apply_policy, draw_policy
-from ssl_uda.step import look, shares_forward, step_loss
+from ssl_uda.step import shares_forward, step_loss, targets_and_saliency
 
 ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / "tools" / "train_uda.py")
@@ -146,7 +146,7 @@ def test_shared_pass_is_exact_where_it_is_used() -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
     shared = small("keep=true", "target_mode=eval", "saliency_scale=1")
     assert shares_forward(shared)
-    logits, heat = look(network, clean, shared)
+    logits, heat = targets_and_saliency(network, clean, shared)
     assert calls == [False]
     assert not logits.requires_grad
     alone = network.eval()(clean)
@@ -155,14 +155,14 @@ def test_shared_pass_is_exact_where_it_is_used() -> None:
     assert torch.equal(heat, saliency_map(network, clean))
     calls.clear()
     other = small("keep=true", "target_mode=eval", "saliency_scale=0.5")
-    logits, heat = look(network, clean, other)
+    logits, heat = targets_and_saliency(network, clean, other)
     assert calls == [False, False]
     torch.testing.assert_close(logits, alone)
     assert torch.equal(heat, saliency_map(network, clean, scale=0.5))
     calls.clear()
-    assert look(network, clean, small()) == (None, None)
+    assert targets_and_saliency(network, clean, small()) == (None, None)
     assert not calls
-    assert look(network, clean, small("target_mode=eval"))[1] is None
+    assert targets_and_saliency(network, clean, small("target_mode=eval"))[1] is None
     calls.clear()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert network.training

@@ -17,7 +17,7 @@ from ssl_uda.augment import draw_step, finish_strong, make_views, weak_view
 from ssl_uda.config import UdaConfig
 from ssl_uda.loop import network_spec
 from ssl_uda.policy import OPERATIONS, Draws, apply_policy
-from ssl_uda.step import look, sample_paste, step_loss
+from ssl_uda.step import sample_paste, step_loss, targets_and_saliency
 
 __all__ = ["uda_section"]
 
@@ -53,15 +53,15 @@ def uda_section(
 
     def prepare(settings: UdaConfig = config) -> None:
         """Everything that a step does before its forward pass."""
-        drawn = draw_step(config, 1, (32, 32))
+        drawn = draw_step(config, 6, (32, 32))
         weak_view(pool[: config.batch_size], drawn.labelled_seeds, config)
         made, pasted = make_views(pool, drawn, config, mean, std), None
         if settings.keep:
             pixels = made.clean.contiguous(memory_format=torch.channels_last)
             with autocast():
-                _, found = look(network, pixels, settings, only=drawn.policy.changes)
+                _, found = targets_and_saliency(network, pixels, settings, only=drawn.policy.changes)
             assert found is not None
-            pasted = sample_paste(found, pixels, settings, 1)
+            pasted = sample_paste(found, pixels, settings, 6)
         finish_strong(made, pasted, drawn, config)
 
     def train(settings: UdaConfig, target: Tensor | None) -> None:
@@ -84,14 +84,14 @@ def uda_section(
 
     def saliency(scale: float, only: Tensor | None = None) -> None:
         with autocast():
-            look(network, clean, UdaConfig(keep=True, saliency_scale=scale), only=only)
+            targets_and_saliency(network, clean, UdaConfig(keep=True, saliency_scale=scale), only=only)
 
     def eval_step(scale: float) -> None:
         """target_mode=eval with Keep: target and saliency before, labelled and strong images in training mode."""
         settings = UdaConfig(arch=chosen, keep=True, target_mode="eval", saliency_scale=scale)
         prepare()
         with autocast():
-            target, _ = look(network, clean, settings)
+            target, _ = targets_and_saliency(network, clean, settings)
         train(settings, target)
 
     def select() -> None:
