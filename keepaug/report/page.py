@@ -12,6 +12,7 @@ from typing import Any
 
 from keepaug.report.aggregate import Group, aggregate, formatted, origin_name
 from keepaug.report.cells import Wanted
+from keepaug.report.pairs import SETTLED, compare
 from keepaug.report.paper import FilledTable, fill_table, load_paper
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
@@ -33,6 +34,9 @@ _CAPTIONS = {
     "ranked": "Left: the query; then the nearest gallery images, right ones framed green, wrong ones red, with camera and distance.",
     "erasing": "The image, its saliency, random erasing, KeepRandomErasing (same sizes). Red frames: what matters is erased.",
 }
+
+
+_PAIRS = "Keep against plain, pairs of one seed"
 
 
 def write_report(
@@ -151,6 +155,51 @@ def _own_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list
     return ["run", "data", *[f"{metric} (%)" for metric in metrics], "time", "status"], rows
 
 
+def _is_keep_of(keep: Group, plain: Group) -> bool:
+    """Whether two groups differ in keeping alone, and in the settings that only one of them has."""
+    one, other = keep.first, plain.first
+    if (
+        keep.repeated
+        or plain.repeated
+        or origin_name(one["started_from"]) != origin_name(other["started_from"])
+    ):
+        return False
+    if any(
+        one[key] != other[key] for key in ("kind", "engine", "synthetic", "shortened", "dataset", "precision")
+    ):
+        return False
+    mine, theirs = one["recipe"], other["recipe"]
+    shared = (mine.keys() & theirs.keys()) - {"recipe"}  # a preset's name
+    apart = [(key, mine[key], theirs[key]) for key in sorted(shared) if mine[key] != theirs[key]]
+    return len(apart) == 1 and apart[0] in (
+        ("method", f"keep_{theirs.get('method')}", theirs.get("method")),
+        ("keep", True, False),
+        ("erasing", "keep", "random"),
+    )
+
+
+def _pairs_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list[str]]]:
+    """Each method with Keep against the same without, over the seeds that both have."""
+    metric, rows = _KINDS[kind][1], []
+    for keep in groups:
+        for plain in groups:
+            if not _is_keep_of(keep, plain):
+                continue
+            values = [
+                {one["seed"]: one["metrics"][metric] for one in group.results} for group in (keep, plain)
+            ]
+            pairs = compare(*values)
+            needed = pairs.still_needed()
+            rows.append(
+                [
+                    f"{_label(keep, groups)} - {_label(plain, groups)}",
+                    str(pairs),
+                    "-" if needed is None else str(needed),
+                ]
+            )
+    return ["difference", f"{metric} (points, 95 %)", f"pairs still needed for ± {SETTLED}"], rows
+
+
 def _rates(groups: Sequence[Group]) -> list[tuple[str, float, float, str]]:
     """(pair, plain, keep, text) of the destruction rates, in percent, mean over seeds."""
     found = []
@@ -203,6 +252,10 @@ def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str
             head, rows = _own_table(own, kind)
             parts += [f"## {_KINDS[kind][0]}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
             parts += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+            head, rows = _pairs_table(own, kind)
+            if rows:
+                parts += [f"### {_PAIRS}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+                parts += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     pictures = _pictures(groups)
     if pictures:
         parts += ["## Pictures", ""]
@@ -264,6 +317,15 @@ def _html(groups: Sequence[Group], tables: Sequence[FilledTable], title: str) ->
         if members := _of_kind(groups, kind):
             head, rows = _own_table(members, kind)
             own.append({"title": _KINDS[kind][0], "head": head, "rows": rows})
+            head, rows = _pairs_table(members, kind)
+            if rows:
+                own.append(
+                    {
+                        "title": f"{_KINDS[kind][0]}: {_PAIRS[0].lower()}{_PAIRS[1:]}",
+                        "head": head,
+                        "rows": rows,
+                    }
+                )
     page: str = template.render(
         title=title,
         summary=_summary(groups),

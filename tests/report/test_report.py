@@ -187,3 +187,37 @@ def test_runs_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> No
         "| cutout (resnet18), size=24",
         "| keep_cutout (resnet18, full saliency)",
     ]
+
+
+def test_keep_against_plain_over_the_seeds_of_both(tmp_path: Path) -> None:
+    plain = recipe_of(ClassifyConfig(method="cutout"))
+    keep = recipe_of(ClassifyConfig(method="keep_cutout"))
+    other = recipe_of(ClassifyConfig(method="cutout", size=24))
+    mixed = recipe_of(ClassifyConfig(method="cutmix"))
+    for number, (recipe, values) in enumerate(
+        [
+            (plain, [95.0, 95.2, 95.1]),
+            (keep, [95.5, 95.8, 95.3, 99.0]),
+            (other, [90.0, 90.0]),
+            (mixed, [91.0, 91.0]),
+        ]
+    ):
+        for seed, accuracy in enumerate(values):
+            write_result(
+                tmp_path / "runs" / f"{number}-{seed}",
+                kind="classify",
+                name="x",
+                seed=seed,
+                metrics={"accuracy": accuracy, "best": accuracy, "median_last_20": accuracy},
+                config=recipe,
+                recipe=recipe,
+                synthetic=False,
+                shortened=False,
+                wall_time_s=1.0,
+                dataset={"name": "cifar10", "sizes": {"val": 10}, "checksum": "a"},
+            )
+    markdown, page = write_report(tmp_path / "runs", tmp_path, recipes=recipes)
+    for text in (markdown.read_text(), page.read_text()):
+        assert text.count("+0.43 [-0.08, +0.95], 3 pairs") == 1
+        assert "pairs still needed" in text
+        assert text.count(" pairs |") + text.count(" pairs</td>") == 1
