@@ -46,20 +46,24 @@ RECIPES: dict[str, dict[str, Any]] = {
 class ReidConfig:
     """All settings; `key=value` on the command line changes one."""
 
-    name: str = option("", help="of the run; empty: data-arch-recipe")
+    name: str = option("", help="of the run; empty: data-arch-recipe", bookkeeping=True)
     seed: int = option(0, low=0)
     # data
     layout: str = option("market1501", choices=LAYOUTS)
     root: str = option(
-        "", help="folder of the data, or a CSV file with the columns path, identity, camera, split"
+        "",
+        help="folder of the data, or a CSV file with the columns path, identity, camera, split",
+        bookkeeping=True,
     )
     data_name: str = option("", help="under which results are recorded; empty: told from the sizes")
-    also_evaluate: list[str] = option([], help="other test sets, each LAYOUT:ROOT")
+    also_evaluate: list[str] = option([], help="other test sets, each LAYOUT:ROOT", bookkeeping=True)
     cameras: str = option(
         "use", choices=("use", "none"), help="none: same-camera images count, cameras may be missing"
     )
     allow_duplicates: bool = option(
-        False, help="do not refuse files with the same contents; a query's own file never counts as its match"
+        False,
+        help="do not refuse files with the same contents; a query's own file never counts as its match",
+        bookkeeping=True,
     )
     allow_unmatched: bool = option(
         False, help="queries without a match are left out, as the official code does silently"
@@ -73,14 +77,25 @@ class ReidConfig:
     padding: int = option(10, low=0, help="zero padding of the random crop")
     mean: list[float] = option(list(IMAGENET_MEAN), help="RGB in [0, 1]")
     std: list[float] = option(list(IMAGENET_STD))
-    loading: str = option("auto", choices=("auto", "memory", "files"), help="auto: memory below memory_gb")
-    memory_gb: float = option(4.0, low=0, help="limit for resized images held in memory")
-    threads: int = option(4, low=1, help="decoding threads")
+    loading: str = option(
+        "auto", choices=("auto", "memory", "files"), help="auto: memory below memory_gb", bookkeeping=True
+    )
+    memory_gb: float = option(4.0, low=0, help="limit for resized images held in memory", bookkeeping=True)
+    threads: int = option(4, low=1, help="decoding threads", bookkeeping=True)
     # network
     arch: str = option(
         "resnet50", help=f"{', '.join(ARCHITECTURES)}, or {TORCHREID}NAME, for example torchreid:osnet_x1_0"
     )
-    weights: str = option("", help="file with ImageNet weights; empty: random weights")
+    weights: str = option(
+        "",
+        help="file whose backbone is started from: ImageNet's, a run's, torchreid's; empty: random weights",
+        bookkeeping=True,
+    )
+    pretrained: bool = option(
+        False,
+        help="the recipe starts from trained weights: a run without is marked as shortened",
+        bookkeeping=True,
+    )
     first_relu: bool = option(
         True, help="the released Bag of Tricks lacks the ReLU after the first BatchNorm"
     )
@@ -93,22 +108,34 @@ class ReidConfig:
     label_smoothing: float | None = option(None, low=0, high=0.999)
     centre_weight: float | None = option(None, low=0, help="of the center loss; 0: none")
     # erasing
-    p: float = option(0.5, low=0, high=1, help="probability per image")
-    area: list[float] = option([0.02, 0.4], low=0, high=1, help="share of the image")
-    aspect: list[float] = option([0.3, 3.3333333], low=0, help="height / width")
-    fill: str = option("bot", choices=("bot", "mean", "zero", "random"), help="what erased regions hold")
-    tau: float = option(0.6, low=0, high=1, help="quantile of the region scores, for erasing=keep")
-    saliency_scale: float = option(0.5, low=0.05, high=1, help="resolution of the saliency map")
+    p: float = option(
+        0.5, low=0, high=1, help="probability per image", used_by=("erasing=random", "erasing=keep")
+    )
+    area: list[float] = option(
+        [0.02, 0.4], low=0, high=1, help="share of the image", used_by=("erasing=random", "erasing=keep")
+    )
+    aspect: list[float] = option(
+        [0.3, 3.3333333], low=0, help="height / width", used_by=("erasing=random", "erasing=keep")
+    )
+    fill: str | None = option(
+        None,
+        choices=(None, "random", "bot", "mean", "zero"),
+        help="what erased regions hold; null: bot with Bag of Tricks, else random (section 4.4)",
+        used_by=("erasing=random", "erasing=keep"),
+    )
+    tau: float = option(
+        0.6, low=0, high=1, help="quantile of the region scores, for erasing=keep", used_by=("erasing=keep",)
+    )
+    saliency_scale: float = option(
+        0.5, low=0.05, high=1, help="resolution of the saliency map", used_by=("erasing=keep",)
+    )
     # losses and optimisation
     margin: float = option(0.3, low=0, help="of the batch-hard triplet loss")
     triplet_weight: float = option(1.0, low=0)
-    centre_lr: float = option(0.5, low=0, help="of the centres' own SGD")
+    centre_lr: float = option(0.5, low=0, help="of the centres' own SGD", used_by=("centre_weight",))
     identities: int = option(16, low=2, help="P: identities per batch, of all processes together")
     images: int = option(4, low=2, help="K: images per identity")
     epochs: int = option(120, low=1)
-    recipe_epochs: int = option(
-        0, low=0, help="of the full recipe: fewer, or no ImageNet weights, marks a run as shortened"
-    )
     max_steps: int = option(0, low=0, help="stop after that many steps; 0: no")
     lr: float = option(3.5e-4, low=0, help="of Adam")
     weight_decay: float = option(5e-4, low=0)
@@ -121,26 +148,34 @@ class ReidConfig:
     feature: str = option("after", choices=("after", "before"), help="the neck")
     metric: str = option("cosine", choices=("cosine", "euclidean"))
     flip_test: bool = option(False, help="mean of the features of an image and its mirror image")
-    rerank: bool = option(False, help="k-reciprocal re-ranking, at the end")
-    k1: int = option(20, low=1)
-    k2: int = option(6, low=1)
-    rerank_lambda: float = option(0.3, low=0, high=1)
-    eval_batch_size: int = option(128, low=1)
+    rerank: bool = option(False, help="k-reciprocal re-ranking, at the end", bookkeeping=True)
+    k1: int = option(20, low=1, bookkeeping=True, used_by=("rerank=true",))
+    k2: int = option(6, low=1, bookkeeping=True, used_by=("rerank=true",))
+    rerank_lambda: float = option(0.3, low=0, high=1, bookkeeping=True, used_by=("rerank=true",))
+    eval_batch_size: int = option(128, low=1, bookkeeping=True)
     eval_every: int = option(10, low=1, help="epochs")
     eval_untrained: bool = option(False, help="also score the features before training")
     # machine
-    device: str = "auto"
-    precision: str = option("float32", choices=("float32", "bf16"))
-    channels_last: bool = False
+    device: str = option("auto", bookkeeping=True)
+    precision: str = option("float32", choices=("float32", "bf16"), precision=True)
+    channels_last: bool = option(False, precision=True)
     sync_batchnorm: bool = option(True, help="several processes normalize over the whole batch, as one does")
     # bookkeeping
-    log_every: int = option(20, low=1, help="steps")
-    checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only")
-    tensorboard: bool = True
-    ranked: int = option(8, low=0, help="queries in the ranked-list picture; 0: none")
-    pictures: bool = option(True, help="draw saliency and erased regions of a few images")
-    features: bool = option(False, help="write the test features to features.npz")
-    onnx: bool = option(False, help="write the network to network.onnx")
+    log_every: int = option(20, low=1, help="steps", bookkeeping=True)
+    checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only", bookkeeping=True)
+    tensorboard: bool = option(True, bookkeeping=True)
+    ranked: int = option(8, low=0, help="queries in the ranked-list picture; 0: none", bookkeeping=True)
+    pictures: bool = option(True, help="draw saliency and erased regions of a few images", bookkeeping=True)
+    features: bool = option(False, help="write the test features to features.npz", bookkeeping=True)
+    onnx: bool = option(False, help="write the network to network.onnx", bookkeeping=True)
+
+    def users(self) -> set[str]:
+        """What these settings choose, as `used_by` of the fields names it."""
+        tricks = RECIPES.get(self.recipe, _BAG_OF_TRICKS)
+        chosen = {key: tricks[key] if getattr(self, key) is None else getattr(self, key) for key in tricks}
+        users = {f"erasing={chosen['erasing']}"}
+        users |= {"centre_weight"} if chosen["centre_weight"] else set()
+        return users | ({"rerank=true"} if self.rerank else set())
 
 
 def resolve(config: ReidConfig) -> ReidConfig:
@@ -158,6 +193,8 @@ def resolve(config: ReidConfig) -> ReidConfig:
             raise ConfigError(
                 f"recipe={config.recipe} means {key}={value}, got {key}={given}: set recipe=custom for other mixtures"
             )
+    if config.fill is None:
+        config.fill = "bot" if config.recipe.startswith("bag_of_tricks") else "random"
     return config
 
 
@@ -201,7 +238,4 @@ def check(config: ReidConfig) -> None:
 def is_shortened(config: ReidConfig) -> bool:
     """Whether the run is less than its recipe, and must not stand beside a number of the paper."""
     less = bool(config.limit_identities or config.limit_queries or config.max_steps)
-    # Every number of the paper starts from ImageNet weights.
-    return less or (
-        bool(config.recipe_epochs) and (config.epochs < config.recipe_epochs or not config.weights)
-    )
+    return less or (config.pretrained and not config.weights)

@@ -225,8 +225,11 @@ class IdentityLoader(Loader):
                     ahead.append(reader.submit(self._read, *plan[place + _AHEAD]))
                 self.position = place + 1
                 yield batch
-        self.epoch += 1
-        self.position = 0
+        if total == len(
+            self.sampler
+        ):  # else `max_steps` ends the run here, and a longer one goes on from here
+            self.epoch += 1
+            self.position = 0
 
     def _read(self, indices: Tensor, seeds: Tensor) -> Batch:
         batch = self.images.load(indices, seeds)

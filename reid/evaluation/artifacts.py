@@ -133,7 +133,7 @@ def _erasing(
         std=config.std,
         area=(config.area[0], config.area[1]),
         aspect=(config.aspect[0], config.aspect[1]),
-        fill=config.fill,
+        fill=config.fill or "random",
         tau=config.tau,
         seed=config.seed,
     )

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from keepaug.data.batch_transforms import normalise
-from keepaug.runs.distributed import Distributed, gather_rows
+from keepaug.data.folder import EXTENSIONS
+from keepaug.runs.distributed import Distributed, gather_rows, setup
 from keepaug.runs.files import write_atomic
 from keepaug.runs.progress import progress
 from reid.data.images import ResizedImages
 from reid.models.network import ReidNetwork
+from reid.models.weights import load_network
 
-__all__ = ["FeatureSet", "extract_features", "load_features", "save_features"]
+__all__ = ["FeatureSet", "describe_images", "extract_features", "load_features", "save_features"]
 
 
 @torch.no_grad()
@@ -161,3 +163,84 @@ def load_features(path: str | Path) -> dict[str, FeatureSet]:
             )
             for name in names
         }
+
+
+def describe_images(
+    weights: str | Path,
+    images: str | Path | Sequence[str | Path],
+    *,
+    device: str = "auto",
+    batch_size: int = 128,
+    feature: str = "after",
+    flip_test: bool = False,
+    threads: int = 4,
+) -> FeatureSet:
+    """Features of new images, of which nothing is known.
+
+    Args:
+        weights: weights.pt, best.pt or checkpoint.pt of a re-identification run, which say size and normalization too.
+        images: a folder, whose images are taken with those of the folders below, sorted; or image files, in their order.
+        device: as of a run.
+        batch_size: images at a time.
+        feature: "after" or "before" the neck.
+        flip_test: mean of the features of an image and its mirror image.
+        threads: that decode.
+
+    Returns:
+        The features, on the CPU; identities and cameras are -1, paths relative to the folder.
+
+    Raises:
+        FileNotFoundError: no such weights, folder or file.
+        ValueError: other weights, no images, images that cannot be read, an unknown `feature`.
+    """
+    if feature not in ("after", "before"):
+        raise ValueError(f"feature must be 'after' or 'before' (the neck), got {feature!r}")
+    network, content = load_network(weights)
+    files, names = _listed(images)
+    world = setup(device)
+    read = ResizedImages(
+        files,
+        torch.zeros(len(files), dtype=torch.int64),
+        (content["height"], content["width"]),
+        in_memory=False,
+        threads=threads,
+    )
+    features = extract_features(
+        network.to(world.device),
+        read,
+        mean=content["mean"],
+        std=content["std"],
+        world=world,
+        batch_size=batch_size,
+        after_neck=feature == "after" and content["neck"] != "none",
+        flip_test=flip_test,
+    )
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(f"{weights} gives features that are not finite: did training diverge?")
+    nobody = torch.full((len(files),), -1)
+    return FeatureSet(features, nobody, nobody, names)
+
+
+def _listed(images: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """Files, and what they are called."""
+    if not isinstance(images, str | Path):
+        files = [Path(path).expanduser() for path in images]
+        if missing := [str(path) for path in files if not path.is_file()]:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(files)} files do not exist: {', '.join(missing[:3])}"
+            )
+        names = [str(path) for path in images]
+    else:
+        root = Path(images).expanduser()
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder {root}: give a folder of images, or a list of files")
+        files = sorted(
+            path
+            for path in root.rglob("*")
+            if path.suffix.lower() in EXTENSIONS
+            and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+        )
+        names = [path.relative_to(root).as_posix() for path in files]
+    if not files:
+        raise ValueError(f"no images in {images} ({', '.join(EXTENSIONS)})")
+    return files, names

@@ -11,7 +11,7 @@ from reid.config import ReidConfig, check, resolve
 from reid.data.manager import open_test_sets
 from reid.evaluation.artifacts import write_artifacts
 from reid.evaluation.scores import rerank_scores, score
-from reid.models.weights import build, load_trained
+from reid.models.weights import load_network
 
 __all__ = ["EVALUATION", "evaluate_weights"]
 
@@ -37,7 +37,7 @@ def evaluate_weights(
         FileNotFoundError: no weights, no data.
         ValueError: unusable settings, weights or data.
     """
-    content = load_trained(weights)
+    network, content = load_network(weights)
     for key in ("arch", "last_stride", "neck", "first_relu", "height", "width", "mean", "std"):
         setattr(config, key, content[key])
     config.weights, config.recipe = "", "custom"
@@ -45,8 +45,6 @@ def evaluate_weights(
     world = setup(config.device)
     try:
         sets = open_test_sets(config)
-        network = build(config, len(content["identities"]))
-        network.load_state_dict(content["state_dict"])
         network.to(world.device)
         scored = {one.name: score(network, one, config, world) for one in sets}
         if not world.is_main:

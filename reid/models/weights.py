@@ -8,25 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from keepaug.runs.checkpoint import read_weights_only
+from keepaug.models.weights import identity_of
+from keepaug.runs.checkpoint import first_non_finite, read_weights_only
+from keepaug.runs.command import is_main
 from keepaug.runs.config import ConfigError
 from keepaug.runs.files import write_atomic
+from keepaug.runs.guard import NonFiniteLossError
 from reid.config import ReidConfig
 from reid.models.network import ReidNetwork, build_reid_network
 
-__all__ = ["WEIGHTS", "build", "describe_network", "load_backbone", "load_trained", "save_trained"]
+__all__ = [
+    "WEIGHTS",
+    "build",
+    "describe_network",
+    "load_backbone",
+    "load_network",
+    "load_trained",
+    "save_trained",
+    "start",
+]
 
 WEIGHTS = "weights.pt"
 """Name of the file with the last weights in a run folder."""
 KIND = "reid"
-_WRAPPERS = ("state_dict", "model", "network")
-_HEADS = ("fc.", "classifier.")
+_WRAPPERS = ("state_dict_ema", "state_dict", "model", "network")  # averaged weights are what a run evaluates
 
 
 def build(config: ReidConfig, num_identities: int) -> ReidNetwork:
-    """The network of the settings, with ImageNet weights if there are any."""
+    """The network of the settings with random weights."""
     scale = config.saliency_scale if config.erasing == "keep" else 1.0  # the smallest images that it will see
     network = build_reid_network(
         config.arch,
@@ -36,9 +47,21 @@ def build(config: ReidConfig, num_identities: int) -> ReidNetwork:
         first_relu=config.first_relu,
         size=(round(config.height * scale), round(config.width * scale)),
     )
-    if config.weights:
-        load_backbone(network, config.weights, mean=config.mean, std=config.std)
     return network
+
+
+def start(network: ReidNetwork, config: ReidConfig) -> dict[str, Any] | None:
+    """Fill the network from the settings' `weights`; what file that was, or None for random weights."""
+    if not config.weights:
+        return None
+    return load_backbone(
+        network,
+        config.weights,
+        mean=config.mean,
+        std=config.std,
+        last_stride=config.last_stride,
+        first_relu=config.first_relu,
+    )
 
 
 def load_backbone(
@@ -47,21 +70,29 @@ def load_backbone(
     *,
     mean: list[float] | None = None,
     std: list[float] | None = None,
-) -> None:
-    """Put a classifier's weights into the backbone; its own classification layer is dropped.
+    last_stride: int | None = None,
+    first_relu: bool | None = None,
+) -> dict[str, Any]:
+    """Put trained weights into the backbone; what is no part of it, classification layers above all, is left out.
 
-    Takes torchvision's and torchreid's state dicts, the `weights.pt` of tools/train_classifier.py, and what
-    `tools/convert_backbone.py --reverse` writes; `module.` prefixes are removed.
+    Takes torchvision's and torchreid's state dicts (its `model.pth.tar-N` too), the `weights.pt` of a classifier's run, what
+    `tools/convert_backbone.py --reverse` writes, and the weights of a re-identification run, whatever its identities were:
+    its BNNeck comes along. Whatever prefix the keys have (`module.`, `base.`, `backbone.`) is found.
 
     Args:
         network: the network whose backbone is filled.
         path: the file; only tensors, numbers and strings are read.
         mean: of the normalization in use; a file that names another is refused.
         std: likewise.
+        last_stride: in use; a re-identification run's file that names another is refused.
+        first_relu: likewise.
+
+    Returns:
+        Name, checksum and provenance of the file, see `keepaug.models.weights.identity_of`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: keys or shapes that do not fit, values that are not finite, another normalization.
+        ValueError: keys or shapes that do not fit, values that are not finite, another normalization, several networks.
     """
     content = _read(path)
     for key, given in (("mean", mean), ("std", std)):
@@ -70,25 +101,82 @@ def load_backbone(
             raise ConfigError(
                 f"{path} was trained with {key} {_short(wanted)}, the config says {_short(given)}: set {key}"
             )
+    for key, value in (("last_stride", last_stride), ("first_relu", first_relu)):
+        if content.get("kind") == KIND and value is not None and content.get(key) not in (value, None):
+            raise ConfigError(
+                f"{path} was trained with {key}={content[key]}, the config says {key}={value}: the features would be "
+                f"others; set {key}={str(content[key]).lower()} (and recipe=custom, if the recipe means another)"
+            )
     if content.get("color_order", "RGB") != "RGB":
         raise ConfigError(f"{path} wants {content['color_order']} images; ReID reads RGB")
-    own = network.backbone.state_dict()
-    prefix = "network." if all(key.startswith("network.") for key in own) else ""
-    found = {f"{prefix}{key}": value for key, value in _tensors(content, path).items()}
-    heads = tuple(f"{prefix}{head}" for head in _HEADS)  # OSNet has an fc of its own, before its classifier
-    found = {key: value for key, value in found.items() if key in own or not key.startswith(heads)}
-    _load(network.backbone, found, path)
+    found = _tensors(content, path)
+    _load(network.backbone, _backbone_of(network.backbone, found, path), path, content.get("arch"))
+    neck = {key.removeprefix("neck."): value for key, value in found.items() if key.startswith("neck.")}
+    own = network.neck.state_dict()
+    if content.get("kind") == KIND and {k: v.shape for k, v in neck.items()} == {
+        k: v.shape for k, v in own.items()
+    }:
+        network.neck.load_state_dict(neck)
+    provenance = content.get("provenance")
+    return identity_of(path, provenance if isinstance(provenance, Mapping) else {})
 
 
-def save_trained(network: ReidNetwork, path: str | Path, config: ReidConfig, identities: list[int]) -> Path:
-    """Write the network with what is needed to build it again."""
+def _backbone_of(backbone: nn.Module, found: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The tensors below the one prefix that completes the backbone, under the backbone's names."""
+    own = backbone.state_dict()
+    inner = "network." if all(key.startswith("network.") for key in own) else ""
+    names = [key.removeprefix(inner) for key in own if not key.endswith("num_batches_tracked")]
+    parts = {name.partition(".")[0] for name in names}
+    prefixes = sorted({key[: -len(names[0])] for key in found if f".{key}".endswith(f".{names[0]}")}, key=len)
+    complete = [prefix for prefix in prefixes if all(prefix + name in found for name in names)]
+    different = [
+        prefix
+        for prefix in complete[1:]
+        if any(not torch.equal(found[prefix + name], found[complete[0] + name]) for name in names)
+    ]
+    if different:
+        raise ConfigError(
+            f"{path} holds several networks that differ, below {', '.join(repr(one) for one in (complete[0], *different))}: "
+            "save the one that is meant in a file of its own"
+        )
+    prefix = (complete or prefixes or [""])[0]
+    below = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    # Of the backbone's own layers nothing may be left over, as of a ResNet-50 for a ResNet-18.
+    taken = {
+        f"{inner}{key}": value
+        for key, value in below.items()
+        if f"{inner}{key}" in own
+        or (key.partition(".")[0] in parts and not key.startswith(("fc.", "classifier.")))
+    }
+    rest = sorted({key.partition(".")[0] for key in found} - {"fc", "classifier", "neck", "module"})
+    others = [key for key in rest if not any(name.startswith(f"{key}.") for name in (*names, prefix))]
+    if others and is_main():
+        print(f"note: {path}: left out {', '.join(others)}, no part of the backbone", flush=True)
+    return taken
+
+
+def save_trained(network: ReidNetwork, path: str | Path, about: Mapping[str, Any]) -> Path:
+    """Write the network with what is needed to build it again.
+
+    Args:
+        network: of the run.
+        path: of the file.
+        about: from `describe_network`.
+
+    Raises:
+        NonFiniteLossError: a weight is not finite; nothing is written.
+    """
     tensors = {key: value.detach().cpu() for key, value in network.state_dict().items()}
-    content = {**describe_network(config, identities), "state_dict": tensors}
+    if bad := first_non_finite(tensors):
+        raise NonFiniteLossError(f"{bad} is not finite: the weights are not written to {path}")
+    content = {**about, "state_dict": tensors}
     return write_atomic(path, lambda file: torch.save(content, file))
 
 
-def describe_network(config: ReidConfig, identities: list[int]) -> dict[str, Any]:
-    """What is needed to build the network again, for weights and checkpoints."""
+def describe_network(
+    config: ReidConfig, identities: list[int | str], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is needed to build the network again and to name it, for weights and checkpoints."""
     return {
         "kind": KIND,
         "arch": config.arch,
@@ -102,6 +190,7 @@ def describe_network(config: ReidConfig, identities: list[int]) -> dict[str, Any
         "std": list(config.std),
         "color_order": "RGB",
         "recipe": config.recipe,
+        "provenance": dict(provenance),
     }
 
 
@@ -121,6 +210,31 @@ def load_trained(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def load_network(path: str | Path) -> tuple[ReidNetwork, dict[str, Any]]:
+    """A trained network in evaluation mode on the CPU, and what its file says of it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind, or weights that do not fit what it says.
+    """
+    content = load_trained(path)
+    network = build_reid_network(
+        content["arch"],
+        len(content["identities"]),
+        last_stride=content["last_stride"],
+        neck=content["neck"],
+        first_relu=content["first_relu"],
+        size=(content["height"], content["width"]),
+    )
+    try:
+        network.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: the weights do not fit {content['arch']}: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return network.eval(), content
+
+
 def _read(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
@@ -132,10 +246,6 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _tensors(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    if content.get("kind") == KIND:
-        raise ValueError(
-            f"{path} is a trained ReID network; weights=FILE takes ImageNet weights, --eval-only takes this file"
-        )
     inner: Any = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     found = {
         str(key).removeprefix("module."): value for key, value in inner.items() if isinstance(value, Tensor)
@@ -145,7 +255,7 @@ def _tensors(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
     return found
 
 
-def _load(module: torch.nn.Module, found: dict[str, Tensor], path: str | Path) -> None:
+def _load(module: nn.Module, found: dict[str, Tensor], path: str | Path, arch: Any) -> None:
     own = module.state_dict()
     missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
     unknown = [key for key in found if key not in own]
@@ -161,7 +271,8 @@ def _load(module: torch.nn.Module, found: dict[str, Tensor], path: str | Path) -
     ]
     if problems:
         raise ValueError(
-            f"{path} does not fit this backbone: {'; '.join(problems)}. Is arch the file's architecture?"
+            f"{path} does not fit this backbone: {'; '.join(problems)}. Is arch the file's architecture"
+            + (f", {arch}?" if arch else "?")
         )
     broken = [
         key

@@ -8,9 +8,6 @@ small galleries and returns the last target's rank-1 alone, and saves checkpoint
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.data.batch_transforms import normalise
 from keepaug.data.images import Batch
-from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
-from keepaug.runs.checkpoint import save_checkpoint
+from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, gather_all, synchronize_batchnorm
-from keepaug.runs.folder import RunFolder
 from keepaug.runs.guard import check_finite, only_finite
+from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, make_generator
 from keepaug.transfer import start_reading, to_device
-from reid.config import ReidConfig
+from reid.config import ReidConfig, is_shortened
 from reid.data.manager import DataManager
 from reid.evaluation.scores import Scored, score
 from reid.models.network import ReidNetwork
@@ -50,8 +46,6 @@ class KeepEngine(_Engine):
         network: the network, on the CPU.
         config: resolved settings.
         world: this process among others.
-        output: run folder.
-        folder: the open run folder of the main process, None for the others.
     """
 
     def __init__(
@@ -60,12 +54,10 @@ class KeepEngine(_Engine):
         network: ReidNetwork,
         config: ReidConfig,
         world: Distributed,
-        *,
-        output: str | Path,
-        folder: RunFolder | None = None,
     ) -> None:
         super().__init__(manager, use_gpu=False)  # placement is ours: torchreid knows DataParallel alone
-        self.config, self.world, self.output, self.folder = config, world, Path(output), folder
+        self.config, self.world = config, world
+        self.recorder: Recorder | None = None
         if world.active and config.sync_batchnorm:
             synchronize_batchnorm(network)
         network.to(world.device)
@@ -96,7 +88,6 @@ class KeepEngine(_Engine):
         self.best = -1.0
         self.results: dict[str, Scored] = {}
         self.tested_at: int | None = None  # the step that the results are of
-        self.clock: Callable[[], float] = time.monotonic
 
     @property
     def total_steps(self) -> int:
@@ -111,15 +102,25 @@ class KeepEngine(_Engine):
         """
         if args or kwargs:
             raise TypeError("run() takes no arguments here; the settings are in the config")
-        if self.config.eval_untrained and self.step == 0 and not self.history:
-            self._evaluate_and_record()
         self.max_epoch = self.config.epochs
-        while self.step < self.total_steps:
+        while True:
+            if self._evaluation_is_due():
+                self._evaluate_and_record()
+                self.save()
+            if self.step >= self.total_steps:
+                return
             self.epoch = self.train_loader.epoch
             self.train(print_freq=sys.maxsize)
-            if self.step >= self.total_steps or self.train_loader.epoch % self.config.eval_every == 0:
-                self._evaluate_and_record()
-            self.save()
+            self.save()  # before the evaluation, which may find that an image is gone
+
+    def _evaluation_is_due(self) -> bool:
+        if self.history and self.history[-1]["step"] == self.step:
+            return False
+        if self.step == 0:
+            return self.config.eval_untrained
+        loader = self.train_loader
+        whole_epoch = loader.position == 0 and loader.epoch % self.config.eval_every == 0
+        return whole_epoch or self.step >= self.total_steps
 
     def two_stepped_transfer_learning(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: torchreid's would open all parameters for training, the neck's frozen bias among them."""
@@ -134,7 +135,7 @@ class KeepEngine(_Engine):
             NonFiniteLossError: the loss is no longer a number.
         """
         config, device, world = self.config, self.world.device, self.world
-        last_good = self.output / CHECKPOINT if (self.output / CHECKPOINT).is_file() else None
+        last_good = None if self.recorder is None else self.recorder.last_checkpoint
         # Every step has its own streams, so that a resumed run goes on as the first one would have.
         torch.manual_seed(derive_seed(config.seed, "network", self.step, world.rank))
         labels = to_device(data.labels, device)
@@ -212,9 +213,9 @@ class KeepEngine(_Engine):
 
     def _record(self, summary: dict[str, float]) -> None:
         config = self.config
-        if self.folder is not None and (self.step % config.log_every == 0 or self.step == self.total_steps):
+        if self.recorder is not None and (self.step % config.log_every == 0 or self.step == self.total_steps):
             values = {f"train/{key}": value for key, value in summary.items()}
-            self.folder.log(self.step, {**values, "train/lr": self.get_current_lr()})
+            self.recorder.log(self.step, {**values, "train/lr": self.get_current_lr()})
         if (
             config.checkpoint_every
             and self.step % config.checkpoint_every == 0
@@ -234,60 +235,65 @@ class KeepEngine(_Engine):
 
     def _evaluate_and_record(self) -> None:
         results = self.test()
-        if self.folder is None:
+        if self.recorder is None or not self.world.is_main:
             return
         first = results[self.datamanager.targets[0]].metrics
         self.history.append({"step": float(self.step), **first})
         values = {
             f"{name}/{key}": value for name, one in results.items() for key, value in one.metrics.items()
         }
-        self.folder.log(self.step, values)
+        self.recorder.log(self.step, values)
         shown = ", ".join(f"{key} {first[key]:.1f}" for key in ("rank1", "mAP"))
         print(f"step {self.step}: {shown} %", flush=True)
         if self.step and first["mAP"] > self.best:
             self.best = first["mAP"]
-            save_trained(self.network, self.output / BEST, self.config, self.datamanager.labels)
+            self.save_weights(BEST)
+
+    def claim(self, recorder: Recorder, *, resume: bool, started_from: dict[str, Any] | None) -> None:
+        """Record with `recorder` from now on, and go on from its folder's checkpoint if there is one.
+
+        Args:
+            recorder: of the run's folder.
+            resume: whether there may be a checkpoint.
+            started_from: the file of the first weights.
+
+        Raises:
+            ConfigError: what `Recorder.claim` refuses, or a run that has done more steps than are asked for.
+        """
+        config, manager = self.config, self.datamanager
+        state = recorder.claim(
+            resume,
+            name=config.name or f"{manager.identity['name']}-{config.arch.replace(':', '-')}-{config.recipe}",
+            dataset=manager.identity,
+            synthetic=manager.synthetic,
+            shortened=is_shortened(config),
+            started_from=started_from,
+            state_dict=self.network,
+            optimizer=self.optimizer,
+            centre=self.center,
+            centre_optimizer=self.center_optimizer,
+            loader=self.train_loader,
+            history=self.history,
+        )
+        self.recorder, self.step, self.best = recorder, state["step"], state.get("best", -1.0)
+        if self.step > self.total_steps:
+            raise ConfigError(
+                f"{recorder.path} holds a run of {self.step} steps, more than the {self.total_steps} asked for: raise "
+                "epochs or max_steps, or choose another folder"
+            )
 
     def save(self) -> None:
         """Write the checkpoint: everything that the rest of the run depends on, as tensors and plain numbers."""
-        if not self.world.is_main:
-            return
-        state = {
-            **describe_network(self.config, self.datamanager.labels),
-            "state_dict": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "centre": self.center.state_dict() if self.center is not None else None,
-            "centre_optimizer": self.center_optimizer.state_dict()
-            if self.center_optimizer is not None
-            else None,
-            "loader": self.train_loader.state_dict(),
-            "step": self.step,
-            "history": self.history,
-            "best": self.best,
-            "seconds": self.clock(),
-        }
-        save_checkpoint(self.output, state)
+        if self.recorder is not None:
+            about = describe_network(self.config, self.datamanager.labels, self.recorder.provenance)
+            self.recorder.save(self.step, **about, best=self.best)
+
+    def save_weights(self, name: str) -> None:
+        """Write the network into the run's folder."""
+        if self.recorder is not None and self.world.is_main:
+            about = describe_network(self.config, self.datamanager.labels, self.recorder.provenance)
+            save_trained(self.network, self.recorder.path / name, about)
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
         """`save`, under torchreid's name; its own checkpoint holds a numpy number, which weights_only loading refuses."""
         self.save()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: other identities or other data.
-        """
-        if state["identities"] != self.datamanager.labels:
-            raise ValueError(
-                f"the run was interrupted with {len(state['identities'])} training identities; now there are "
-                f"{len(self.datamanager.labels)} or others: it cannot be resumed on other data"
-            )
-        self.network.load_state_dict(state["state_dict"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.center is not None and self.center_optimizer is not None:
-            # The only entry: files of earlier versions have another name for it.
-            self.center.load_state_dict({"centers": next(iter(state["centre"].values()))})
-            self.center_optimizer.load_state_dict(state["centre_optimizer"])
-        self.train_loader.load_state_dict(state["loader"])
-        self.step, self.history, self.best = state["step"], state["history"], state["best"]

@@ -21,10 +21,11 @@ def build_eraser(config: ReidConfig) -> RandomErasing | None:
     """What `erasing` names; None for none."""
     if config.erasing == "none":
         return None
+    fill = config.fill or "random"
     area, aspect = (config.area[0], config.area[1]), (config.aspect[0], config.aspect[1])
     if config.erasing == "keep":
-        return KeepRandomErasing(config.p, area, aspect, config.fill, tau=config.tau)
-    return RandomErasing(config.p, area, aspect, config.fill)
+        return KeepRandomErasing(config.p, area, aspect, fill, tau=config.tau)
+    return RandomErasing(config.p, area, aspect, fill)
 
 
 def draw_erasing(

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from keepaug.runs.checkpoint import load_checkpoint
-from keepaug.runs.config import recipe_of, to_dict
+from keepaug.runs.config import changed_settings
 from keepaug.runs.distributed import setup
-from keepaug.runs.folder import RunFolder
-from keepaug.runs.result import write_result
+from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import seed_everything
-from reid.config import ReidConfig, check, is_shortened, resolve
+from reid.config import ReidConfig, check, resolve
 from reid.data.manager import DataManager, open_manager
 from reid.evaluation.artifacts import erased_importance, write_artifacts
 from reid.evaluation.scores import rerank_scores
-from reid.models.weights import WEIGHTS, build, save_trained
+from reid.models.weights import WEIGHTS, build, start
 from reid.training.engine import BEST, KeepEngine
 
 __all__ = ["train"]
-
-MAY_CHANGE = (
-    "device", "root", "threads", "loading", "memory_gb", "log_every", "checkpoint_every", "tensorboard", "ranked", "pictures",
-    "features", "onnx", "rerank", "k1", "k2", "rerank_lambda", "eval_batch_size",
-)  # fmt: skip
 
 
 def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
@@ -36,7 +31,8 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
     Args:
         config: settings; tricks that are None are filled in from the recipe.
         output: run folder: checkpoint.pt, weights.pt (last), best.pt (highest mAP), metrics.jsonl, result.json, pictures.
-        resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet).
+        resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet), for more epochs than before
+            if `epochs` says so.
 
     Returns:
         The metrics of result.json, in percent; nothing on processes other than the main one.
@@ -45,33 +41,43 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
         ValueError: settings or data that cannot be used (ConfigError among them), before training.
         NonFiniteLossError: the loss is no longer a number.
     """
-    started = time.monotonic()
     check(resolve(config))
-    output = Path(output)
     world = setup(config.device)
-    folder = None
     try:
-        manager = open_manager(config, world)
-        seed_everything(config.seed)
-        network = build(config, manager.num_train_pids)
-        if world.is_main:
-            folder = RunFolder(
-                output, to_dict(config), resume=resume, may_change=MAY_CHANGE, tensorboard=config.tensorboard
-            )
-        world.barrier()
-        engine = KeepEngine(manager, network, config, world, output=output, folder=folder)
-        earlier = _restore(engine, output, folder) if resume else 0.0
-        engine.clock = lambda: earlier + time.monotonic() - started
-        if world.is_main:
-            _announce(manager)
-        engine.run()
-        if engine.tested_at != engine.step:  # resumed after its last step
-            engine.test()
-        return _finish(engine, output, engine.clock())
+        with Recorder(
+            output,
+            config,
+            kind="reid",
+            main=world.is_main,
+            tensorboard=config.tensorboard,
+            changed=partial(_changed, config),
+        ) as recorder:
+            manager = open_manager(config, world)
+            seed_everything(config.seed)
+            network = build(config, manager.num_train_pids)
+            started_from = start(network, config)
+            engine = KeepEngine(manager, network, config, world)
+            engine.claim(recorder, resume=resume, started_from=started_from)
+            world.barrier()
+            if world.is_main:
+                _announce(manager)
+            engine.run()
+            if engine.tested_at != engine.step:  # resumed after its last step
+                engine.test()
+            return _finish(engine, recorder)
     finally:
-        if folder is not None:
-            folder.close()
         world.close()
+
+
+def _changed(config: ReidConfig, before: Mapping[str, Any]) -> list[str]:
+    """What a continuation would change; a run may become longer."""
+    longer = replace(config)
+    if config.epochs > before.get("epochs", config.epochs):
+        longer.epochs = before["epochs"]
+    stop = before.get("max_steps", 0)
+    if stop and (not config.max_steps or config.max_steps > stop):
+        longer.max_steps = stop
+    return changed_settings(before, longer)
 
 
 def _announce(manager: DataManager) -> None:
@@ -94,18 +100,7 @@ def _announce(manager: DataManager) -> None:
     )
 
 
-def _restore(engine: KeepEngine, output: Path, folder: RunFolder | None) -> float:
-    state = load_checkpoint(output)
-    if state is None:
-        return 0.0
-    engine.restore(state)
-    if folder is not None:
-        folder.truncate_metrics(engine.step)
-        print(f"resuming at step {engine.step}", flush=True)
-    return float(state["seconds"])
-
-
-def _finish(engine: KeepEngine, output: Path, seconds: float) -> dict[str, float]:
+def _finish(engine: KeepEngine, recorder: Recorder) -> dict[str, float]:
     config, manager = engine.config, engine.datamanager
     if not engine.world.is_main:
         return {}
@@ -122,12 +117,12 @@ def _finish(engine: KeepEngine, output: Path, seconds: float) -> dict[str, float
     if config.rerank:
         metrics |= rerank_scores(scored, tested, config)
     metrics |= erased_importance(config, engine.network, manager.train_loader, engine.world.device)
-    save_trained(engine.network, output / WEIGHTS, config, manager.labels)
+    engine.save_weights(WEIGHTS)
     artifacts = {"weights": WEIGHTS}
-    if (output / BEST).is_file():
+    if (recorder.path / BEST).is_file():
         artifacts["best"] = BEST
     artifacts |= write_artifacts(
-        output, config, engine.network, tested, scored, manager.train_loader, engine.world.device
+        recorder.path, config, engine.network, tested, scored, manager.train_loader, engine.world.device
     )
     sampler = manager.train_loader.sampler
     extra: dict[str, Any] = {
@@ -138,19 +133,9 @@ def _finish(engine: KeepEngine, output: Path, seconds: float) -> dict[str, float
         "share_of_images_per_epoch": sampler.share(0),
         "left_out": tested.data.left_out,
     }
-    write_result(
-        output,
-        kind="reid",
-        name=config.name or f"{manager.identity['name']}-{config.arch.replace(':', '-')}-{config.recipe}",
-        metrics=metrics,
-        seed=config.seed,
-        config=to_dict(config),
-        recipe=recipe_of(config),
-        dataset=manager.identity,
-        synthetic=manager.synthetic,
-        shortened=is_shortened(config),
-        wall_time_s=seconds,
-        artifacts=artifacts,
-        extra=extra,
-    )
+    data = tested.data
+    if data.identity_names or data.camera_names:
+        extra["identities"] = [str(label) for label in manager.labels]
+        extra["cameras"] = sorted({*data.camera_names.values()})
+    recorder.finish(metrics, artifacts=artifacts, extra=extra)
     return metrics

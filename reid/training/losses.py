@@ -52,7 +52,8 @@ class CenterLoss(nn.Module):
         self, num_identities: int, feature_dim: int, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.centers = nn.Parameter(torch.randn(num_identities, feature_dim, generator=generator))
+        # The spelling is that of saved checkpoints.
+        self.centres = nn.Parameter(torch.randn(num_identities, feature_dim, generator=generator))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Scalar, float32.
@@ -62,12 +63,12 @@ class CenterLoss(nn.Module):
             labels: (N,) integer.
         """
         with torch.autocast(features.device.type, enabled=False):
-            return ((features.float() - self.centers[labels]) ** 2).sum(dim=1).mean()
+            return ((features.float() - self.centres[labels]) ** 2).sum(dim=1).mean()
 
     def rescale_gradient(self, weight: float) -> None:
         """Undo the loss's weight for the centers, which learn at their own rate (reid-strong-baseline's trainer)."""
-        if self.centers.grad is not None:
-            self.centers.grad.mul_(1 / weight)
+        if self.centres.grad is not None:
+            self.centres.grad.mul_(1 / weight)
 
 
 def learning_rate(

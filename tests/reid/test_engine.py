@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,10 @@ import reid.training.erasing
 from keepaug.data.batch_transforms import normalise
 from keepaug.regions import Regions, region_scores
 from keepaug.runs.checkpoint import read_weights_only
+from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.recorder import Recorder
 from reid.data.manager import open_manager
 from reid.models.weights import build
 from reid.torchreid_api import torchreid_module
@@ -47,9 +50,16 @@ def make(market: Path, tmp_path: Path) -> Make:
         torch.manual_seed(0)
         world = setup("cpu")
         manager = open_manager(config, world)
-        return KeepEngine(manager, build(config, manager.num_train_pids), config, world, output=tmp_path)
+        return KeepEngine(manager, build(config, manager.num_train_pids), config, world)
 
     return made
+
+
+@contextmanager
+def recorded(engine: KeepEngine, folder: Path, *, resume: bool = False) -> Iterator[None]:
+    with Recorder(folder, engine.config, kind="reid", tensorboard=False) as recorder:
+        engine.claim(recorder, resume=resume, started_from=None)
+        yield
 
 
 def test_it_is_torchreids_engine(make: Make) -> None:
@@ -128,12 +138,12 @@ def test_every_target_is_reported_where_torchreid_returns_the_last(make: Make, t
 
 
 def test_checkpoints_can_be_read_back_where_torchreids_cannot(make: Make, tmp_path: Path) -> None:
-    engine = make()
-    engine.forward_backward(next(iter(engine.train_loader)))
-    engine.save_model(0, numpy.float32(0.5), str(tmp_path))
-    again = make()
-    again.restore(read_weights_only(tmp_path / "checkpoint.pt"))
-    assert again.step == 1
+    engine, again = make(), make()
+    with recorded(engine, tmp_path):
+        engine.forward_backward(next(iter(engine.train_loader)))
+        engine.save_model(0, numpy.float32(0.5), str(tmp_path))
+    with recorded(again, tmp_path, resume=True):
+        assert again.step == 1
     for key, value in engine.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[key], value)
     tools = torchreid_module("utils.torchtools")
@@ -180,10 +190,13 @@ def test_every_step_has_its_own_randomness(make: Make) -> None:
 
 def test_other_identities_cannot_be_resumed(make: Make, tmp_path: Path) -> None:
     engine = make()
-    engine.save()
-    state = read_weights_only(tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="cannot be resumed on other data"):
-        engine.restore({**state, "identities": [1, 2]})
+    with recorded(engine, tmp_path):
+        engine.save()
+    again = make("limit_identities=5")
+    again.config.limit_identities = 0  # as if an identity had gone from the folder
+    refused = pytest.raises(ConfigError, match=r"the data \(was m0: 18 train, .*, is m0: 15 train, ")
+    with refused, recorded(again, tmp_path, resume=True):
+        pass
 
 
 def test_erasing_happens_after_normalisation_on_the_geometry_view(
@@ -293,7 +306,7 @@ def test_random_erasing_needs_no_saliency(make: Make, monkeypatch: pytest.Monkey
 def test_centres_learn_at_their_own_rate(make: Make) -> None:
     """One step moves a centre by lr x the gradient of the unweighted loss: 0.5 x 2 x (its images' share of the batch)."""
     engine = make("erasing=none", "recipe=custom")
-    before = engine.center.centers.detach().clone()
+    before = engine.center.centres.detach().clone()
     features: list[torch.Tensor] = []
     engine.network.backbone.register_forward_hook(
         lambda module, inputs, output: features.append(output.detach())
@@ -305,7 +318,7 @@ def test_centres_learn_at_their_own_rate(make: Make) -> None:
     for label in batch.labels.unique():
         rows = features[0][batch.labels == label]
         expected[label] += 0.5 * 2 * (rows - before[label]).sum(dim=0) / len(batch.labels)
-    torch.testing.assert_close(engine.center.centers.detach(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(engine.center.centres.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_features_give_float32_losses(make: Make) -> None:
@@ -321,14 +334,38 @@ def test_bfloat16_features_give_float32_losses(make: Make) -> None:
     assert engine.forward_backward(batch)["loss"] > 0
 
 
-def test_a_loss_that_is_no_number_stops_the_run(make: Make) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(make: Make, tmp_path: Path) -> None:
     engine = make()
-    engine.forward_backward(next(iter(engine.train_loader)))
-    engine.save()
-    with torch.no_grad():
-        engine.network.classifier.weight.fill_(torch.nan)
-    with pytest.raises(NonFiniteLossError, match=r"at step 1; the last good checkpoint is .*checkpoint.pt"):
+    with recorded(engine, tmp_path):
         engine.forward_backward(next(iter(engine.train_loader)))
+        engine.save()
+        with torch.no_grad():
+            engine.network.classifier.weight.fill_(torch.nan)
+        with pytest.raises(
+            NonFiniteLossError, match=r"at step 1; the last good checkpoint is .*checkpoint.pt"
+        ):
+            engine.forward_backward(next(iter(engine.train_loader)))
+
+
+@pytest.mark.parametrize("part", ["network", "optimizer", "centers"])
+def test_numbers_that_are_none_are_never_saved(make: Make, tmp_path: Path, part: str) -> None:
+    """A gradient of the last step may break what the loss before it did not."""
+    engine = make()
+    with recorded(engine, tmp_path):
+        engine.forward_backward(next(iter(engine.train_loader)))
+        engine.save()
+        good = (tmp_path / "checkpoint.pt").read_bytes()
+        weight = engine.network.classifier.weight
+        state = {"network": weight, "optimizer": engine.optimizer.state[weight]["exp_avg"]}
+        with torch.no_grad():
+            (state | {"centers": engine.center.centres})[part].view(-1)[3] = torch.nan
+        with pytest.raises(NonFiniteLossError, match="no longer finite, so it is not saved; the last good"):
+            engine.save()
+        assert (tmp_path / "checkpoint.pt").read_bytes() == good
+        if part == "network":
+            with pytest.raises(NonFiniteLossError, match=r"classifier\.weight is not finite"):
+                engine.save_weights("weights.pt")
+        assert not (tmp_path / "weights.pt").exists()
 
 
 def test_best_and_last_are_kept(market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +411,7 @@ def test_training_from_a_csv_file(market: Path, tmp_path: Path, cameras: str) ->
     )
     world = setup("cpu")
     manager = open_manager(config, world)
-    engine = KeepEngine(manager, build(config, manager.num_train_pids), config, world, output=tmp_path)
+    engine = KeepEngine(manager, build(config, manager.num_train_pids), config, world)
     engine.run()
     assert engine.step == engine.total_steps == 1
     assert manager.targets == ["data"]

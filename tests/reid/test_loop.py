@@ -107,12 +107,12 @@ def test_settings_that_cannot_be_meant(override: str, message: str) -> None:
 
 
 def test_what_counts_as_shortened() -> None:
-    whole = ["recipe_epochs=120", "weights=r50.pth"]
+    whole = ["pretrained=true", "weights=r50.pth"]
     for overrides, expected in (
         (whole, False),
-        ([*whole, "epochs=60"], True),
         ([*whole, "limit_queries=5"], True),
-        (["recipe_epochs=120"], True),  # random weights
+        ([*whole, "max_steps=5"], True),
+        (["pretrained=true"], True),  # random weights
         ([], False),
     ):
         assert is_shortened(load_config(ReidConfig, None, overrides)) is expected

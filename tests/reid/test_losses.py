@@ -68,7 +68,7 @@ def test_centre_loss_and_its_own_rate(generator: torch.Generator) -> None:
     features = torch.randn(6, 4, generator=generator)
     labels = torch.tensor([0, 2, 2, 1, 0, 4])
     center = CenterLoss(5, 4, generator=generator)
-    matrix = torch.cdist(features, center.centers.detach()) ** 2
+    matrix = torch.cdist(features, center.centres.detach()) ** 2
     mask = labels[:, None] == torch.arange(5)
     assert float(center(features, labels).detach()) == pytest.approx(
         float((matrix * mask).sum() / 6), rel=1e-5
@@ -77,9 +77,9 @@ def test_centre_loss_and_its_own_rate(generator: torch.Generator) -> None:
     center.rescale_gradient(0.0005)
     expected = torch.zeros(5, 4)
     for feature, label in zip(features, labels, strict=True):
-        expected[label] += 2 * (center.centers.detach()[label] - feature) / 6
-    torch.testing.assert_close(center.centers.grad, expected)
-    assert (center.centers.grad[3] == 0).all()  # nobody's centre stays
+        expected[label] += 2 * (center.centres.detach()[label] - feature) / 6
+    torch.testing.assert_close(center.centres.grad, expected)
+    assert (center.centres.grad[3] == 0).all()  # nobody's centre stays
 
 
 def test_schedule_is_the_released_one() -> None:

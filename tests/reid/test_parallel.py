@@ -35,7 +35,7 @@ def one_step(root: str, world: Distributed, overrides: list[str]) -> dict[str, A
     config = tiny_config(Path(root), *SETTINGS, *overrides)
     torch.manual_seed(0)
     manager = open_manager(config, world)
-    engine = KeepEngine(manager, build(config, manager.num_train_pids), config, world, output=root)
+    engine = KeepEngine(manager, build(config, manager.num_train_pids), config, world)
     inputs: list[torch.Tensor] = []
     engine.network.register_forward_pre_hook(
         lambda module, args: inputs.append(args[0].detach()) if module.training else None
@@ -51,7 +51,7 @@ def one_step(root: str, world: Distributed, overrides: list[str]) -> dict[str, A
             for key, value in engine.network.named_parameters()
             if value.grad is not None
         },
-        "centres": engine.center.centers.grad.clone(),
+        "centres": engine.center.centres.grad.clone(),
         "statistics": {
             key: value.clone() for key, value in engine.network.named_buffers() if "running" in key
         },
