@@ -91,11 +91,6 @@ class ReidConfig:
         help="file whose backbone is started from: ImageNet's, a run's, torchreid's; empty: random weights",
         bookkeeping=True,
     )
-    pretrained: bool = option(
-        False,
-        help="the recipe starts from trained weights: a run without is marked as shortened",
-        bookkeeping=True,
-    )
     first_relu: bool = option(
         True, help="the released Bag of Tricks lacks the ReLU after the first BatchNorm"
     )
@@ -193,6 +188,8 @@ def resolve(config: ReidConfig) -> ReidConfig:
             raise ConfigError(
                 f"recipe={config.recipe} means {key}={value}, got {key}={given}: set recipe=custom for other mixtures"
             )
+    if config.neck == "none" and config.feature == "after":
+        config.feature = "before"  # the same place; one name for it
     if config.fill is None:
         config.fill = "bot" if config.recipe.startswith("bag_of_tricks") else "random"
     return config
@@ -225,8 +222,6 @@ def check(config: ReidConfig) -> None:
         raise ConfigError(f"std must be above 0, got {config.std}")
     if config.milestones != sorted(set(config.milestones)):
         raise ConfigError(f"milestones must be rising epochs, got {config.milestones}")
-    if config.neck == "none" and config.feature == "after":
-        config.feature = "before"  # the same place; one name for it
     for target in config.also_evaluate:
         layout, _, root = target.partition(":")
         if layout not in LAYOUTS or not root:
@@ -237,5 +232,4 @@ def check(config: ReidConfig) -> None:
 
 def is_shortened(config: ReidConfig) -> bool:
     """Whether the run is less than its recipe, and must not stand beside a number of the paper."""
-    less = bool(config.limit_identities or config.limit_queries or config.max_steps)
-    return less or (config.pretrained and not config.weights)
+    return bool(config.limit_identities or config.limit_queries or config.max_steps)

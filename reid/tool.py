@@ -26,4 +26,5 @@ TOOL = Tool(
         "ranked": 2,
         "padding": 2,
     },
+    lambda settings: settings.weights,
 )

@@ -15,12 +15,17 @@ import yaml
 from reid_helpers import TINY, tiny_config, write_market
 
 from keepaug.report.aggregate import aggregate
+from keepaug.report.cells import load_cells
+from keepaug.report.cells import resolve as resolve_cell
 from keepaug.report.paper import fill_table, load_paper
 from keepaug.runs.checkpoint import read_weights_only
-from keepaug.runs.config import ConfigError, load_config
+from keepaug.runs.config import ConfigError, load_config, recipe_of, to_dict
 from keepaug.runs.result import read_result
 from reid.config import RECIPES, ReidConfig, check, is_shortened, resolve
+from reid.data.layouts import OFFICIAL_SIZES, SPLITS
 from reid.evaluation.run import evaluate_weights
+from reid.tool import TOOL
+from reid.training.erasing import build_eraser
 from reid.training.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -107,15 +112,42 @@ def test_settings_that_cannot_be_meant(override: str, message: str) -> None:
 
 
 def test_what_counts_as_shortened() -> None:
-    whole = ["pretrained=true", "weights=r50.pth"]
     for overrides, expected in (
-        (whole, False),
-        ([*whole, "limit_queries=5"], True),
-        ([*whole, "max_steps=5"], True),
-        (["pretrained=true"], True),  # random weights
         ([], False),
+        (["epochs=1", "weights=r50.pth"], False),  # the report compares recipes
+        (["limit_identities=5"], True),
+        (["limit_queries=5"], True),
+        (["max_steps=5"], True),
     ):
         assert is_shortened(load_config(ReidConfig, None, overrides)) is expected
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_of_the_config_is_the_cells(recipe: str) -> None:
+    """What a run says of itself, after all checks, is what planning and report derive from the file."""
+    path = ROOT / "configs" / "reid" / f"r101_{recipe}.yaml"
+    run = load_config(
+        ReidConfig, path, ["root=x", "weights=w.pth", "device=cpu", "seed=3", "tensorboard=false"]
+    )
+    check(resolve(run))
+    planned = TOOL.load(path, [])
+    assert recipe_of(run) == TOOL.recipe(planned)
+    assert TOOL.origin(run) == "w.pth"
+    assert ("tau" in recipe_of(run)) is (recipe == "bag_of_tricks_keep")
+    for other in ("lr=0.5", "epochs=1", "height=32", "first_relu=true", "limit_queries=3"):
+        assert TOOL.recipe(TOOL.load(path, [other])) != TOOL.recipe(planned)
+
+
+def test_fills() -> None:
+    """Section 4.4's random values, but for the recipe that has its own."""
+    for recipe, fill in (("bag_of_tricks", "bot"), ("bag_of_tricks_keep", "bot"), ("custom", "random")):
+        config = resolve(load_config(ReidConfig, None, [f"recipe={recipe}"]))
+        assert config.fill == build_eraser(config).fill == fill
+    assert build_eraser(resolve(load_config(ReidConfig, None, ["fill=zero"]))).fill == "zero"
+    with pytest.raises(ConfigError, match="fill is for erasing=random, erasing=keep"):
+        load_config(ReidConfig, None, ["recipe=standard", "fill=zero"])
+    with pytest.raises(ConfigError, match="tau is for erasing=keep"):
+        load_config(ReidConfig, None, ["recipe=bag_of_tricks", "tau=0.5"])
 
 
 KILLED = """
@@ -214,20 +246,28 @@ def sampled(total: int) -> float:
     return 16 / total
 
 
-def test_table_8_takes_resnet101_on_the_official_data_alone() -> None:
+def test_table_8_takes_the_recipe_from_pretrained_weights_alone() -> None:
     table = next(one for one in load_paper() if one["id"] == 8)
-    result = {
-        "kind": "reid", "name": "n", "seed": 0, "synthetic": False, "shortened": False, "extra": {},
-        "hardware": {"gpus": [], "cpu": "c", "cores": 1},
-        "metrics": {"rank1": 95.0, "mAP": 87.0}, "dataset": {"name": "market1501"},
-    }  # fmt: skip
+    cells = load_cells("8")
+    configs = ROOT / "configs"
+    wanted = {(cell.row, cell.column): resolve_cell(cell, lambda name: TOOL, configs) for cell in cells}
 
-    def num_run(arch: str, recipe: str) -> int:
-        return fill_table(table, aggregate([{**result, "config": {"arch": arch, "recipe": recipe}}])).num_run
+    def num_run(recipe: str, *overrides: str, weights: bool = True) -> int:
+        config = resolve(load_config(ReidConfig, configs / "reid" / f"r101_{recipe}.yaml", list(overrides)))
+        result = {
+            "schema": 2, "kind": "reid", "name": "n", "seed": 0, "synthetic": False, "shortened": False, "extra": {},
+            "hardware": {"gpus": [], "cpu": "c", "cores": 1}, "engine": None, "folder": "f", "revision": None,
+            "metrics": {"rank1": 95.0, "mAP": 87.0}, "precision": {}, "config": to_dict(config),
+            "dataset": {"name": "market1501", "checksum": "c", "sizes": dict(zip(SPLITS, OFFICIAL_SIZES["market1501"], strict=True))},
+            "recipe": recipe_of(config), "started_from": {"file": "w", "sha256": "s", "provenance": {}} if weights else None,
+        }  # fmt: skip
+        return fill_table(table, aggregate([result]), wanted).num_run
 
-    assert [num_run("resnet101", recipe) for recipe in RECIPES] == [2, 2, 2]
-    assert num_run("resnet50", "bag_of_tricks") == 0
-    assert num_run("resnet101", "custom") == 0
+    assert [num_run(recipe) for recipe in RECIPES] == [2, 2, 2]
+    assert num_run("bag_of_tricks", weights=False) == 0
+    assert num_run("bag_of_tricks", "arch=resnet50") == 0
+    assert num_run("bag_of_tricks", "recipe=custom") == 0
+    assert num_run("bag_of_tricks", "epochs=1", "height=32", "width=32") == 0
 
 
 def test_both_paths_of_torchreid(monkeypatch: pytest.MonkeyPatch) -> None:
