@@ -17,7 +17,7 @@ from pathlib import Path
 from known import CONFIGS, SCRIPTS, recipes, tool
 
 from keepaug.report import aggregate, fill_table, load_paper, write_report
-from keepaug.report.evidence import collect, evidence_page, load_evidence
+from keepaug.report.evidence import collect, evidence_page, evidence_pictures, load_evidence
 from keepaug.report.page import table_markdown
 from keepaug.report.paper import NOT_RUN
 from keepaug.runs.files import write_text_atomic
@@ -75,6 +75,8 @@ def _evidence(runs: Path | None, output: Path) -> Path:
         for path in collect(plan, wanted, read_results(runs), kept):
             print(f"new: {path}")
     results = read_results(kept) if kept.is_dir() else []
+    for name, picture in evidence_pictures(plan, wanted, results).items():
+        write_text_atomic(kept / name, picture)
     return write_text_atomic(output / "evidence.md", evidence_page(plan, wanted, results))
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Wanted",
     "collect",
     "evidence_page",
+    "evidence_pictures",
     "load_evidence",
     "of_run",
 ]
@@ -107,12 +108,14 @@ class Evidence:
     Attributes:
         tool: that trains.
         config: its config, relative to `configs`.
+        about: what the data and the recipe are, and what they are not.
         runs: by name.
         questions: the most informative first.
     """
 
     tool: str
     config: str
+    about: str
     runs: dict[str, PlannedRun]
     questions: tuple[Question, ...]
 
@@ -175,7 +178,7 @@ def load_evidence(path: Path | None = None) -> Evidence:
         raise ValueError(
             f"runs and comparisons of the plan do not fit: {', '.join(sorted(asked ^ set(runs)))}"
         )
-    return Evidence(content["tool"], content["config"], runs, questions)
+    return Evidence(content["tool"], content["config"], content["about"].strip(), runs, questions)
 
 
 def of_run(results: Sequence[Mapping[str, Any]], wanted: Wanted) -> dict[int, Mapping[str, Any]]:
@@ -228,13 +231,34 @@ def evidence_page(
         results: of `read_results`.
     """
     found = {name: of_run(results, one) for name, one in wanted.items()}
-    parts = [_HEAD.format(config=plan.config), *_answers(plan, found), *_planned(plan, found)]
+    parts = [
+        _HEAD.format(config=plan.config, about=plan.about),
+        *_answers(plan, found),
+        *_planned(plan, found),
+    ]
     for question in plan.questions:
         parts += ["", f"## ({question.id}) {question.title}", ""]
         parts += _differences(question, found)
+        if _picture(question, found):
+            parts += ["", f"![Mean differences and their 95 % intervals](evidence/{question.id}.svg)"]
         parts += ["", *_accuracies(question, found), "", f"What it does not show: {question.limits}"]
     parts += ["", *_made_with(found)]
     return "\n".join(parts) + "\n"
+
+
+def evidence_pictures(
+    plan: Evidence, wanted: Mapping[str, Wanted], results: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """SVG by file name, one for each question that has a pair: mean differences and their intervals.
+
+    Args:
+        plan: of `load_evidence`.
+        wanted: of `Evidence.wanted`.
+        results: of `read_results`.
+    """
+    found = {name: of_run(results, one) for name, one in wanted.items()}
+    drawn = {f"{question.id}.svg": _picture(question, found) for question in plan.questions}
+    return {name: picture for name, picture in drawn.items() if picture}
 
 
 _HEAD = """# Evidence: does keeping help?
@@ -243,6 +267,8 @@ Each difference is the mean over pairs of runs that share the seed: initial weig
 draws of regions wherever both may use them. The interval is Student's, 95 %; one that holds zero decides nothing, and one
 pair has none. "Still needed" is the number of pairs to add until the interval is no wider than ± 0.2 points, if the spread
 stays. Accuracy is on all 10,000 test images, of the last weights. The recipe is `configs/{config}`.
+
+{about}
 """
 
 
@@ -316,6 +342,45 @@ def _accuracies(question: Question, found: Mapping[str, Mapping[int, Mapping[str
         cost = f"{statistics.mean(minutes):.1f}" if minutes else "-"
         lines.append(f"| {name} | {accuracy} | {len(values)} | {cost} |")
     return lines
+
+
+_ROW, _LEFT, _WIDE = 26, 430, 330  # pixels: of a row, of the names, of the scale
+
+
+def _picture(question: Question, found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+    """A row for each comparison: a point, and a line where there is an interval; "" without any pair."""
+    pairs = {both: _paired(found[both[0]], found[both[1]]) for both in question.comparisons}
+    known = [one for one in pairs.values() if len(one)]
+    if not known:
+        return ""
+    ends = [abs(one.mean) + (one.half_width() if len(one) > 1 else 0) for one in known]
+    most = max(0.5, *(end for end in ends if end < 10)) if any(end < 10 for end in ends) else 10.0
+    height = _ROW * len(pairs) + 44
+
+    def across(value: float) -> float:
+        return round(_LEFT + _WIDE * (1 + max(-1.0, min(1.0, value / most))) / 2, 1)
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDE + 20} {height}" font-family="sans-serif" '
+        'font-size="12" fill="#6b7280" stroke="none">',
+        f'<line x1="{across(0)}" y1="6" x2="{across(0)}" y2="{height - 34}" stroke="#9ca3af"/>',
+    ]
+    for row, ((first, second), one) in enumerate(pairs.items()):
+        y = _ROW * row + 20
+        lines.append(f'<text x="{_LEFT - 12}" y="{y + 4}" text-anchor="end">{first} - {second}</text>')
+        if len(one) > 1:
+            low, high = one.mean - one.half_width(), one.mean + one.half_width()
+            lines.append(
+                f'<line x1="{across(low)}" y1="{y}" x2="{across(high)}" y2="{y}" stroke="#0f766e" stroke-width="3"/>'
+            )
+        if len(one):
+            lines.append(f'<circle cx="{across(one.mean)}" cy="{y}" r="4.5" fill="#0f766e"/>')
+    for value in (-most, 0.0, most):
+        lines.append(f'<text x="{across(value)}" y="{height - 18}" text-anchor="middle">{value:+.1f}</text>')
+    lines.append(
+        f'<text x="{across(0)}" y="{height - 4}" text-anchor="middle">points of accuracy, 95 % intervals</text>'
+    )
+    return "\n".join([*lines, "</svg>"]) + "\n"
 
 
 def _made_with(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:

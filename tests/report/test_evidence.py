@@ -6,11 +6,20 @@ import copy
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from keepaug.classify.tool import TOOL
-from keepaug.report.evidence import Evidence, Wanted, collect, evidence_page, load_evidence, of_run
+from keepaug.report.evidence import (
+    Evidence,
+    Wanted,
+    collect,
+    evidence_page,
+    evidence_pictures,
+    load_evidence,
+    of_run,
+)
 from keepaug.runs.result import read_results
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +110,32 @@ def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dic
     assert "6 runs, 1.0 core-hours on a processor; torch 2.0; data: cifar10, checksum 0123456789ab." in text
 
 
+def test_the_picture_shows_point_and_interval(
+    plan: Evidence, wanted: dict[str, Wanted], recipes: dict[str, dict[str, Any]]
+) -> None:
+    results = [result(recipes["none"], seed, value) for seed, value in enumerate([90.0, 90.2, 90.1])]
+    results += [
+        result(recipes["cutout-16-inside"], seed, value) for seed, value in enumerate([89.5, 89.8, 89.6])
+    ]
+    results += [result(recipes["keep_cutout-16-inside"], 0, 89.9)]
+    pictures = evidence_pictures(plan, wanted, results)
+    assert sorted(pictures) == ["a.svg"]
+    tree = ElementTree.fromstring(pictures["a.svg"])
+    circles = [one for one in tree.iter() if one.tag.endswith("circle")]
+    lines = [one for one in tree.iter() if one.tag.endswith("line")]
+    assert len(circles) == 2  # cutout - none, keep - cutout; the latter is one pair, without an interval
+    assert len(lines) == 2  # zero, and one interval
+    zero, interval = lines
+    assert (
+        float(interval.get("x1"))
+        < float(circles[0].get("cx"))
+        < float(interval.get("x2"))
+        < float(zero.get("x1"))
+    )
+    assert float(circles[1].get("cx")) > float(zero.get("x1"))
+    assert "(evidence/a.svg)" in page(plan, results)
+
+
 def test_an_interval_that_holds_zero_decides_nothing(
     plan: Evidence, recipes: dict[str, dict[str, Any]]
 ) -> None:
@@ -155,4 +190,6 @@ def test_the_page_is_what_the_kept_results_make(plan: Evidence, wanted: dict[str
     kept = ROOT / "docs" / "evidence"
     results = read_results(kept) if kept.is_dir() else []
     assert (ROOT / "docs" / "evidence.md").read_text() == page(plan, results)
+    drawn = evidence_pictures(plan, wanted, results)
+    assert {path.name: path.read_text() for path in kept.glob("*.svg")} == drawn
     assert sum(len(of_run(results, one)) for one in wanted.values()) == len(results)
