@@ -29,6 +29,7 @@ from keepaug.runs.planning import Job, command_of
 from keepaug.runs.result import read_results
 
 TOOL = "train_classifier"
+POLICY_CONFIG = "cifar10_auto_augment.yaml"  # what RandAugment's panels start from
 CONFIGS = {"wrn28_10": "cifar10_wrn28_10.yaml"}  # others: cifar10.yaml with arch=
 
 
@@ -50,8 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def config_of(arch: str) -> Path:
-    return SCRIPTS.parent / "configs" / "classify" / CONFIGS.get(arch, "cifar10.yaml")
+def config_of(arch: str, settings: Mapping[str, Any]) -> Path:
+    policy = "rand_augment" in str(settings["method"])
+    name = POLICY_CONFIG if policy else CONFIGS.get(arch, "cifar10.yaml")
+    return SCRIPTS.parent / "configs" / "classify" / name
 
 
 def given_of(args: argparse.Namespace, settings: Mapping[str, Any], seed: int) -> list[str]:
@@ -67,13 +70,13 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         if not root.is_dir():
             write_classification(root, num_train=24, num_val=8, num_classes=2, size=(32, 32))
         args.overrides += ["dataset=image_folder", "loading=memory", f"root={root}"]
-    config, jobs = config_of(args.arch), {}
+    jobs = {}
     for seed in args.seeds:
         for _, _, settings in wanted_settings(args.figure):
             name = "-".join(
                 [args.arch, *(f"{key}_{value}" for key, value in settings.items()), f"seed{seed}"]
             )
-            given = given_of(args, settings, seed)
+            config, given = config_of(args.arch, settings), given_of(args, settings, seed)
             command = command_of(tool(TOOL), SCRIPTS, config, args.runs / name, given)
             recipe = tool(TOOL).recipe(tool(TOOL).load(config, given))
             jobs[name] = Job(name, args.runs / name, (command,), recipe)

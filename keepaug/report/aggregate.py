@@ -39,7 +39,9 @@ class Group:
         return [seed for seed, number in counts.items() if number > 1]
 
     def values(self, metric: str) -> list[float]:
-        """One value for each run that has the metric."""
+        """One value for each run that has the metric; "seconds_per_epoch" is its time over its epochs."""
+        if metric == "seconds_per_epoch":
+            return [result["wall_time_s"] / result["config"]["epochs"] for result in self.results]
         return [result["metrics"][metric] for result in self.results if metric in result["metrics"]]
 
     def cell(self, metric: str) -> str:

@@ -118,7 +118,7 @@ def load_cells(table: str) -> list[Cell]:
     cells = []
     for row, how in zip(printed["rows"], plan["rows"], strict=True):
         for index, (name, column) in enumerate(zip(printed["columns"], plan["columns"], strict=True)):
-            if column.get("same_as_first") or row["cells"][index] == "-":
+            if column.get("same_as_left") or row["cells"][index] == "-":
                 continue
             config = how.get("config") or column.get("config")
             backbone = None

@@ -271,7 +271,8 @@ _RATES_TEXT = (
     "of it is shown clean). A method and its Keep version use the same sizes and the same placement rule."
 )
 _PAPER_TEXT = (
-    "The paper's numbers as printed. A run stands beside them only with the whole recipe on the real data and, for "
+    "The paper's numbers as printed. Ours are the last epoch's; the best epoch's, which CutMix's code reports and which looks at "
+    "the test set, stands in brackets. A run stands beside them only with the whole recipe on the real data and, for "
     "detection, with Detectron2 itself: drawn data, shortened runs and the torchvision engine have tables of their own above."
 )
 

@@ -78,6 +78,18 @@ def _remark(group: Group) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _ours(group: Group, metric: str, table: Mapping[str, Any]) -> str:
+    """The last epoch's figure; beside an accuracy the best epoch's, and what else the table prints in brackets."""
+    beside = {"best": "best epoch", **table.get("beside", {})} if metric == "accuracy" else {}
+    found = [f"{label} {_mean(group, key)}" for key, label in beside.items() if group.values(key)]
+    return f"{group.cell(metric)} [{', '.join(found)}]" if found else group.cell(metric)
+
+
+def _mean(group: Group, metric: str) -> str:
+    values = group.values(metric)
+    return f"{sum(values) / len(values):.1f}"
+
+
 def differs(group: Group, wanted: Wanted, sizes: Mapping[str, int]) -> list[str]:
     """What keeps a group out of a cell, as "lr 0.5 instead of 0.1"; nothing: it is the cell's run.
 
@@ -131,18 +143,18 @@ def fill_table(
             inside: list[Group] = []
             if metric is not None and column is not None:
                 wanted = {**table["match"], **row.get("match", {}), **column}
-                # A column that shows another figure of the first one's runs (table 8) has their recipe.
-                same = column == table["column_match"][0]
-                recipe = recipes.get((row["name"], table["columns"][0] if same else title))
+                # A column that shows another figure of the runs of one to its left (tables 5 and 8) has their recipe.
+                own = table["columns"][table["column_match"].index(column)]
+                recipe = recipes.get((row["name"], own))
                 fitting = [one for one in candidates if recipe is not None and _fits(one, wanted)]
                 for group in fitting:
                     apart = differs(group, recipe, table.get("sizes", {})) if recipe else []
                     if not apart:
                         inside.append(group)
-                    elif title == table["columns"][0] or not same:
+                    elif title == own:
                         near.append(f"{row['name']} / {title}: {group.cell(metric)}: {'; '.join(apart)}")
             num_run += bool(inside)
-            ours = "; ".join(group.cell(metric) for group in inside) if metric else ""
+            ours = "; ".join(_ours(group, metric, table) for group in inside) if metric else ""
             cells.append((printed, ours or NOT_RUN, "; ".join(_remark(group) for group in inside)))
         rows.append((row["name"], cells))
     left_out = [group for group in groups if not group.comparable and _fits_anywhere(group, table)]

@@ -49,7 +49,7 @@ def test_runs_are_found_by_what_the_figure_is_about(tmp_path: Path) -> None:
     result(tmp_path, 50.0, method="cutout", size=8, shortened=True)
     result(tmp_path, 60.0, method="cutout", size=12, arch="resnet18")
     result(tmp_path, 70.0, method="rand_augment", num_ops=2, magnitude=9)
-    result(tmp_path, 80.0, method="rand_augment", num_ops=3, magnitude=9)
+    result(tmp_path, 80.0, method="rand_augment", num_ops=3, magnitude=9, dropout=0.0, cutout_after=16)
     groups = aggregate(read_results(tmp_path))
     points = find_points("2", groups, arch="wrn28_10")
     found = {(p.panel.key, p.value): p.group.values("accuracy") for p in points if p.group is not None}
@@ -115,7 +115,10 @@ def test_command_says_what_is_missing(tool, tmp_path: Path, capsys: pytest.Captu
     assert tool.main(["3", str(tmp_path), "--commands", "root=CIFAR", "--seeds", "0", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * len(wanted_settings("3"))
-    assert all("cifar10_wrn28_10.yaml" in line and "root=CIFAR" in line for line in lines)
+    policies = ["cifar10_auto_augment.yaml" in line for line in lines]
+    assert policies == ["rand_augment" in line for line in lines]
+    assert sum("cifar10_wrn28_10.yaml" in line for line in lines) == len(lines) - sum(policies)
+    assert all("root=CIFAR" in line for line in lines)
     assert tool.main(["2", str(tmp_path / "nothing")]) == 2
     assert "no folder" in capsys.readouterr().err
 

@@ -193,7 +193,7 @@ def test_a_failure_stops_only_what_needs_it(
 
 def test_commands_of_the_other_tables_are_the_tools(reproduce, tmp_path: Path) -> None:
     """Read by each tool's own parser; the classifier below a detector is shared with table 6."""
-    expected = {"7": 18, "8": 9, "9": 36 + 12}
+    expected = {"7": 18, "8": 9, "9": 45 + 15}
     for table, number in expected.items():
         given = [table, "root=data", *(["imagenet=i"] if table == "9" else []), "--output", str(tmp_path)]
         jobs = reproduce.plan(arguments(reproduce, *given))
@@ -267,10 +267,10 @@ def test_slurm_jobs_wait_for_the_backbone(reproduce, tmp_path: Path, monkeypatch
     args = arguments(reproduce, *given, "--partition", "gpu", "--gpus", "8")
     reproduce.submit(reproduce.plan(args), args, tmp_path)
     by_name = {options["name"]: options for options in asked}
-    assert len(by_name) == 6
+    assert len(by_name) == 9
     for name, options in by_name.items():
-        waits = "keep_cutmix" in name
-        needed = f"imagenet-{'keep_cutmix-low_resolution' if waits else 'none'}-seed0"
+        method = next(one for one in ("keep_cutmix-low_resolution", "cutmix", "none") if one in name)
+        needed = f"imagenet-{method}-seed0"
         ids = [] if name.startswith("imagenet") else [str(list(by_name).index(needed) + 1)]
         assert options["after"] == ids
         assert (options["partition"], options["gpus"]) == ("gpu", 8)
