@@ -32,7 +32,7 @@ COMMON: dict[str, Section] = {
     "saliency": ("benchmarks.classifier_step", "saliency_section"),
     "pipeline": ("benchmarks.classifier_step", "pipeline_section"),
     "regions": ("benchmarks.region_choice", "regions_section"),
-    "fidelity": ("keepaug.classify.fidelity", "fidelity_section"),
+    "fidelity": ("benchmarks.map_fidelity", "fidelity_section"),
 }
 SECTIONS: dict[str, Section] = {
     **COMMON,

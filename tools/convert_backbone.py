@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection.convert import FORMATS, convert, reverse
-from detection.verify import VerificationError
+from keepaug.runs.command import exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
+
+    def act() -> int:
         if args.reverse:
             architecture, notes = reverse(args.weights, args.output)
             print(f"{args.output}: {architecture.name}", *(f"  note: {note}" for note in notes), sep="\n")
@@ -72,15 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             verify_features=args.verify,
             image=args.image,
         )
-    except (ValueError, FileNotFoundError, ImportError, OSError, VerificationError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        done.report()
-        if args.report
-        else f"{done.output}: {done.sidecar.architecture}, {done.num_tensors} tensors"
-    )
-    return 0
+        print(
+            done.report()
+            if args.report
+            else f"{done.output}: {done.sidecar.architecture}, {done.num_tensors} tensors"
+        )
+        return 0
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

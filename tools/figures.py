@@ -24,6 +24,7 @@ from known import SCRIPTS, tool
 from keepaug.data.synthetic import write_classification
 from keepaug.report.aggregate import aggregate
 from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
+from keepaug.runs.command import exit_code
 from keepaug.runs.jobs import Commands
 from keepaug.runs.planning import Job, command_of
 from keepaug.runs.result import read_results
@@ -83,16 +84,26 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     return [job for job in jobs.values() if not job.finished]
 
 
+def run_all(args: argparse.Namespace) -> None:
+    try:
+        Commands(tuple(command for job in jobs_of(args) for command in job.commands))()
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"{shlex.join(error.cmd)} failed; the same command goes on with the others"
+        ) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     args.arch = args.arch or ("resnet8" if args.shrink else "wrn28_10")
     comparable = not (args.shortened or args.shrink)
-    try:
+
+    def act() -> int:
         if args.commands:
             print("\n".join(shlex.join(command.argv) for job in jobs_of(args) for command in job.commands))
             return 0
         if args.run:
-            Commands(tuple(command for job in jobs_of(args) for command in job.commands))()
+            run_all(args)
         points = find_points(
             args.figure, aggregate(read_results(args.runs)), arch=args.arch, comparable=comparable
         )
@@ -105,16 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"no train accuracy in {point.group.first['folder']}")
         output = args.output or Path(f"figure{args.figure}.png")
         print(draw_figure(args.figure, points, output, arch=args.arch, comparable=comparable))
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(
-            f"error: {shlex.join(error.cmd)} failed; the same command goes on with the others",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
+        return 0
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from keepaug.report import aggregate, fill_table, load_paper, write_report
 from keepaug.report.evidence import collect, evidence_page, evidence_pictures, load_evidence
 from keepaug.report.page import table_markdown
 from keepaug.report.paper import NOT_RUN
+from keepaug.runs.command import exit_code
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
 
@@ -83,7 +84,8 @@ def _evidence(runs: Path | None, output: Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     named = re.fullmatch(r"table(\w+)", args.what)
-    try:
+
+    def act() -> int:
         if args.what == "evidence":
             print(_evidence(args.runs, args.output or SCRIPTS.parent / "docs"))
         elif named and not Path(args.what).is_dir():
@@ -93,10 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             for path in write_report(Path(args.what), args.output or Path("report"), recipes=recipes):
                 print(path)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

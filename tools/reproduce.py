@@ -29,6 +29,7 @@ from keepaug.classify import train
 from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.report.cells import Cell, load_cells, run_name
 from keepaug.report.evidence import load_evidence
+from keepaug.runs.command import exit_code
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
 from keepaug.runs.planning import Job, command_of, settings_of
@@ -267,7 +268,8 @@ def submit(jobs: Sequence[Job], args: argparse.Namespace, logs: Path, *, cluster
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     args.output = (args.output or Path("runs-shrunk" if args.shrink else "runs")).resolve()
-    try:
+
+    def act() -> int:
         if args.at_once < 1:
             raise ValueError(f"--at-once must be 1 or more, got {args.at_once}")
         jobs = plan(args)
@@ -284,18 +286,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             submit(jobs, args, args.output / "slurm")
             return 0
         failed = run_here(jobs, in_process=args.gpus == 1, at_once=args.at_once)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{len(jobs) - len(failed)} of {len(jobs)} runs of {'lab' if args.table == 'lab' else f'table {args.table}'} are there"
-    )
-    if failed:
-        print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
-    return 1 if failed else 0
+        print(
+            f"{len(jobs) - len(failed)} of {len(jobs)} runs of {'lab' if args.table == 'lab' else f'table {args.table}'} are there"
+        )
+        if failed:
+            print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
+        return 1 if failed else 0
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from keepaug.data.batch_transforms import normalise
 from keepaug.data.reading import read_image
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.models.weights import ForeignFileError, load_classifier
+from keepaug.runs.command import exit_code
 from keepaug.runs.files import write_atomic
 from keepaug.runs.seeds import make_generator
 
@@ -137,20 +138,20 @@ def panels(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
+
+    def act() -> int:
         network, mean, std = load_network(args)
         rows = [panels(path, args, network, mean, std) for path in args.image]
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    picture = labelled_sheet(TITLES, rows)
-    print(
-        write_atomic(
-            args.output,
-            lambda file: picture.save(file, Image.registered_extensions().get(args.output.suffix, "PNG")),
+        picture = labelled_sheet(TITLES, rows)
+        print(
+            write_atomic(
+                args.output,
+                lambda file: picture.save(file, Image.registered_extensions().get(args.output.suffix, "PNG")),
+            )
         )
-    )
-    return 0
+        return 0
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

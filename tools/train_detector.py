@@ -21,6 +21,7 @@ from detection.coco import CocoPaths
 from detection.driver import run
 from detection.evaluation import BACKENDS
 from detection.prepare import ENGINES, Job
+from keepaug.runs.command import exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,15 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_intermixed_args(argv)
     job = job_from(args, parser)
-    try:
+
+    def act() -> int:
         run(job)
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except (ValueError, FileNotFoundError, ImportError) as error:  # what the user can put right
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(act)
 
 
 if __name__ == "__main__":

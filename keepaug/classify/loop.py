@@ -246,6 +246,7 @@ def _train(run: _Run, recorder: Recorder) -> None:
                 recorder.log(run.step, {"train/loss": loss, "train/lr": rate})
             if run.step == total:
                 break
+            recorder.stop_if_asked(run.step, lambda: _save(run, recorder), run.world)
             if config.checkpoint_every and run.step % config.checkpoint_every == 0:
                 _save(run, recorder)
         if recorder.last_checkpoint is None:

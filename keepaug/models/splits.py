@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from keepaug.models.staged import StagedNetwork
+from keepaug.modes import evaluating
 
 __all__ = ["AFTER", "Split", "split"]
 
@@ -182,11 +183,5 @@ class _Timm:
 def _probe(network: nn.Module, forward: Any, *, side: int = 32) -> Any:
     """What `forward` returns for an empty picture, in evaluation; modes and random state as found."""
     parameter = next(network.parameters())
-    modes = [(module, module.training) for module in network.modules()]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            network.eval()
-            return forward(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
-        finally:
-            for module, training in modes:
-                module.training = training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(network):
+        return forward(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))

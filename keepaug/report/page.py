@@ -291,8 +291,11 @@ def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:
     for group in groups:
         result = group.first
         for role, name in result["artifacts"].items():
-            path = Path(result["folder"]) / name
-            if path.suffix == ".png" and path.is_file():
+            folder = Path(result["folder"]).resolve()
+            path = (folder / str(name)).resolve()
+            if (
+                path.suffix == ".png" and path.is_file() and path.is_relative_to(folder)
+            ):  # a run's own files alone
                 found.append(
                     (f"{_label(group, groups)}. {_CAPTIONS.get(role.rstrip('_0123456789'), role)}", path)
                 )

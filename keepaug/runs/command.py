@@ -14,9 +14,19 @@ from typing import Any
 from keepaug.runs.config import ConfigError
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.runs.planning import Tool, is_finished
+from keepaug.runs.recorder import EXIT_STOPPED, StopRequestedError
 from keepaug.runs.result import FILE_NAME, read_result
 
-__all__ = ["config_parser", "is_main", "run_seeds", "settings_help", "shown", "split_settings", "summary"]
+__all__ = [
+    "config_parser",
+    "exit_code",
+    "is_main",
+    "run_seeds",
+    "settings_help",
+    "shown",
+    "split_settings",
+    "summary",
+]
 
 
 def settings_help(settings: type) -> str:
@@ -123,7 +133,7 @@ def run_seeds(
 
     def run(overrides: list[str], seed: int | None) -> dict[str, float]:
         config = tool.load(args.config, overrides + ([] if seed is None else [f"seed={seed}"]))
-        base = args.output or Path("runs") / name(config)
+        base = args.output or Path("runs") / _file_name(name(config))
         named = seed is None and args.output is not None
         output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
         before = (
@@ -137,17 +147,49 @@ def run_seeds(
             print(f"{output}: {shown(metrics)}{' (done before)' if before else ''}", flush=True)
         return metrics
 
-    try:
+    def act() -> int:
         shrink = [f"{key}={value}" for key, value in tool.shrink.items()] if args.shrink else []
         seeds, overrides = split_settings(args.seeds, [*shrink, *args.overrides])
         each: list[int | None] = [*seeds] or [None]
         results = [run(overrides, seed) for seed in each]
+        if seeds and is_main():
+            print(summary(results))
+        return 0
+
+    return exit_code(act)
+
+
+def _file_name(name: str) -> str:
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(
+            f"the run's name is that of its folder below runs, got {name!r}: leave out slashes, or give --output"
+        )
+    return name
+
+
+def exit_code(act: Callable[[], int]) -> int:
+    """What a tool ends with: every expected error is one line on standard error.
+
+    Returns:
+        What `act` returns; 2 for mistakes, missing files, full disks and diverged losses; 130 for Ctrl-C; 75 for a run
+        that was asked to stop and can be resumed.
+    """
+    try:
+        return act()
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, ImportError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except StopRequestedError as error:
+        print(error, file=sys.stderr)
+        return EXIT_STOPPED
+    except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
-    if seeds and is_main():
-        print(summary(results))
-    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    """Of a loader worker's error its last line: the library puts the worker's whole traceback before it."""
+    text = str(error).strip()
+    if text.startswith("Caught ") and "in DataLoader worker process" in text:
+        text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
+    return text or type(error).__name__

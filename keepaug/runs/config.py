@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,10 +173,7 @@ def load_config(
         key, separator, value = item.partition("=")
         if not separator or not key:
             raise ConfigError(f"an override must be key=value, got {item!r}")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {value!r} is not a value YAML can read: {error}") from error
+        parsed = _parse(cls, key, value)
         for part in reversed(key.split(".")):
             parsed = {part: parsed}
         tree = _merge(tree, parsed, cls, "command line")
@@ -183,6 +181,25 @@ def load_config(
     _check(settings)
     check_used(settings, [item.partition("=")[0] for item in overrides])
     return typing.cast(Settings, settings)
+
+
+def _parse(cls: type, key: str, value: str) -> Any:
+    """A value of the command line: text as it stands where the field is text, otherwise YAML."""
+    if _fields(cls).get(key) is str:
+        return "" if value in ("''", '""') else value
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{key}: {value!r} is not a value YAML can read: {error}") from error
+
+
+def _literal(content: Any) -> Any:
+    """`${...}` is text like any other: OmegaConf would read environment variables into the settings."""
+    if isinstance(content, str):
+        return content.replace("${", "\\${")
+    if isinstance(content, Mapping):
+        return {key: _literal(value) for key, value in content.items()}
+    return [_literal(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -203,7 +220,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise FileNotFoundError(f"no config file {path}{where}")
     try:
         tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        json.dumps(tree, default=str)  # a tree, and no deeper than anybody writes one
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
@@ -211,14 +229,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = tree.pop(BASE_KEY, None)
     if base is None:
         return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: {BASE_KEY} must be the name of a file, got {base!r}")
     below = _read(path.parent / base, (*seen, path.resolve()))
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(below, tree)))
+    return {**below, **tree}
 
 
 def _merge(tree: Any, content: Mapping[str, Any], cls: type, where: str) -> Any:
     _check_keys(content, cls, where, "")
     try:
-        return OmegaConf.merge(tree, content)
+        return OmegaConf.merge(tree, _literal(content))
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         value = OmegaConf.select(OmegaConf.create(dict(content)), key) if key else content

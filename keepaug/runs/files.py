@@ -9,10 +9,11 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 __all__ = [
     "keep_as",
+    "remove_unfinished",
     "sha256_of",
     "write_atomic",
     "write_bytes_atomic",
@@ -32,7 +33,7 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
-            write(file)
+            _write(write, file)
             file.flush()
             os.fsync(file.fileno())
         mask = os.umask(0)
@@ -44,6 +45,39 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+class _Watched:
+    """A file that remembers why it could not be written: `torch.save` says of a full disk "inline_container.cc"."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error: OSError | None = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def _write(write: Callable[[BinaryIO], object], file: BinaryIO) -> None:
+    watched = _Watched(file)
+    try:
+        write(cast(BinaryIO, watched))
+    except Exception as error:
+        if watched.error is not None and error is not watched.error:
+            raise watched.error from error
+        raise
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Delete what a killed process was writing; only for a folder that no other process writes to."""
+    for path in Path(folder).glob(".*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def keep_as(path: Path, other: Path) -> None:

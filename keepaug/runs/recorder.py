@@ -16,12 +16,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -29,10 +32,21 @@ from torch import Tensor
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from keepaug.runs.config import ConfigError, changed_settings, precision_of, recipe_of, to_dict
-from keepaug.runs.files import write_json_atomic, write_text_atomic
+from keepaug.runs.distributed import Distributed
+from keepaug.runs.files import remove_unfinished, write_json_atomic, write_text_atomic
 from keepaug.runs.result import describe_run, record_result, revision
 
-__all__ = ["Recorder"]
+__all__ = ["EXIT_STOPPED", "Recorder", "StopRequestedError"]
+
+EXIT_STOPPED = (
+    75  # EX_TEMPFAIL: the run stopped after a checkpoint, as it was asked to; the same command goes on
+)
+_STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class StopRequestedError(RuntimeError):
+    """The run was asked to stop (SIGTERM, SIGUSR1), finished its step and saved a checkpoint."""
+
 
 METRICS = "metrics.jsonl"
 RUN = "run.json"
@@ -89,6 +103,8 @@ class Recorder:
         self._metrics: TextIO | None = None
         self._writer: Any = None
         self._lock = FileLock(self.path / ".lock", timeout=0)
+        self._asked: signal.Signals | None = None
+        self._handlers: dict[int, Any] = {}
         if main:
             self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -97,6 +113,41 @@ class Recorder:
                 raise ConfigError(
                     f"{self.path} is in use by another run; wait for it or choose another folder"
                 ) from error
+            remove_unfinished(self.path)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in _STOPPING}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = signal.Signals(number)
+        self._release_signals()  # a second one stops at once
+
+    def _release_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def stop_if_asked(self, step: int, save: Callable[[], object], world: Distributed | None = None) -> None:
+        """Call it after each step: SLURM and Kubernetes send a signal some time before they kill.
+
+        Args:
+            step: steps done.
+            save: writes a checkpoint.
+            world: several processes stop together, whichever was asked.
+
+        Raises:
+            StopRequestedError: any process was asked to stop; the checkpoint is written.
+        """
+        asked = self._asked is not None
+        if world is not None and world.active:
+            flag = torch.tensor([float(asked)], device=world.device)
+            asked = bool(world.sum(flag) > 0)
+        if asked:
+            save()
+            reason = self._asked.name if self._asked is not None else "another process"
+            raise StopRequestedError(
+                f"stopped by {reason} after step {step}, with a checkpoint in {self.path}; the same command with "
+                "--resume goes on"
+            )
 
     def claim(
         self,
@@ -252,6 +303,7 @@ class Recorder:
             self._writer.close()
         if self._metrics is not None:
             self._metrics.close()
+        self._release_signals()
         self._lock.release()
 
     def __enter__(self) -> Recorder:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from keepaug.data.batch_transforms import normalise
 from keepaug.data.folder import EXTENSIONS
+from keepaug.modes import evaluating
 from keepaug.runs.distributed import Distributed, gather_rows, setup
 from keepaug.runs.files import write_atomic
 from keepaug.runs.progress import progress
@@ -57,28 +58,21 @@ def extract_features(
     device, total = world.device, len(images)
     own = torch.arange(total)[world.rank :: world.world_size]
     parts = list(own.split(batch_size)) if len(own) else []
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     found: list[Tensor] = []
-    try:
-        with ThreadPoolExecutor(1) as reader, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            ahead = reader.submit(images.resized, parts[0]) if parts else None
-            for number in progress(
-                range(len(parts)), description, total=len(parts), disable=not world.is_main
-            ):
-                pixels = ahead.result() if ahead is not None else None
-                ahead = reader.submit(images.resized, parts[number + 1]) if number + 1 < len(parts) else None
-                inputs = normalise(pixels.to(device), mean, std)  # type: ignore[union-attr]
-                if channels_last:
-                    inputs = inputs.contiguous(memory_format=torch.channels_last)
-                features = network.features(inputs, after_neck=after_neck).float()
-                if flip_test:
-                    mirrored = network.features(inputs.flip(3), after_neck=after_neck).float()
-                    features = (features + mirrored) / 2
-                found.append(features)
-    finally:
-        for module, training in modes:
-            module.training = training
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    with evaluating(network), ThreadPoolExecutor(1) as reader, autocast:
+        ahead = reader.submit(images.resized, parts[0]) if parts else None
+        for number in progress(range(len(parts)), description, total=len(parts), disable=not world.is_main):
+            pixels = ahead.result() if ahead is not None else None
+            ahead = reader.submit(images.resized, parts[number + 1]) if number + 1 < len(parts) else None
+            inputs = normalise(pixels.to(device), mean, std)  # type: ignore[union-attr]
+            if channels_last:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            features = network.features(inputs, after_neck=after_neck).float()
+            if flip_test:
+                mirrored = network.features(inputs.flip(3), after_neck=after_neck).float()
+                features = (features + mirrored) / 2
+            found.append(features)
     rows = torch.cat(found) if found else torch.empty(0, network.feature_dim, device=device)
     return gather_rows(rows, total).cpu()
 
