@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 STAGES = ("res2", "res3", "res4", "res5")
 
 
-class VerificationError(RuntimeError):
+class VerificationError(ValueError):
     """The converted backbone does not compute what the classifier computes."""
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keepaug.runs.config import ConfigError
+
 __all__ = ["Command", "Commands", "slurm_executor"]
 
 
@@ -77,7 +79,7 @@ def slurm_executor(
 
     Raises:
         ImportError: submitit is not installed.
-        RuntimeError: there is no SLURM on this machine.
+        ConfigError: there is no SLURM on this machine.
     """
     try:
         import submitit
@@ -86,7 +88,7 @@ def slurm_executor(
     try:
         executor = submitit.AutoExecutor(folder=str(logs), cluster=cluster)
     except RuntimeError as error:
-        raise RuntimeError(
+        raise ConfigError(
             f"cannot submit to SLURM from here ({error}); run on a login node, or leave out --slurm"
         ) from error
     executor.update_parameters(name=name, timeout_min=max(1, round(hours * 60)))
