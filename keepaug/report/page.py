@@ -235,6 +235,16 @@ def table_markdown(table: FilledTable) -> str:
     return "\n".join(lines)
 
 
+def _plain_text(text: str) -> str:
+    """Names of runs are a user's: neither HTML nor columns of a table."""
+    return html.escape(str(text), quote=False).replace("|", "&#124;").replace("\n", " ")
+
+
+def _table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [" | ".join(map(_plain_text, row)) for row in (head, *rows)]
+    return [f"| {lines[0]} |", "|" + "---|" * len(head), *(f"| {line} |" for line in lines[1:])]
+
+
 def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str, output: Path) -> str:
     parts = [f"# {title}", "", _summary(groups), ""]
     if rates := _rates(groups):
@@ -246,21 +256,22 @@ def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str
             "| augmentation | plain (%) | keep (%) |",
             "|---|---|---|",
         ]
-        parts += [f"| {name} | {plain:.1f} | {keep:.1f} |" for name, plain, keep, _ in rates] + [""]
+        parts += [f"| {_plain_text(name)} | {plain:.1f} | {keep:.1f} |" for name, plain, keep, _ in rates] + [
+            ""
+        ]
     for kind in ("classify", "detection", "reid", "ssl_uda"):
         if own := _of_kind(groups, kind):
             head, rows = _own_table(own, kind)
-            parts += [f"## {_KINDS[kind][0]}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-            parts += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+            parts += [f"## {_KINDS[kind][0]}", "", *_table_lines(head, rows), ""]
             head, rows = _pairs_table(own, kind)
             if rows:
-                parts += [f"### {_PAIRS}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-                parts += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+                parts += [f"### {_PAIRS}", "", *_table_lines(head, rows), ""]
     pictures = _pictures(groups)
     if pictures:
         parts += ["## Pictures", ""]
         for caption, path in pictures:
-            parts += [f"{caption}", "", f"![{caption}]({os.path.relpath(path, output)})", ""]
+            text = _plain_text(caption)
+            parts += [text, "", f"![{text}]({os.path.relpath(path, output)})", ""]
     parts += ["## The paper's tables", "", _PAPER_TEXT, ""]
     parts += [table_markdown(table) + "\n" for table in tables]
     return "\n".join(parts)

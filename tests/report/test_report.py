@@ -157,8 +157,10 @@ class Page(HTMLParser):
 def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     from PIL import Image
 
-    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
-    cifar(tmp_path / "a", artifacts={"pictures": "../p.png"}, name="<b>x</b>")
+    changed = {"method": "<b>x</b>|"}
+    cifar(tmp_path / "a", artifacts={"pictures": "p.png", "views": "../secret.png"}, recipe=changed)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "p.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     write_result(
         tmp_path / "f", kind="fidelity", name="destruction", metrics={"cutout": 20.0, "keep_cutout": 2.0}, seed=0, config={},
         dataset={"name": "d", "sizes": {}, "checksum": "a"}, synthetic=True, shortened=False, wall_time_s=1.0,
@@ -173,9 +175,12 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in parser.images)
     assert not re.search(r"(src|href)=\"https?:", html)
     assert "<b>x</b>" not in html
+    assert "<b>" not in markdown.read_text()
     assert "20.0 %" in html
     assert "| Cutout | 20.0 | 2.0 |" in markdown.read_text()
-    assert "../p.png" in markdown.read_text()
+    assert "../a/p.png" in markdown.read_text()
+    assert "secret" not in markdown.read_text()  # not a file of the run
+    assert len(parser.images) == 1
     with pytest.raises(ValueError, match=r"no result\.json below"):
         write_report(tmp_path / "out", tmp_path, recipes=recipes)
 
