@@ -169,6 +169,8 @@ def _format(output: Path, format: str | None) -> str:
         raise WeightsError(
             f"--output {output}: name it .pth or .pkl, or give --format {' or '.join(FORMATS)}"
         )
+    if output.is_dir():
+        raise WeightsError(f"--output {output} is a folder; name a file in it")
     if output.suffix != f".{kind}":
         raise WeightsError(f"--output {output} must end in .{kind}: Detectron2 reads a file by its suffix")
     return kind

@@ -39,6 +39,7 @@ def read(content: object, path: Path, **choice: Any) -> tuple[State, list[str]]:
     loaded = read_classifier(path, **choice)
     architecture, state, notes = check_state(loaded.state)
     check_name(architecture, loaded.info, path.name)
+    assert not any(value.requires_grad for value in state.values())
     return state, loaded.notes + notes
 
 
@@ -411,6 +412,15 @@ def test_a_conversion_that_fails_at_its_last_step_leaves_all_as_it_was(
             with pytest.raises(OSError, match="no space"):
                 convert(tmp_path / "w.pth", tmp_path / "out.pth")
         assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+    rename = Path.replace
+
+    def no_rename(path: Path, target: Path) -> Path:
+        return full() if target == tmp_path / "out.pth" else rename(path, target)  # type: ignore[return-value]
+
+    monkeypatch.setattr(Path, "replace", no_rename)
+    with pytest.raises(OSError, match="no space"):
+        convert(tmp_path / "w.pth", tmp_path / "out.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
 
 def test_provenance_goes_on_unabridged(tmp_path: Path) -> None:

@@ -329,9 +329,11 @@ def test_every_wrong_input_has_its_own_accurate_error(r18, saved, tmp_path: Path
 
 def test_output_names(r18, saved, tmp_path: Path) -> None:
     path = saved(r18)
+    (tmp_path / "folder.pth").mkdir()
     for output, pattern in (
         (path, "is the input itself"),
         (tmp_path / "out.bin", "name it .pth or .pkl"),
+        (tmp_path / "folder.pth", "is a folder"),
     ):
         with pytest.raises(WeightsError, match=pattern):
             convert(path, output)
