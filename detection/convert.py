@@ -133,6 +133,9 @@ def convert(
     settings = input_settings(loaded.info, mean, std, color_order)
     _check_losses(loaded.info)
     notes = loaded.notes + notes
+    for name, given in (("mean", mean), ("std", std)):
+        if given is None and loaded.info.get(name) is None:
+            notes.append(f"the file says no {name}: ImageNet's is taken; --{name} says another")
     made = loaded.info.get("provenance")
     origin: dict[str, Any] = {"source": weights.name, "source_sha256": sha256_of(weights), "notes": notes}
     tensors = {detectron2_key(name): value for name, value in state.items()}

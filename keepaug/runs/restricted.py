@@ -58,7 +58,8 @@ def read_file(path: str | Path, *, mmap: bool = False) -> Any:
         return _read_torch(path, mmap=mmap)
     if path.suffix == ".safetensors" or head[8:10] == b'{"':
         return _read_safetensors(path)
-    if head.startswith(b"\x80") and _TORCH_MAGIC not in head[:20]:
+    pickled = head.startswith(b"\x80") or path.suffix == ".pkl"  # Python 2's have no mark
+    if pickled and _TORCH_MAGIC not in head[:20]:
         with path.open("rb") as file:
             try:
                 return unpickle_arrays(file)

@@ -358,6 +358,12 @@ def test_mean_and_std_are_taken_in_every_form(shape: tuple[int, ...], kind: Any,
         sidecar = convert(tmp_path / f"{name}.pth", tmp_path / "out.pth").sidecar
         assert sidecar.pixel_mean == pytest.approx([25.5, 51.0, 76.5], abs=1e-3)
         assert sidecar.pixel_std == pytest.approx([102.0, 127.5, 153.0], abs=1e-3)
+        assert not any("ImageNet" in note for note in sidecar.notes)
+    torch.save({"state_dict": state_of(), "mean": None}, tmp_path / "silent.pth")
+    notes = convert(tmp_path / "silent.pth", tmp_path / "out.pth", std=[0.5] * 3).notes
+    assert [note for note in notes if "ImageNet" in note] == [
+        "the file says no mean: ImageNet's is taken; --mean says another"
+    ]
 
 
 def test_timm_and_hugging_face_folders_say_what_their_file_is(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "old.pkl": lambda path: torch.save(tensors(), path, _use_new_zipfile_serialization=False),
     "arrays.pkl": lambda path: path.write_bytes(pickle.dumps(arrays())),
     "python2.pkl": lambda path: path.write_bytes(pickle.dumps(arrays(), protocol=2)),
+    "without_mark.pkl": lambda path: path.write_bytes(pickle.dumps(arrays(), protocol=0)),
     "arrays.pth": lambda path: torch.save(arrays(), path),
     "w.safetensors": _safetensors,
     "other_name.bin": _safetensors,
