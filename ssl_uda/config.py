@@ -128,6 +128,7 @@ class UdaConfig:
     ema_ramp: bool = option(
         True,
         help="let the decay rise where the run is so short that the average would be its random beginning",
+        used_by=("ema",),
     )
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     # machine
@@ -146,6 +147,7 @@ class UdaConfig:
     def users(self) -> set[str]:
         """Whose settings are in use: the algorithm's, and keep's, the split's and the network's."""
         users = {self.algorithm, self.split, "wrn" if self.arch.startswith("wrn") else "resnet"}
+        users |= {"ema"} if self.ema else set()
         return users | ({"keep"} if self.keep and ALGORITHMS[self.algorithm].unlabelled else set())
 
 

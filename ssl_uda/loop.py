@@ -19,7 +19,7 @@ from keepaug.models.weights import NetworkSpec, save_classifier
 from keepaug.modes import evaluating
 from keepaug.runs.config import ConfigError, changed_settings
 from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
-from keepaug.runs.ema import ModelEma
+from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.progress import progress
@@ -30,7 +30,7 @@ from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.augment import StepDraws, Views, draw_step, finish_strong, make_views, rank_slice, weak_view
 from ssl_uda.config import UdaConfig, check, in_todays_names, is_shortened, label
 from ssl_uda.data import Data, Stream, open_data
-from ssl_uda.schedule import ema_decay, learning_rate
+from ssl_uda.schedule import learning_rate
 from ssl_uda.step import sample_paste, step_loss, targets_and_saliency
 
 __all__ = ["network_spec", "train"]
@@ -216,8 +216,7 @@ def _step(run: _Run, step: int, rate: float, recorder: Recorder) -> dict[str, Te
         group["lr"] = rate
     run.optimizer.step()
     if run.ema is not None:
-        run.ema.decay = ema_decay(step, config.steps, config.ema, ramp=config.ema_ramp)
-        run.ema.update(run.network)
+        run.ema.update(run.network, ema_decay(step, config.steps, config.ema, ramp=config.ema_ramp))
     # Here, so that a GPU has the rest of the step to do while the host waits.
     if read_heat is not None:
         check_finite(float(read_heat()), step, recorder.last_checkpoint, what="saliency")

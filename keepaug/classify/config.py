@@ -242,6 +242,11 @@ class ClassifyConfig:
     label_smoothing: float = option(0.0, low=0, high=1)
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     ema: float = option(0.0, low=0, high=0.999999, help="decay of the averaged weights; 0: none")
+    ema_ramp: bool = option(
+        True,
+        help="let the decay rise where the run is so short that the average would be its random beginning",
+        used_by=("ema",),
+    )
     look_ahead: int = option(
         0, low=0, help="every that many steps the weights go back to a slow average of themselves; 0: never"
     )
@@ -269,6 +274,8 @@ class ClassifyConfig:
         chosen = {self.method, method.base, *method.traits, self.schedule}
         if self.arch in FAST:
             chosen.add("lab")
+        if self.ema:
+            chosen.add("ema")
         if method.base == "attentive_cutmix" and self.attention == "saliency":
             chosen.add("attention")
         if chosen & {"keep", "attention"} and self.saliency in ("early_head", "low_resolution_early"):

@@ -30,7 +30,7 @@ from keepaug.models.lab import LabNetwork
 from keepaug.models.weights import NetworkSpec, identity_of, save_classifier
 from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, setup
-from keepaug.runs.ema import ModelEma
+from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.look_ahead import LookAhead
 from keepaug.runs.progress import progress
@@ -282,7 +282,8 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     set_learning_rate(run.optimizer, learning_rate(config, run.step, len(run.loader)))
     run.optimizer.step()
     if run.ema is not None:
-        run.ema.update(run.network)
+        decay = ema_decay(run.step, _total_steps(run), config.ema, ramp=config.ema_ramp)
+        run.ema.update(run.network, decay)
     if run.look_ahead is not None:
         done, total = run.step + 1, config.epochs * len(run.loader)
         run.look_ahead.update(run.network, done, total, last=done == _total_steps(run))

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ModelEma"]
+__all__ = ["ModelEma", "ema_decay"]
 
 
 class ModelEma:
@@ -25,12 +25,18 @@ class ModelEma:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """One step of the average; whole-number buffers (counters) are copied."""
+    def update(self, model: nn.Module, decay: float | None = None) -> None:
+        """One step of the average; whole-number buffers (counters) are copied.
+
+        Args:
+            model: after the step.
+            decay: of this step, see `ema_decay`; None: the one of all steps.
+        """
+        decay = self.decay if decay is None else decay
         current = model.state_dict()
         for key, average in self.model.state_dict().items():
             if average.is_floating_point():
-                average.lerp_(current[key].to(average.dtype), 1 - self.decay)
+                average.lerp_(current[key].to(average.dtype), 1 - decay)
             else:
                 average.copy_(current[key])
 
@@ -41,3 +47,21 @@ class ModelEma:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo `state_dict`."""
         self.model.load_state_dict(state)
+
+
+def ema_decay(step: int, total_steps: int, decay: float, *, ramp: bool = True) -> float:
+    """The decay of the averaged weights after a step, so that the average of a short run is not its random beginning.
+
+    A constant decay leaves `decay ** total_steps` of the random weights in the average: with 0.9999 and 3,000 steps 74 %, an
+    accuracy by chance. Where it would be more than 2 % the decay rises as min(decay, (1 + step) / (10 + step)), as
+    TensorFlow's `num_updates` does it; long recipes keep the constant one.
+
+    Args:
+        step: from 0.
+        total_steps: of the run.
+        decay: of the average, 0.9999 in UDA's recipe, 0.999 in FixMatch's.
+        ramp: False keeps it constant whatever the number of steps.
+    """
+    if not ramp or decay**total_steps <= 0.02:
+        return decay
+    return min(decay, (1 + step) / (10 + step))

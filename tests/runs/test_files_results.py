@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from keepaug.runs.ema import ModelEma
+from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.files import sha256_of, write_atomic, write_json_atomic
 from keepaug.runs.guard import NonFiniteLossError, check_finite, only_finite
 from keepaug.runs.result import read_results, write_result
@@ -107,6 +108,20 @@ def test_ema_follows_the_formula() -> None:
     torch.testing.assert_close(ema.model[1].running_mean, mean + 0.2)
     assert int(ema.model[1].num_batches_tracked) == 5
     assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_average_of_a_short_run_is_not_its_beginning() -> None:
+    """What is left of the first weights after the last step, and that the recipes' decay is the constant one."""
+
+    def left(steps: int, decay: float, **options: bool) -> float:
+        return math.prod(ema_decay(step, steps, decay, **options) for step in range(steps))
+
+    assert left(3000, 0.9999, ramp=False) == pytest.approx(0.74, abs=0.01)
+    for steps in (10, 100, 3000, 30_000):
+        assert left(steps, 0.9999) < 0.021
+    assert {ema_decay(step, 500_000, 0.9999) for step in (0, 10, 499_999)} == {0.9999}
+    assert {ema_decay(step, 2**20, 0.999) for step in (0, 10, 2**20 - 1)} == {0.999}
+    assert ema_decay(0, 100, 0.0) == 0
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -14,7 +14,7 @@ from ssl_uda.algorithms.fixmatch import fixmatch_loss
 from ssl_uda.algorithms.supervised import masked_mean, supervised_losses, tsa_mask, tsa_threshold
 from ssl_uda.algorithms.uda import confidence_mask, consistency_losses, entropies, sharpened
 from ssl_uda.config import UdaConfig
-from ssl_uda.schedule import ema_decay, learning_rate
+from ssl_uda.schedule import learning_rate
 
 LOG = math.log
 
@@ -158,17 +158,3 @@ def test_fixmatch_is_its_algorithm_one_image_after_the_other() -> None:
     assert not strong.grad[hidden].any()
     assert strong.grad[~hidden].any(dim=1).all()
     assert labelled.grad.any()
-
-
-def test_average_of_a_short_run_is_not_its_beginning() -> None:
-    """What is left of the first weights after the last step, and that the recipes' decay is the constant one."""
-
-    def left(steps: int, decay: float, **options: bool) -> float:
-        return math.prod(ema_decay(step, steps, decay, **options) for step in range(steps))
-
-    assert left(3000, 0.9999, ramp=False) == pytest.approx(0.74, abs=0.01)
-    for steps in (10, 100, 3000, 30_000):
-        assert left(steps, 0.9999) < 0.021
-    assert {ema_decay(step, 500_000, 0.9999) for step in (0, 10, 499_999)} == {0.9999}
-    assert {ema_decay(step, 2**20, 0.999) for step in (0, 10, 2**20 - 1)} == {0.999}
-    assert ema_decay(0, 100, 0.0) == 0
