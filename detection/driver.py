@@ -15,7 +15,7 @@ from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.evaluation import CocoMetrics, evaluate, load_results, save_results
 from detection.prepare import Job, Prepared, prepare, scored_split
-from detection.sidecar import started_from
+from detection.sidecar import ORIGIN
 from detection.tool import precision_of, recipe_of
 from keepaug.runs.files import write_json_atomic, write_text_atomic
 from keepaug.runs.result import write_result
@@ -43,6 +43,8 @@ def run(job: Job) -> CocoMetrics | None:
     output.mkdir(parents=True, exist_ok=True)
     results_path = output / RESULTS_FILE
     results_path.unlink(missing_ok=True)  # an earlier evaluation must not be taken for this one
+    if job.machine_rank == 0 and not job.eval_only:
+        write_json_atomic(output / ORIGIN, prepared.started_from)
     start = time.monotonic()
     if prepared.engine == "detectron2":
         _run_detectron2(job, prepared)
@@ -130,7 +132,6 @@ def _pictures(output: Path) -> dict[str, str]:
 def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) -> None:
     cfg = prepared.cfg
     output = Path(cfg.OUTPUT_DIR)
-    sidecar = Path(f"{cfg.MODEL.WEIGHTS}.json")
     path = write_result(
         output,
         kind="detection",
@@ -144,7 +145,7 @@ def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) 
         synthetic=prepared.dataset["synthetic"],
         shortened=prepared.shortened,
         engine=prepared.engine,
-        started_from=started_from(cfg.MODEL.WEIGHTS),
+        started_from=prepared.started_from,
         wall_time_s=seconds,
         artifacts={"results": RESULTS_FILE, "evaluation": "evaluation.json", **_pictures(output)},
         extra={
@@ -153,7 +154,6 @@ def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) 
             "num_detections": metrics.num_detections,
             "evaluator": metrics.backend,
             "resumed": job.resume,
-            "backbone": json.loads(sidecar.read_text()) if cfg.MODEL.WEIGHTS and sidecar.is_file() else None,
             "notes": prepared.notes + metrics.notes,
         },
     )

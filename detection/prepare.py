@@ -28,6 +28,7 @@ from detection.coco import (
     write_subset,
 )
 from detection.config import ConfigError, flat, load_config, unfreeze
+from detection.sidecar import origin_of_run
 from keepaug.runs.files import sha256_of
 
 ENGINES = ("auto", "detectron2", "torchvision")
@@ -81,6 +82,7 @@ class Prepared:
     val: CocoDataset
     dataset: dict[str, Any]
     shortened: bool
+    started_from: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -99,6 +101,8 @@ def prepare(job: Job) -> Prepared:
     _check_processes(job, cfg, engine)
     notes += _check_output(job, cfg)
     notes += _check_weights(job, cfg)
+    goes_on = job.resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
+    origin = origin_of_run(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, goes_on=goes_on)
 
     train_name, val_name = _only(cfg, "TRAIN"), _only(cfg, "TEST")
     names = [val_name] if job.eval_only else [train_name, val_name]
@@ -123,6 +127,7 @@ def prepare(job: Job) -> Prepared:
         val=splits[val_name],
         dataset=describe(splits, train_name, val_name),
         shortened=_is_shortened(job, cfg, splits, engine),
+        started_from=origin,
         notes=notes,
     )
 

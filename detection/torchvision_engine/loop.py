@@ -294,7 +294,7 @@ def predict(cfg: Any, model: Detector, dataset: CocoDataset) -> list[dict[str, A
 def _coco_results(
     found: dict[str, Tensor], record: dict[str, Any], scale: tuple[float, float], dataset: CocoDataset
 ) -> list[dict[str, Any]]:
-    boxes = found["boxes"].cpu() * torch.tensor([*scale, *scale])
+    boxes = found["boxes"].cpu().reshape(-1, 4) * torch.tensor([*scale, *scale])
     limit = torch.tensor([record["width"], record["height"]] * 2, dtype=torch.float32)
     boxes = torch.minimum(boxes.clamp(min=0), limit)
     sizes = boxes[:, 2:] - boxes[:, :2]

@@ -142,6 +142,33 @@ def test_resume_refuses_another_config_and_goes_on_with_its_own(root: Path, tmp_
     assert set(result["dataset"]["sizes"]) == {"train", "val"}
 
 
+@pytest.mark.parametrize("engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)])
+def test_what_a_detector_is_built_on_is_fixed_when_it_begins(engine: str, root: Path, tmp_path: Path) -> None:
+    run_of = {"kind": "classify", "name": "a", "seed": 3, "config": {"lr": 0.1}}
+    for name in ("a", "b"):
+        made = {
+            "state_dict": resnet18().state_dict(),
+            "arch": "resnet18",
+            "provenance": {**run_of, "name": name},
+        }
+        torch.save(made, tmp_path / f"{name}.pt")
+        convert(tmp_path / f"{name}.pt", tmp_path / f"{name}.pth")
+    output = tmp_path / "run"
+    steps = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.BASE_LR", "1e-9")
+    run(job(root, output, *steps, "MODEL.WEIGHTS", str(tmp_path / "a.pth"), engine=engine))
+    result = json.loads((output / "result.json").read_text())
+    assert result["started_from"]["file"] == "a.pt"
+    assert result["started_from"]["provenance"] == {**run_of, "name": "a"}
+    with pytest.raises(
+        ValueError, match=r"built on a\.pt; MODEL\.WEIGHTS .*b\.pth is b\.pt with other contents"
+    ):
+        run(job(root, output, *steps, "MODEL.WEIGHTS", str(tmp_path / "b.pth"), engine=engine, resume=True))
+    (tmp_path / "a.pth").unlink()  # it is not needed any more
+    (output / "result.json").unlink()
+    run(job(root, output, *steps, "MODEL.WEIGHTS", str(tmp_path / "a.pth"), engine=engine, resume=True))
+    assert json.loads((output / "result.json").read_text())["started_from"] == result["started_from"]
+
+
 @pytest.mark.detectron2
 def test_detectron2_engine_compares_what_it_loaded() -> None:
     from detection.detectron2_engine import WeightsNotLoadedError, check_loaded, compare_loaded

@@ -230,6 +230,18 @@ def test_boxes_follow_the_flip(data: CocoDataset) -> None:
     assert 10 < turned < 50
 
 
+def test_no_detection_is_no_error(data: CocoDataset) -> None:
+    """Boxes that are not finite leave an empty list without a second side."""
+
+    class Blind(torch.nn.Module):
+        def detect(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            return [
+                {"boxes": torch.tensor([]), "scores": torch.tensor([]), "labels": torch.tensor([]).long()}
+            ]
+
+    assert predict(config("fpn"), Blind(), data) == []  # type: ignore[arg-type]
+
+
 def test_aspect_ratio_groups() -> None:
     records = [{"width": 10 + (i % 3 == 0) * 10, "height": 15} for i in range(12)]
     stream = batches(records, config("fpn"), 0)
