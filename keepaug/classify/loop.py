@@ -17,13 +17,14 @@ from keepaug.classify.attention import feature_attention, load_teacher, stages_o
 from keepaug.classify.config import ClassifyConfig, check, network_spec
 from keepaug.classify.datasets import Datasets, open_datasets
 from keepaug.classify.losses import loss_of
-from keepaug.classify.methods import METHODS, Cutting, Labels, Step, Views, compute_saliency
+from keepaug.classify.methods import METHODS, Cutting, Labels, Mixing, Step, Views, compute_saliency
 from keepaug.classify.optimizer import build_optimizer, learning_rate, set_learning_rate
 from keepaug.data.batch_transforms import change_colours, draw_colours, normalise
 from keepaug.data.images import Batch, Images, MemoryImages
 from keepaug.data.loader import Loader, default_workers, make_loader
 from keepaug.data.pictures import draw_views
 from keepaug.data.saliency_cache import SaliencyCache, carried_or_fresh
+from keepaug.keep import KeepCutMix, KeepCutout, KeepRandomErasing
 from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.lab import LabNetwork
@@ -263,16 +264,20 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     labels = to_device(batch.labels, device)
     images, strong = _views(run, batch, generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        heat, read_heat = None, None
+        heat, read_heat, drawn = None, None, None
         if isinstance(run.network, LabNetwork):
             run.network.whitening.bias.requires_grad_(run.step < config.whitening_epochs * len(run.loader))
         if METHODS[config.method].needs_saliency:
-            heat, read_heat = only_finite(_heat(run, images, labels, batch))
+            own = run.augment.augment if isinstance(run.augment, Cutting | Mixing) else None
+            if isinstance(own, KeepCutout | KeepRandomErasing | KeepCutMix):
+                drawn = own.draw(images, generator=generator)
+            only = None if drawn is None else drawn.applied
+            heat, read_heat = only_finite(_heat(run, images, labels, batch, only))
         progress = run.step / (config.epochs * len(run.loader))
         augment = run.augment.at(progress) if isinstance(run.augment, Cutting) else run.augment
         if config.drop_path or config.drop_block:
             schedule_drops(run.network, progress)
-        inputs, targets = augment(Views(images, labels, strong, heat), generator)
+        inputs, targets = augment(Views(images, labels, strong, heat, drawn), generator)
         loss = _forward(run, inputs, targets)
     read_loss = start_reading(loss)
     run.optimizer.zero_grad(set_to_none=True)
@@ -295,11 +300,13 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     return value
 
 
-def _heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-    """What the method sees as important, computed now or in an earlier epoch."""
+def _heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch, only: Tensor | None) -> Tensor:
+    """What the method sees as important, computed now (where `only` says so) or in an earlier epoch."""
     if run.config.saliency == "noise":
         return _controlled(run, images[:, 0])
-    return _controlled(run, _own_heat(run, images, labels, batch))
+    if run.config.saliency == "other":  # the next image may need what this one does not
+        only = None
+    return _controlled(run, _own_heat(run, images, labels, batch, only))
 
 
 def _controlled(run: _Run, heat: Tensor) -> Tensor:
@@ -313,10 +320,10 @@ def _controlled(run: _Run, heat: Tensor) -> Tensor:
     return heat
 
 
-def _own_heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+def _own_heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch, only: Tensor | None) -> Tensor:
     config, cache, data = run.config, run.cache, run.data.train
     if cache is None or batch.seeds is None or not isinstance(data, MemoryImages):
-        return _fresh_heat(run, images, labels)
+        return _fresh_heat(run, images, labels, only)
     place = data.place_of(batch.seeds)
 
     def compute(rows: Tensor) -> Tensor:
@@ -330,14 +337,20 @@ def _own_heat(run: _Run, images: Tensor, labels: Tensor, batch: Batch) -> Tensor
     return to_device(heat, images.device)
 
 
-def _fresh_heat(run: _Run, images: Tensor, labels: Tensor) -> Tensor:
+def _fresh_heat(run: _Run, images: Tensor, labels: Tensor, only: Tensor | None = None) -> Tensor:
     config = run.config
     if config.method == "attentive_cutmix" and config.attention == "features":
         return feature_attention(run.teacher or run.network, images)
     if run.teacher is not None:
-        return compute_saliency(run.teacher, images, labels, config.saliency)
+        return compute_saliency(run.teacher, images, labels, config.saliency, only=only)
     return compute_saliency(
-        run.seen, images, labels, config.saliency, early_map=config.early_map, forward_early=run.forward_early
+        run.seen,
+        images,
+        labels,
+        config.saliency,
+        only=only,
+        early_map=config.early_map,
+        forward_early=run.forward_early,
     )
 
 

@@ -27,6 +27,7 @@ from keepaug.baselines import (
     RandomErasing,
     three_views,
 )
+from keepaug.baselines.common import Draw
 from keepaug.data.images import BatchTransform, one_by_one
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
 from keepaug.models.early import EarlyHeadNetwork
@@ -49,12 +50,19 @@ class Views(NamedTuple):
         labels: (N,) int64.
         strong: the same images after the method's policy, (N, 3, H, W), or (N, 2, 3, H, W) for two views; None without one.
         saliency: (N, H, W) float32; None where the method needs none.
+        drawn: which images are augmented and how large their regions are, where that was drawn before the saliency.
     """
 
     images: Tensor
     labels: Tensor
     strong: Tensor | None = None
     saliency: Tensor | None = None
+    drawn: Draw | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Keyword arguments of an augmentation that draws first."""
+        return {} if self.drawn is None else {"drawn": self.drawn}
 
 
 class Step(Protocol):
@@ -83,7 +91,7 @@ class Cutting:
 
     def __call__(self, views: Views, generator: torch.Generator | None = None) -> tuple[Tensor, Labels]:
         """Cut."""
-        return self.augment(views.images, views.saliency, generator=generator), views.labels
+        return self.augment(views.images, views.saliency, **views.given, generator=generator), views.labels
 
     def at(self, progress: float) -> Cutting:
         """The same at a progress of the training in [0, 1]; only GridMask changes."""
@@ -98,7 +106,7 @@ class Mixing:
 
     def __call__(self, views: Views, generator: torch.Generator | None = None) -> tuple[Tensor, Labels]:
         """Mix."""
-        return self.augment(views.images, views.labels, views.saliency, generator=generator)
+        return self.augment(views.images, views.labels, views.saliency, **views.given, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -299,10 +307,13 @@ def compute_saliency(
     labels: Tensor,
     mode: str,
     *,
+    only: Tensor | None = None,
     early_map: str = "logit",
     forward_early: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The map (N, H, W) in one of the modes `keepaug.classify.config.SALIENCY`, of which "other" is the images' own here.
+
+    `only` is as in `saliency_map`.
 
     Raises:
         ValueError: an early mode without an early head.
@@ -315,6 +326,6 @@ def compute_saliency(
                 f"saliency {mode} needs a network with an early head, got {type(model).__name__}"
             )
         return saliency_map(
-            model, images, labels, of=early_map, forward=forward_early or forward, scale=scale
+            model, images, labels, only=only, of=early_map, forward=forward_early or forward, scale=scale
         )
-    return saliency_map(model, images, labels, scale=scale)
+    return saliency_map(model, images, labels, only=only, scale=scale)

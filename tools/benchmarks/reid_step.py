@@ -38,10 +38,10 @@ def reid_section(
 ) -> tuple[Table, dict[str, Any]]:
     """Whole steps of the recipe at p = 0.5, as multiples of the step without erasing.
 
-    On a CPU a quarter of the recipe's 64 images; each round erases other images.
+    On a CPU half of the recipe's 64 images; each round erases other images.
     """
     name = [*arch, "resnet18" if shrink else "resnet50"][0]
-    identities, side = (2, 64) if shrink else (16 if device.type == "cuda" else 4, 256)
+    identities, side = (2, 64) if shrink else (16 if device.type == "cuda" else 8, 256)
     variants: dict[str, Callable[[], object]] = {}
     for title, settings in _STEPS.items():
         config = ReidConfig(
