@@ -185,6 +185,8 @@ def _train(run: _Run, recorder: Recorder) -> None:
             recorder.log(run.step, {"val/accuracy": run.history[-1]})
         if run.step % config.checkpoint_every == 0 or last:
             recorder.save(run.step)
+        if not last:
+            recorder.stop_if_asked(run.step, lambda: recorder.save(run.step), world)
 
 
 def _pixels(run: _Run, images: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from keepaug.models import build_network
 from keepaug.models.weights import load_classifier
 from keepaug.runs.config import ConfigError, load_config
 from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.recorder import StopRequestedError
 from keepaug.saliency import saliency_map
 from ssl_uda import ALGORITHMS, UdaConfig, loop, train
 from ssl_uda.algorithms import fixmatch
@@ -33,6 +34,7 @@ from ssl_uda.augment import Views
 from ssl_uda.data import open_data
 from ssl_uda.loop import network_spec
 from ssl_uda.policy import apply_policy, draw_policy
+from ssl_uda.schedule import learning_rate
 from ssl_uda.step import shares_forward, step_loss, targets_and_saliency
 
 ROOT = Path(__file__).parents[2]
@@ -346,6 +348,28 @@ def test_diverging_stops_with_the_step(variant: str, what: str, drawn: Path, tmp
         NonFiniteLossError, match=f"the {what} is .* at step 1; the last good checkpoint is .*checkpoint.pt"
     ):
         train(config(drawn, "lr=1e20", "steps=20", "checkpoint_every=1", variant=variant), tmp_path)
+
+
+def test_a_signal_stops_after_the_step_and_resumed_is_uninterrupted(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(drawn, "log_every=1"), tmp_path / "whole")
+
+    def signalled(step: int, *rest: Any) -> float:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learning_rate(step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate", signalled)
+        with pytest.raises(StopRequestedError, match="stopped by SIGTERM after step 2, with a checkpoint"):
+            train(config(drawn, "log_every=1"), tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    train(config(drawn, "log_every=1"), tmp_path / "stopped", resume=True)
+    whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(stopped[key], value) for key, value in whole.items())
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "stopped")]
+    assert lines[0] == lines[1]
 
 
 @pytest.mark.parametrize("bad", [2, 3])
