@@ -222,6 +222,8 @@ class KeepEngine(_Engine):
             and self.step < self.total_steps
         ):
             self.save()
+        if self.recorder is not None and self.step < self.total_steps:
+            self.recorder.stop_if_asked(self.step, self.save, self.world)
 
     def test(self, *args: Any, **kwargs: Any) -> dict[str, Scored]:  # type: ignore[override]
         """Scores of every target, by name (on the main process; the others only compute features)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +22,13 @@ from keepaug.report.cells import resolve as resolve_cell
 from keepaug.report.paper import fill_table, load_paper
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError, load_config, recipe_of, to_dict
+from keepaug.runs.recorder import StopRequestedError
 from keepaug.runs.result import read_result
 from reid.config import RECIPES, ReidConfig, check, is_shortened, resolve
 from reid.data.layouts import OFFICIAL_SIZES, SPLITS
 from reid.evaluation.run import evaluate_weights
 from reid.tool import TOOL
+from reid.training.engine import KeepEngine
 from reid.training.erasing import build_eraser
 from reid.training.loop import train
 
@@ -156,6 +160,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
+from typing import Any
 from reid_helpers import tiny_config
 from reid.training.engine import KeepEngine
 from reid.training.loop import train
@@ -169,8 +174,10 @@ train(tiny_config(Path({market!r}), *{overrides!r}), {output!r})
 """
 
 
-def test_killed_and_resumed_equals_uninterrupted(market: Path, tmp_path: Path) -> None:
-    """Killed between two checkpoints in the middle of the second epoch; all that follows is bit for bit the same."""
+def test_killed_asked_to_stop_and_resumed_equals_uninterrupted(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two checkpoints in the second epoch, then stopped by a signal; the end is bit for bit the same."""
     overrides = [
         "identities=2",
         "arch=torchreid:osnet_x0_25",
@@ -194,6 +201,16 @@ def test_killed_and_resumed_equals_uninterrupted(market: Path, tmp_path: Path) -
         train(tiny_config(market, *overrides), tmp_path / "cut")
     with pytest.raises(ConfigError, match=r"resuming would change the run .*lr \(was 0.001, is 0.002\)"):
         train(tiny_config(market, *overrides, "lr=0.002"), tmp_path / "cut", resume=True)
+    step = KeepEngine.forward_backward
+
+    def asked(self: KeepEngine, data: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepEngine, "forward_backward", asked)
+        with pytest.raises(StopRequestedError, match="stopped by SIGTERM after step 5, with a checkpoint"):
+            train(tiny_config(market, *overrides), tmp_path / "cut", resume=True)
     again = train(tiny_config(market, *overrides), tmp_path / "cut", resume=True)
     assert again == metrics
     cut = read_weights_only(tmp_path / "cut" / "checkpoint.pt")
