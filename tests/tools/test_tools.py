@@ -13,6 +13,11 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
+from keepaug.models import EarlyHeadNetwork
+from keepaug.models.weights import NetworkSpec, save_classifier
+from keepaug.policies import OPERATIONS as POLICY_OPERATIONS
+from keepaug.policies import RANGES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -78,6 +83,36 @@ def test_show_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert show.main(["--image", str(tmp_path / "i.png"), *base]) == 2
     assert "is no resnet50" in capsys.readouterr().err
     assert show.main(["--image", str(tmp_path / "w.pth"), "--arch", "resnet18", *base]) == 2
+
+
+def test_show_regions_draws_figure_4_and_all_policies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = tool("show_regions")
+    Image.effect_noise((40, 40), 60).convert("RGB").save(tmp_path / "i.png")
+    base = ["--image", str(tmp_path / "i.png"), "--side", "32", "--output", str(tmp_path / "o.png")]
+    spec = NetworkSpec("resnet8", 3, {"stem": "cifar"})
+    widths = []
+    for name, early in (("early", True), ("plain", False)):
+        network = spec.build()
+        save_classifier(
+            tmp_path / f"{name}.pt", network, spec, classes=["a", "b", "c"], mean=(0.5,) * 3, std=(0.2,) * 3,
+            provenance={}, early=EarlyHeadNetwork(network) if early else None,
+        )  # fmt: skip
+        given = ["--weights", str(tmp_path / f"{name}.pt"), "--show", "figure4"]
+        assert show.main([*base, *given]) == 0
+        picture = Image.open(tmp_path / "o.png").convert("L")
+        picture = picture.crop((0, 30, picture.width, picture.height))  # without the titles
+        widths.append(picture.point(lambda value: 255 * (value < 250)).getbbox()[2])  # the last picture's end
+    assert widths[0] - widths[1] > 300  # two pictures more, of the early head
+    assert show.main([*base, "--show", "policies"]) == 0
+    args = show.build_parser().parse_args([*base, "--show", "policies"])
+    labels = [label for label, _ in show.policies(args)]
+    for wanted in (*POLICY_OPERATIONS, *RANGES, "of 10", "of 30", "cifar10", "imagenet", "svhn", "AugMix"):
+        assert any(wanted in label for label in labels), wanted
+    assert Image.open(tmp_path / "o.png").height > (len(labels) + 1) * 190
+    assert show.main(base) == 2
+    assert "give --weights" in capsys.readouterr().err
 
 
 def test_show_regions_reads_what_the_converter_reads(
