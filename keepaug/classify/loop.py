@@ -65,6 +65,7 @@ class _Run:
     cache: SaliencyCache | None  # with reuse_every
     hits: Tensor  # right answers and images since the epoch began
     step: int = 0
+    saved: bool = False  # there is a checkpoint: remembered, since another process may just be writing it
     evaluated: int = 0  # the step of the last evaluation
     history: list[float] = field(default_factory=list)  # accuracy after each evaluation
     values: dict[str, float] | None = None  # of the last evaluation, if it was in this process
@@ -193,6 +194,7 @@ def _claim(run: _Run, recorder: Recorder, resume: bool) -> None:
         history=run.history,
     )
     run.step = state["step"]
+    run.saved = run.step > 0
     run.evaluated = state.get("evaluated", run.step)
     if run.world.is_main and "hits" in state:
         run.hits.copy_(state["hits"])  # of all processes together
@@ -250,8 +252,8 @@ def _train(run: _Run, recorder: Recorder) -> None:
             recorder.stop_if_asked(run.step, lambda: _save(run, recorder), run.world)
             if config.checkpoint_every and run.step % config.checkpoint_every == 0:
                 _save(run, recorder)
-        if recorder.last_checkpoint is None:
-            _save(run, recorder)  # an evaluation may fail
+        if not run.saved:  # an evaluation may fail
+            _save(run, recorder)
         _evaluate_if_due(run, recorder)
         _save(run, recorder)
 
@@ -265,8 +267,10 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     images, strong = _views(run, batch, generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         heat, read_heat, drawn = None, None, None
+        whitening = run.step < config.whitening_epochs * len(run.loader)
         if isinstance(run.network, LabNetwork):
-            run.network.whitening.bias.requires_grad_(run.step < config.whitening_epochs * len(run.loader))
+            # DDP waits for the gradients that it knows of.
+            run.network.whitening_bias.requires_grad_(whitening or run.world.active)
         if METHODS[config.method].needs_saliency:
             own = run.augment.augment if isinstance(run.augment, Cutting | Mixing) else None
             if isinstance(own, KeepCutout | KeepRandomErasing | KeepCutMix):
@@ -282,6 +286,8 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     read_loss = start_reading(loss)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if isinstance(run.network, LabNetwork) and not whitening:
+        run.network.whitening_bias.grad = None
     if config.clip_norm:
         nn.utils.clip_grad_norm_(run.trained.parameters(), config.clip_norm)
     set_learning_rate(run.optimizer, learning_rate(config, run.step, len(run.loader)))
@@ -439,6 +445,7 @@ def _train_accuracy(run: _Run) -> dict[str, float]:
 def _save(run: _Run, recorder: Recorder) -> None:
     if run.cache is not None and run.world.active:
         run.cache.share(lambda part: run.world.sum(part.to(run.world.device)).cpu())
+    run.saved = True
     recorder.save(run.step, hits=run.world.sum(run.hits), evaluated=run.evaluated)
 
 

@@ -40,12 +40,17 @@ class LabNetwork(StagedNetwork):
         super().__init__(stem, stages, nn.Identity(), channels=widths[-1], num_classes=num_classes)
         self.fc = nn.Linear(widths[-1], num_classes, bias=False)
         self.whitening.weight.requires_grad_(False)
-        nn.init.zeros_(cast(Tensor, self.whitening.bias))
+        nn.init.zeros_(self.whitening_bias)
 
     @property
     def whitening(self) -> nn.Conv2d:
-        """The first layer: its filters are never trained, its bias is for as long as `requires_grad` says."""
+        """The first layer: its filters are never trained, its bias is in the first epochs."""
         return cast(nn.Conv2d, self.stem[0])  # type: ignore[index]
+
+    @property
+    def whitening_bias(self) -> Tensor:
+        """The first layer's bias; while it takes no gradient, the first group's input needs none either."""
+        return cast(Tensor, self.whitening.bias)
 
     def whiten(self, images: Tensor) -> None:
         """Take the filters from training images.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -18,6 +21,7 @@ from keepaug.data.synthetic import write_classification
 from keepaug.models.weights import load_classifier
 from keepaug.runs.config import ConfigError, load_config
 
+ROOT = Path(__file__).parents[2]
 RECIPE = [
     "arch=lab",
     "epochs=3",
@@ -113,6 +117,27 @@ def test_the_whitening_bias_is_trained_in_the_first_epochs_only(drawn: Path) -> 
     assert not torch.equal(values[0], values[1])
     assert torch.equal(values[1], values[3])
     assert torch.equal(run.network.whitening.weight, filters)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_when_the_bias_no_longer_learns(drawn: Path, tmp_path: Path) -> None:
+    """DDP waits for the gradients of all parameters that ever had one."""
+    tool = str(ROOT / "tools" / "train_classifier.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tool]
+    given = [f"root={drawn}", *RECIPE, "epochs=2", "look_ahead=0", "checkpoint_every=2"]
+    subprocess.run(
+        [*command, *given, "--output", str(tmp_path)],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
+    names = ("checkpoint.previous.pt", "checkpoint.pt")
+    states = [torch.load(tmp_path / name, weights_only=True) for name in names]
+    assert [state["step"] for state in states] == [2, 4]
+    before, after = (state["model"] for state in states)
+    assert torch.equal(before["stem.0.bias"], after["stem.0.bias"])
+    assert before["stem.0.bias"].any()
+    assert not torch.equal(before["fc.weight"], after["fc.weight"])
 
 
 def test_whitened_with_images_of_all_classes(drawn: Path) -> None:
