@@ -386,6 +386,35 @@ def uda_policy() -> str:
     )
 
 
+def uda_objective() -> str:
+    from test_uda_losses import drawn_outputs, oracle_uda
+
+    from ssl_uda.algorithms.uda import uda_loss
+    from ssl_uda.config import UdaConfig
+
+    found, wanted = [], []
+    for seed in range(50):
+        outputs, labels = drawn_outputs(seed)
+        config = UdaConfig(tsa="linear", steps=100)
+        eta = 2 * seed / 100 * (1 - 1 / 3) + 1 / 3
+        found.append(uda_loss(outputs, labels, config, 2 * seed).total.item())
+        wanted.append(oracle_uda(outputs, labels, temperature=0.4, confidence=0.8, weight=1.0, eta=eta))
+    return largest(torch.tensor(found), torch.tensor(wanted))
+
+
+def fixmatch_objective() -> str:
+    from test_uda_losses import drawn_outputs, oracle_fixmatch
+
+    from ssl_uda.algorithms.fixmatch import fixmatch_loss
+    from ssl_uda.config import UdaConfig
+
+    drawn = [drawn_outputs(seed) for seed in range(50)]
+    config = UdaConfig(algorithm="fixmatch", confidence=0.8)
+    found = [fixmatch_loss(outputs, labels, config, 0).total.item() for outputs, labels in drawn]
+    wanted = [oracle_fixmatch(outputs, labels, 0.8, 1.0)[0] for outputs, labels in drawn]
+    return largest(torch.tensor(found), torch.tensor(wanted))
+
+
 def uda_rate() -> str:
     from ssl_uda.schedule import learning_rate
 
@@ -559,6 +588,18 @@ ROWS = (
         "google-research/uda",
         "ssl_uda/test_policy.py::test_every_operation_is_pils_to_the_bit",
         uda_policy,
+    ),
+    Row(
+        "UDA: objective",
+        "google-research/uda, Xie et al., 2020",
+        "ssl_uda/test_uda_losses.py::test_uda_is_its_objective_one_image_after_the_other",
+        uda_objective,
+    ),
+    Row(
+        "FixMatch: objective",
+        "google-research/fixmatch, Sohn et al., 2020",
+        "ssl_uda/test_uda_losses.py::test_fixmatch_is_its_algorithm_one_image_after_the_other",
+        fixmatch_objective,
     ),
     Row(
         "UDA: learning rate",

@@ -12,7 +12,7 @@ from keepaug.runs.config import load_config
 from ssl_uda.algorithms import Outputs
 from ssl_uda.algorithms.fixmatch import fixmatch_loss
 from ssl_uda.algorithms.supervised import masked_mean, supervised_losses, tsa_mask, tsa_threshold
-from ssl_uda.algorithms.uda import confidence_mask, consistency_losses, entropies, sharpened
+from ssl_uda.algorithms.uda import confidence_mask, consistency_losses, entropies, sharpened, uda_loss
 from ssl_uda.config import UdaConfig
 from ssl_uda.schedule import learning_rate
 
@@ -130,31 +130,67 @@ def test_learning_rate_is_seven_sixteenths_of_a_cosine() -> None:
     assert learning_rate(60, 110, 0.1, 10) == pytest.approx(0.1 * math.cos(7 * math.pi / 32))
 
 
-def test_fixmatch_is_its_algorithm_one_image_after_the_other() -> None:
-    """Equations 3 and 4, in loops, from probabilities."""
-    generator = torch.Generator().manual_seed(0)
-    labelled = (2 * torch.randn(4, 3, generator=generator)).requires_grad_()
-    weak = (2 * torch.randn(9, 3, generator=generator)).requires_grad_()
-    strong = (2 * torch.randn(9, 3, generator=generator)).requires_grad_()
-    labels = torch.tensor([2, 0, 1, 1])
-    threshold, weight = 0.8, 1.5
-    supervised = sum(-math.log(labelled[b].softmax(0)[labels[b]].item()) for b in range(4)) / 4
+def drawn_outputs(seed: int = 0) -> tuple[Outputs, Tensor]:
+    """Logits of 4 labelled and 9 unlabelled images of 3 classes, and the labels."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = [(2 * torch.randn(num, 3, generator=generator)).requires_grad_() for num in (4, 9, 9)]
+    return Outputs(*logits), torch.tensor([2, 0, 1, 1])
+
+
+def oracle_fixmatch(outputs: Outputs, labels: Tensor, threshold: float, weight: float) -> tuple[float, int]:
+    """Equations 3 and 4 of FixMatch in loops, and how many images are believed."""
+    labelled, weak, strong = outputs
+    supervised = sum(
+        -math.log(row.softmax(0)[label].item()) for row, label in zip(labelled, labels, strict=True)
+    )
     unlabelled, believed = 0.0, 0
-    for b in range(9):
-        q = weak[b].softmax(0).tolist()
+    for q, prediction in zip(weak.softmax(1).tolist(), strong.softmax(1).tolist(), strict=True):
         if max(q) >= threshold:
             believed += 1
-            unlabelled += -math.log(strong[b].softmax(0)[q.index(max(q))].item())
+            unlabelled -= math.log(prediction[q.index(max(q))])
+    return supervised / len(labelled) + weight * unlabelled / len(weak), believed
+
+
+def oracle_uda(
+    outputs: Outputs, labels: Tensor, *, temperature: float, confidence: float, weight: float, eta: float
+) -> float:
+    """UDA's section 2.2 with sharpening, masking (2.4) and annealing below `eta`, in loops."""
+    labelled, clean, strong = outputs
+    right = [row.softmax(0)[label].item() for row, label in zip(labelled, labels, strict=True)]
+    trained = [-math.log(probability) for probability in right if probability <= eta]
+    unlabelled = 0.0
+    for logits, prediction in zip(clean, strong.softmax(1).tolist(), strict=True):
+        if max(logits.softmax(0).tolist()) > confidence:
+            target = [math.exp(value / temperature) for value in logits.tolist()]
+            target = [value / sum(target) for value in target]
+            unlabelled += sum(p * math.log(p / q) for p, q in zip(target, prediction, strict=True))
+    return sum(trained) / max(len(trained), 1) + weight * unlabelled / len(clean)
+
+
+def test_fixmatch_is_its_algorithm_one_image_after_the_other() -> None:
+    outputs, labels = drawn_outputs()
+    expected, believed = oracle_fixmatch(outputs, labels, 0.8, 1.5)
     assert 0 < believed < 9
-    config = load_config(
-        UdaConfig, None, ["algorithm=fixmatch", f"confidence={threshold}", f"weight={weight}"]
-    )
-    parts = fixmatch_loss(Outputs(labelled, weak, strong), labels, config, 0)
-    assert parts.total.item() == pytest.approx(supervised + weight * unlabelled / 9, rel=1e-5)
+    config = load_config(UdaConfig, None, ["algorithm=fixmatch", "confidence=0.8", "weight=1.5"])
+    parts = fixmatch_loss(outputs, labels, config, 0)
+    assert parts.total.item() == pytest.approx(expected, rel=1e-5)
     assert parts.figures["mask_rate"].item() == pytest.approx(believed / 9)
     parts.total.backward()
+    labelled, weak, strong = outputs
     assert weak.grad is None  # the pseudo-label is a constant
-    hidden = weak.softmax(1).amax(1) < threshold
+    hidden = weak.softmax(1).amax(1) < 0.8
     assert not strong.grad[hidden].any()
     assert strong.grad[~hidden].any(dim=1).all()
     assert labelled.grad.any()
+
+
+@pytest.mark.parametrize("step", [0, 40, 90])
+def test_uda_is_its_objective_one_image_after_the_other(step: int) -> None:
+    outputs, labels = drawn_outputs(1)
+    config = load_config(UdaConfig, None, ["confidence=0.7", "weight=1.5", "tsa=linear", "steps=100"])
+    eta = step / 100 * (1 - 1 / 3) + 1 / 3
+    expected = oracle_uda(outputs, labels, temperature=0.4, confidence=0.7, weight=1.5, eta=eta)
+    parts = uda_loss(outputs, labels, config, step)
+    assert parts.total.item() == pytest.approx(expected, rel=1e-5)
+    parts.total.backward()
+    assert outputs.clean.grad is None
