@@ -19,14 +19,11 @@ except ImportError as error:
     raise ImportError("detection.config needs yacs: pip install 'keepaug[detection]'") from error
 
 from detection.defaults import DEFAULTS, NOT_CARRIED
+from keepaug.runs.errors import ConfigError
 
 __all__ = ["CfgNode", "ConfigError", "check_values", "defaults", "flat", "load_config", "unfreeze"]
 
 BASE_KEY = "_BASE_"
-
-
-class ConfigError(ValueError):
-    """A detection config that cannot be meant: it names the key, the value and what to write instead."""
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -23,8 +23,8 @@ from yacs.config import CfgNode
 from detection.checks import load_detectron2_file, read_for_detectron2
 from detection.coco import CocoDataset
 from detection.config import ConfigError
-from keepaug.runs.checkpoint import read_weights_only
-from keepaug.runs.files import write_bytes_atomic
+from keepaug.runs.checkpoint import first_non_finite, read_weights_only
+from keepaug.runs.files import write_atomic, write_bytes_atomic
 
 try:
     import detectron2.utils.comm as comm
@@ -184,9 +184,9 @@ class _Checkpointer(DetectionCheckpointer):
         state = {"model": self.model.state_dict(), **extra}
         state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         path = Path(self.save_dir) / f"{name}.pth"
-        partial = path.with_suffix(".pth.partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        if bad := first_non_finite(state):
+            raise FloatingPointError(f"{bad} is no longer finite, so {path} is not written")
+        write_atomic(path, lambda file: torch.save(state, file))
         self.tag_last_checkpoint(path.name)
         self.logger.info("Saved %s", path)
 
@@ -280,6 +280,11 @@ def run(
     if resume and trainer.checkpointer.has_checkpoint():
         _refuse_other_engine(trainer.checkpointer.get_checkpoint_file())
         trainer.resume_or_load(resume=True)
+        if trainer.start_iter > cfg.SOLVER.MAX_ITER:
+            raise ValueError(
+                f"{cfg.OUTPUT_DIR} has done {trainer.start_iter} iterations, more than SOLVER.MAX_ITER "
+                f"{cfg.SOLVER.MAX_ITER}: give that many or more, or start a new run in another OUTPUT_DIR"
+            )
     elif cfg.MODEL.WEIGHTS:
         trainer.loaded_weights(cfg.MODEL.WEIGHTS)
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.evaluation import CocoMetrics, evaluate, load_results, save_results
 from detection.prepare import Job, Prepared, prepare, scored_split
-from detection.sidecar import ORIGIN
-from detection.tool import precision_of, recipe_of
-from keepaug.runs.files import write_json_atomic, write_text_atomic
-from keepaug.runs.result import write_result
+from detection.sidecar import started_from
+from detection.tool import changed_settings, has_run, precision_of, recipe_of
+from keepaug.runs.files import write_json_atomic
+from keepaug.runs.recorder import Recorder
+from keepaug.runs.result import FILE_NAME
 
 RESULTS_FILE = "inference/coco_instances_results.json"
 
@@ -38,25 +38,63 @@ def run(job: Job) -> CocoMetrics | None:
     prepared = prepare(job)
     for note in prepared.notes:
         print(f"note: {note}", flush=True)
+    output = Path(prepared.cfg.OUTPUT_DIR)
+    with open_recorder(job, prepared) as recorder:
+        recorded = not job.eval_only or job.resume
+        if recorded:
+            claim(job, prepared, recorder)
+        results_path = output / RESULTS_FILE
+        results_path.unlink(missing_ok=True)  # an earlier evaluation must not be taken for this one
+        if prepared.engine == "detectron2":
+            _run_detectron2(job, prepared)
+        else:
+            _run_torchvision(job, prepared, recorder)
+        if job.machine_rank != 0:
+            return None
+        metrics = _score(job, prepared.val, load_results(results_path), output)
+        if recorded:
+            _record(job, prepared, metrics, recorder)
+        return metrics
+
+
+def open_recorder(job: Job, prepared: Prepared) -> Recorder:
+    """The run's folder, locked; see `keepaug.runs.recorder`."""
     cfg = prepared.cfg
-    output = Path(cfg.OUTPUT_DIR)
-    output.mkdir(parents=True, exist_ok=True)
-    results_path = output / RESULTS_FILE
-    results_path.unlink(missing_ok=True)  # an earlier evaluation must not be taken for this one
-    if job.machine_rank == 0 and not job.eval_only:
-        write_json_atomic(output / ORIGIN, prepared.started_from)
-    start = time.monotonic()
-    if prepared.engine == "detectron2":
-        _run_detectron2(job, prepared)
-    else:
-        _run_torchvision(job, prepared)
-    if job.machine_rank != 0:
-        return None
-    results = load_results(results_path)
-    metrics = _score(job, prepared.val, results, output)
-    if not job.eval_only or job.resume:
-        _record(job, prepared, metrics, time.monotonic() - start)
-    return metrics
+    return Recorder(
+        cfg.OUTPUT_DIR,
+        json.loads(json.dumps(cfg)),
+        kind="detection",
+        main=job.machine_rank == 0,
+        tensorboard=False,
+        recipe=recipe_of(cfg),
+        precision=precision_of(cfg),
+        seed=cfg.SEED,
+        changed=lambda before: changed_settings(before, cfg),
+        stoppable=prepared.engine == "torchvision",
+        has_run=has_run,
+    )
+
+
+def claim(job: Job, prepared: Prepared, recorder: Recorder) -> None:
+    """Make the folder this run's.
+
+    Raises:
+        ConfigError: it is another's, or resuming would change its config, its data or what it is built on.
+    """
+    before = recorder.recorded
+    origin, weights = before.get("started_from"), Path(prepared.cfg.MODEL.WEIGHTS)
+    if not (job.resume and origin and not weights.is_file()):  # its file may be gone since
+        origin = started_from(prepared.cfg.MODEL.WEIGHTS)
+    own = {key: prepared.dataset[key] for key in ("name", "sizes", "checksum")}
+    recorder.claim(
+        job.resume,
+        name=job.config_file.stem if job.config_file else recorder.path.name,
+        dataset=before.get("dataset", own) if job.eval_only else own,
+        synthetic=prepared.dataset["synthetic"],
+        shortened=prepared.shortened,
+        engine=prepared.engine,
+        started_from=origin,
+    )
 
 
 def rescore(job: Job) -> CocoMetrics:
@@ -94,7 +132,7 @@ def _run_detectron2(job: Job, prepared: Prepared) -> None:
     )
 
 
-def _run_torchvision(job: Job, prepared: Prepared) -> None:
+def _run_torchvision(job: Job, prepared: Prepared, recorder: Recorder) -> None:
     from detection.torchvision_engine.loop import last_checkpoint, predict, restore_model, train
 
     cfg = prepared.cfg
@@ -103,8 +141,7 @@ def _run_torchvision(job: Job, prepared: Prepared) -> None:
         model = restore_model(cfg, last or cfg.MODEL.WEIGHTS)
     else:
         assert prepared.train is not None
-        write_text_atomic(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
-        model = train(cfg, prepared.train, resume=job.resume)
+        model = train(cfg, prepared.train, recorder, resume=job.resume)
     save_results(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, predict(cfg, model, prepared.val))
 
 
@@ -129,25 +166,10 @@ def _pictures(output: Path) -> dict[str, str]:
     return {path.stem: path.relative_to(output).as_posix() for path in found}
 
 
-def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) -> None:
-    cfg = prepared.cfg
-    output = Path(cfg.OUTPUT_DIR)
-    path = write_result(
-        output,
-        kind="detection",
-        name=job.config_file.stem if job.config_file else output.name,
-        metrics=metrics.metrics,
-        seed=cfg.SEED,
-        config=json.loads(json.dumps(cfg)),
-        recipe=recipe_of(cfg),
-        precision=precision_of(cfg),
-        dataset={key: prepared.dataset[key] for key in ("name", "sizes", "checksum")},
-        synthetic=prepared.dataset["synthetic"],
-        shortened=prepared.shortened,
-        engine=prepared.engine,
-        started_from=prepared.started_from,
-        wall_time_s=seconds,
-        artifacts={"results": RESULTS_FILE, "evaluation": "evaluation.json", **_pictures(output)},
+def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, recorder: Recorder) -> None:
+    recorder.finish(
+        metrics.metrics,
+        artifacts={"results": RESULTS_FILE, "evaluation": "evaluation.json", **_pictures(recorder.path)},
         extra={
             "per_class_AP": metrics.per_class,
             "undefined": [name for name, value in metrics.stats.items() if value is None],
@@ -157,4 +179,4 @@ def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, seconds: float) 
             "notes": prepared.notes + metrics.notes,
         },
     )
-    print(f"result: {path}", flush=True)
+    print(f"result: {recorder.path / FILE_NAME}", flush=True)

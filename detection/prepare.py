@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from yacs.config import CfgNode
 
 from detection.coco import (
@@ -27,27 +26,12 @@ from detection.coco import (
     load_coco,
     write_subset,
 )
-from detection.config import ConfigError, flat, load_config, unfreeze
-from detection.sidecar import origin_of_run
+from detection.config import ConfigError, load_config, unfreeze
+from detection.tool import has_run
 from keepaug.runs.files import sha256_of
 
 ENGINES = ("auto", "detectron2", "torchvision")
 FULL_COCO = {"train": 118_287, "val": 5_000}
-
-# What a resumed run may change; everything else would continue another experiment.
-_MAY_CHANGE = (
-    "MODEL.DEVICE",
-    "MODEL.WEIGHTS",
-    "OUTPUT_DIR",
-    "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.AMP.",
-    "TEST.",
-    "DATALOADER.NUM_WORKERS",
-    "VIS_PERIOD",
-    "CUDNN_BENCHMARK",
-    "FLOAT32_PRECISION",
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +66,6 @@ class Prepared:
     val: CocoDataset
     dataset: dict[str, Any]
     shortened: bool
-    started_from: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -101,8 +84,6 @@ def prepare(job: Job) -> Prepared:
     _check_processes(job, cfg, engine)
     notes += _check_output(job, cfg)
     notes += _check_weights(job, cfg)
-    goes_on = job.resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
-    origin = origin_of_run(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, goes_on=goes_on)
 
     train_name, val_name = _only(cfg, "TRAIN"), _only(cfg, "TEST")
     names = [val_name] if job.eval_only else [train_name, val_name]
@@ -127,7 +108,6 @@ def prepare(job: Job) -> Prepared:
         val=splits[val_name],
         dataset=describe(splits, train_name, val_name),
         shortened=_is_shortened(job, cfg, splits, engine),
-        started_from=origin,
         notes=notes,
     )
 
@@ -281,43 +261,19 @@ def _check_processes(job: Job, cfg: CfgNode, engine: str) -> None:
 
 
 def _check_output(job: Job, cfg: CfgNode) -> list[str]:
+    """What the recorder cannot say, since checkpoints are the engines' own."""
     output = Path(cfg.OUTPUT_DIR)
-    has_checkpoint = (output / "last_checkpoint").is_file()
-    if job.eval_only:
-        if job.resume and not has_checkpoint:
-            raise ConfigError(f"--eval-only --resume, but there is no checkpoint in {output}")
-        return []
-    if has_checkpoint and not job.resume:
+    marked = (output / "last_checkpoint").is_file()
+    if job.eval_only and job.resume and not marked:
+        raise ConfigError(f"--eval-only --resume, but there is no checkpoint in {output}")
+    if job.resume and has_run(output) and not marked:
         raise ConfigError(
-            f"{output} holds a run already: --resume goes on with it, another OUTPUT_DIR starts afresh"
+            f"{output} holds checkpoints and no file last_checkpoint that names one: write the newest one's name into "
+            f"{output / 'last_checkpoint'}, or start a new run in another OUTPUT_DIR"
         )
-    if not job.resume:
-        return []
-    if not has_checkpoint:
+    if job.resume and not marked:
         return [f"nothing to resume in {output}: starting from the beginning"]
-    _check_same_run(output / "config.yaml", cfg)
     return []
-
-
-def _check_same_run(saved: Path, cfg: CfgNode) -> None:
-    """A resumed run goes on under the config it was started with."""
-    if not saved.is_file():
-        return
-
-    def plain(value: Any) -> Any:
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-    before = flat(yaml.safe_load(saved.read_text()))
-    changed = [
-        f"{key} (was {before[key]!r}, is {value!r})"
-        for key, value in flat(cfg).items()
-        if key in before and plain(before[key]) != plain(value) and not key.startswith(_MAY_CHANGE)
-    ]
-    if changed:
-        raise ConfigError(
-            f"--resume would change the run in {saved.parent}: {'; '.join(changed[:5])}; start a new run in "
-            "another OUTPUT_DIR (MODEL.WEIGHTS takes the old one's checkpoint)"
-        )
 
 
 def _check_weights(job: Job, cfg: CfgNode) -> list[str]:

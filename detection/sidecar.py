@@ -14,11 +14,9 @@ from keepaug.runs.files import sha256_of, write_json_atomic
 __all__ = [
     "IMAGENET_MEAN_255",
     "IMAGENET_STD_255",
-    "ORIGIN",
     "SCHEMA",
     "Sidecar",
     "of_caffe2",
-    "origin_of_run",
     "read_sidecar",
     "sidecar_path",
     "started_from",
@@ -26,7 +24,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-ORIGIN = "started_from.json"
 IMAGENET_MEAN_255 = (123.675, 116.28, 103.53)
 IMAGENET_STD_255 = (58.395, 57.12, 57.375)
 
@@ -119,36 +116,6 @@ def started_from(weights: str | Path) -> dict[str, Any] | None:
         "sha256": sidecar.source_sha256 or sidecar.provenance.get("source_sha256", ""),
         "provenance": sidecar.provenance if ours else {},
     }
-
-
-def origin_of_run(output: str | Path, weights: str | Path, *, goes_on: bool) -> dict[str, Any] | None:
-    """What the run in a folder is built on: fixed when it began, whatever a resumed one is told.
-
-    Args:
-        output: OUTPUT_DIR.
-        weights: MODEL.WEIGHTS.
-        goes_on: the folder holds a checkpoint that is resumed.
-
-    Raises:
-        ValueError: the run began with other weights, or its record is damaged.
-    """
-    path = Path(output) / ORIGIN
-    there = bool(weights) and Path(weights).is_file()
-    now = started_from(weights) if there else None
-    if not goes_on or not path.is_file():
-        return now
-    try:
-        began = json.loads(path.read_text())
-        before = None if began is None else began["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): it says what the run is built on") from error
-    if now is not None and now["sha256"] != before:
-        name = "random weights" if began is None else began.get("file")
-        raise ValueError(
-            f"--resume goes on with the run in {output}, which was built on {name}; MODEL.WEIGHTS {weights} is "
-            f"{now['file']} with other contents: leave it out, or start a new run in another OUTPUT_DIR"
-        )
-    return began  # type: ignore[no-any-return]
 
 
 def sidecar_path(weights: str | Path) -> Path:

@@ -10,8 +10,9 @@ from yacs.config import CfgNode
 
 from detection.config import defaults, flat, load_config
 from keepaug.runs.planning import Tool
+from keepaug.runs.result import plain
 
-__all__ = ["BOOKKEEPING", "TOOL", "precision_of", "recipe_of"]
+__all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "has_run", "precision_of", "recipe_of"]
 
 # Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts from is
 # compared by its contents (`started_from` of a result), not by its path.
@@ -49,6 +50,22 @@ def recipe_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
 def precision_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
     """How numbers are computed, by dotted key."""
     return {key: value for key, value in flat(cfg).items() if key.startswith(_PRECISION)}
+
+
+def changed_settings(before: Mapping[str, Any], cfg: CfgNode) -> list[str]:
+    """What a continuation would change of the run that wrote `before`; it may train longer and evaluate otherwise."""
+    was, now = plain(flat(before)), plain(flat(cfg))
+    may = (*BOOKKEEPING, *_PRECISION, "SOLVER.MAX_ITER", "TEST.")
+    return [
+        f"{key} (was {was[key]!r}, is {value!r})"
+        for key, value in now.items()
+        if key in was and was[key] != value and not key.startswith(may)
+    ]
+
+
+def has_run(output: Path) -> bool:
+    """Whether a folder holds a detector's checkpoints, of either engine."""
+    return (output / "last_checkpoint").is_file() or any(output.glob("model_*.pth"))
 
 
 def _arguments(config: Path, output: Path, given: Sequence[str]) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ from detection.coco import CocoDataset
 from detection.torchvision_engine.build import Detector, RetinaNet, build_model
 from detection.torchvision_engine.data import EvaluationImages, Sample, TrainingBatches, usable
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
-from keepaug.runs.checkpoint import read_weights_only
+from keepaug.runs.checkpoint import first_non_finite, read_weights_only
 from keepaug.runs.files import write_atomic, write_text_atomic
-from keepaug.runs.guard import check_finite
+from keepaug.runs.guard import NonFiniteLossError, check_finite
 from keepaug.runs.progress import progress
+from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything
 
 __all__ = ["build_optimizer", "last_checkpoint", "learning_rate", "predict", "restore_model", "train"]
@@ -93,6 +92,11 @@ def _save(path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: in
         "engine_state": {"optimizer": optimizer.state_dict(), "normaliser": normaliser, "seed": seed},
         "counters": {key: v for key, v in model.state_dict().items() if key.endswith("num_batches_tracked")},
     }
+    if bad := first_non_finite(content):
+        raise NonFiniteLossError(
+            f"{bad} is no longer finite after iteration {iteration}, so it is not saved; lower SOLVER.BASE_LR or raise "
+            f"SOLVER.WARMUP_ITERS, then --resume from {last_checkpoint(path.parent) or 'the beginning'}"
+        )
     write_atomic(path, lambda file: torch.save(content, file))
     write_text_atomic(path.with_name("last_checkpoint"), path.name)
 
@@ -149,8 +153,8 @@ def _clip(cfg: Any, model: nn.Module) -> None:
             nn.utils.clip_grad_value_(parameter, clip.CLIP_VALUE)
 
 
-def train(cfg: Any, dataset: CocoDataset, *, resume: bool = False) -> Detector:
-    """Train the config's detector; checkpoints and metrics.jsonl go to OUTPUT_DIR.
+def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = False) -> Detector:
+    """Train the config's detector; checkpoints go to OUTPUT_DIR.
 
     Stopped at any moment and called again with `resume`, it ends with the same weights: on a CPU bit for bit, as long as
     the number of threads (OMP_NUM_THREADS) is the same, because it decides the order of sums.
@@ -158,6 +162,7 @@ def train(cfg: Any, dataset: CocoDataset, *, resume: bool = False) -> Detector:
     Args:
         cfg: the config, device decided.
         dataset: the training split.
+        recorder: of OUTPUT_DIR, which the run has claimed.
         resume: go on from the last checkpoint, if there is one.
 
     Returns:
@@ -181,31 +186,35 @@ def train(cfg: Any, dataset: CocoDataset, *, resume: bool = False) -> Detector:
     if resume and (found := _newest_readable(output)) is not None:
         checkpoint = found[0]
         start, seed = _restore(*found, model, optimizer)
+        if start > cfg.SOLVER.MAX_ITER:
+            raise ValueError(
+                f"{checkpoint} has done {start} iterations, more than SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: give that "
+                "many or more, or start a new run in another OUTPUT_DIR"
+            )
         print(f"resuming at iteration {start} from {checkpoint}", flush=True)
     elif cfg.MODEL.WEIGHTS:
         number = load_backbone(model, load_detectron2_file(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
         print(f"loaded {number} tensors from {cfg.MODEL.WEIGHTS}", flush=True)
-    _drop_metrics_from(output / "metrics.jsonl", start)
+    recorder.forget_after(start)
     data = TrainingBatches(records, cfg, seed, start)
     loader = DataLoader(data, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
     bar = progress(loader, "training", total=cfg.SOLVER.MAX_ITER, initial=start)
     model.train()
-    began = time.monotonic()
-    with (output / "metrics.jsonl").open("a") as log:
-        for iteration, batch in enumerate(bar, start=start):
-            torch.manual_seed(derive_seed(seed, "samples", iteration))  # anchors and proposals are sampled
-            losses = _iterate(cfg, model, optimizer, batch, iteration, checkpoint)
-            last = iteration + 1 == cfg.SOLVER.MAX_ITER
-            if (iteration + 1) % LOG_EVERY == 0 or last:
-                values = {name: float(value) for name, value in losses.items()}
-                line = {"iteration": iteration, **values, "lr": learning_rate(cfg, iteration)}
-                log.write(json.dumps({**line, "seconds": round(time.monotonic() - began, 1)}) + "\n")
-                log.flush()
-                if hasattr(bar, "set_postfix_str"):
-                    bar.set_postfix_str(f"loss {values['total_loss']:.3f}", refresh=False)
-            if (iteration + 1) % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
-                checkpoint = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
-                _save(checkpoint, model, optimizer, iteration, seed)
+    for iteration, batch in enumerate(bar, start=start):
+        torch.manual_seed(derive_seed(seed, "samples", iteration))  # anchors and proposals are sampled
+        losses = _iterate(cfg, model, optimizer, batch, iteration, checkpoint)
+        done = iteration + 1
+        last = done == cfg.SOLVER.MAX_ITER
+        if done % LOG_EVERY == 0 or last:
+            values = {name: float(value) for name, value in losses.items()}
+            recorder.log(done, {**values, "lr": learning_rate(cfg, iteration)})
+            if hasattr(bar, "set_postfix_str"):
+                bar.set_postfix_str(f"loss {values['total_loss']:.3f}", refresh=False)
+        path = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
+        recorder.stop_if_asked(done, lambda path=path, at=iteration: _save(path, model, optimizer, at, seed))
+        if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
+            checkpoint = path
+            _save(checkpoint, model, optimizer, iteration, seed)
     return model.eval()
 
 
@@ -242,20 +251,6 @@ def _iterate(
         group["lr"] = rate * group["factor"]
     optimizer.step()
     return {"total_loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
-
-
-def _drop_metrics_from(path: Path, start: int) -> None:
-    """What an interrupted run logged after its checkpoint is written again."""
-    if not path.is_file():
-        return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["iteration"] < start:
-                lines.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue
-    write_text_atomic(path, "".join(lines))
 
 
 def restore_model(cfg: Any, weights: str | Path) -> Detector:

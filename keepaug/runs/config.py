@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from keepaug.runs.errors import ConfigError
 from keepaug.runs.files import write_text_atomic
 
 try:
@@ -44,10 +45,6 @@ __all__ = [
 
 Settings = TypeVar("Settings")
 BASE_KEY = "_base_"
-
-
-class ConfigError(ValueError):
-    """Settings that cannot be meant: names the key, the value and what is allowed."""
 
 
 def option(

@@ -66,6 +66,7 @@ class Recorder:
         precision: for a mapping: how numbers are computed.
         seed: for a mapping.
         changed: for a mapping: what a continuation would change of given earlier settings, as sentences.
+        stoppable: the loop calls `stop_if_asked`; otherwise signals do what they did before.
         has_run: whether the folder holds a run, where checkpoints are not `keepaug.runs.checkpoint`'s.
 
     Raises:
@@ -84,6 +85,7 @@ class Recorder:
         precision: Mapping[str, Any] | None = None,
         seed: int | None = None,
         changed: Callable[[Mapping[str, Any]], list[str]] | None = None,
+        stoppable: bool = True,
         has_run: Callable[[Path], bool] = has_checkpoint,
     ) -> None:
         self.path, self.main = Path(output), main
@@ -114,7 +116,7 @@ class Recorder:
                     f"{self.path} is in use by another run; wait for it or choose another folder"
                 ) from error
             remove_unfinished(self.path)
-        if threading.current_thread() is threading.main_thread():
+        if stoppable and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in _STOPPING}
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -190,7 +192,7 @@ class Recorder:
             raise ConfigError(f"{self.path} holds a run of another kind ({other}): choose another folder")
         revisions: list[str | None] = [revision()]
         if begun:
-            before = self._read_run()
+            before = self.recorded
             self._check_same(before, dataset, started_from)
             earlier = before.get("revisions", [])
             revisions = earlier + [one for one in revisions if one not in earlier]
@@ -222,6 +224,11 @@ class Recorder:
             if state["step"]:
                 print(f"resuming at step {state['step']}", flush=True)
         return state
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the run in the folder is, as it said when it began: "kind", "dataset", "started_from"; {} where there is none."""
+        return self._read_run() if self._has_run(self.path) else {}
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -338,9 +345,12 @@ class Recorder:
         saved = self.path / "config.yaml"
         changed = self._changed(yaml.safe_load(saved.read_text())) if saved.is_file() else []
         if before:
-            # A folder may have been moved: its name says nothing.
-            same = all(before["dataset"].get(key) == dataset[key] for key in ("sizes", "checksum"))
-            if not same:
+            # A folder may have been moved: its name says nothing. An evaluation alone knows one split.
+            was, now = before["dataset"]["sizes"], dataset["sizes"]
+            same = all(was[split] == now[split] for split in was.keys() & now.keys())
+            if not same or (
+                was.keys() == now.keys() and before["dataset"]["checksum"] != dataset["checksum"]
+            ):
                 changed.append(f"the data (was {_short(before['dataset'])}, is {_short(dataset)})")
             old, new = (_sha256(one) for one in (before["started_from"], started_from))
             if old != new:

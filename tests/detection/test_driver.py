@@ -18,7 +18,9 @@ from detection.config import ConfigError
 from detection.convert import convert
 from detection.driver import run
 from detection.prepare import Job, choose_engine, prepare
+from keepaug.classify import ClassifyConfig
 from keepaug.data.synthetic import write_detection
+from keepaug.runs.recorder import Recorder
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart" / "detector.yaml"
 
@@ -159,9 +161,7 @@ def test_what_a_detector_is_built_on_is_fixed_when_it_begins(engine: str, root: 
     result = json.loads((output / "result.json").read_text())
     assert result["started_from"]["file"] == "a.pt"
     assert result["started_from"]["provenance"] == {**run_of, "name": "a"}
-    with pytest.raises(
-        ValueError, match=r"built on a\.pt; MODEL\.WEIGHTS .*b\.pth is b\.pt with other contents"
-    ):
+    with pytest.raises(ValueError, match=r"network that it began with \(was a\.pt .*, is b\.pt"):
         run(job(root, output, *steps, "MODEL.WEIGHTS", str(tmp_path / "b.pth"), engine=engine, resume=True))
     (tmp_path / "a.pth").unlink()  # it is not needed any more
     (output / "result.json").unlink()
@@ -246,3 +246,40 @@ def test_weights_trained_in_either_engine_score_the_same_in_the_other(root: Path
             scores[engine] = metrics.stats["AP"]
             assert metrics.num_detections > 0
         assert scores["torchvision"] == pytest.approx(scores["detectron2"], abs=0.05)
+
+
+def test_a_detectors_folder_and_its_backbone_are_fixed_at_its_first_step(root: Path, tmp_path: Path) -> None:
+    """Another backbone on resume, another run's or another process's folder, fewer iterations than done: refused."""
+    folder = tmp_path / "run"
+    few = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)")
+    backbones = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(resnet18(num_classes=4).state_dict(), tmp_path / f"{seed}.pth")
+        convert(tmp_path / f"{seed}.pth", tmp_path / f"{seed}.backbone.pth")
+        backbones.append(("MODEL.WEIGHTS", str(tmp_path / f"{seed}.backbone.pth")))
+    run(job(root, folder, *few, *backbones[0]))
+    before = json.loads((folder / "result.json").read_text())
+    assert before["started_from"]["file"] == "0.pth"
+    with pytest.raises(ValueError, match=r"network that it began with \(was 0.pth .*, is 1.pth"):
+        run(job(root, folder, *few, *backbones[1], resume=True))
+    with pytest.raises(ValueError, match=r"has done 2 iterations, more than SOLVER\.MAX_ITER 1"):
+        run(job(root, folder, *few, "SOLVER.MAX_ITER", "1", *backbones[0], resume=True))
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(job(root, folder, *few, *backbones[0]))
+    other = tmp_path / "other"
+    with Recorder(other, ClassifyConfig(), kind="classify", tensorboard=False) as recorder:
+        recorder.claim(False, name="n", dataset=before["dataset"], synthetic=True, shortened=True)
+        recorder.finish({"accuracy": 1.0})
+        with pytest.raises(ValueError, match="in use by another run"):
+            run(job(root, other, *few, *backbones[0]))
+    with pytest.raises(ValueError, match=r"another kind \(classify\)"):
+        run(job(root, other, *few, *backbones[0]))
+    assert json.loads((folder / "result.json").read_text()) == before
+    assert json.loads((other / "result.json").read_text())["kind"] == "classify"
+    (tmp_path / "0.backbone.pth").unlink()  # known from the first step
+    metrics = run(job(root, folder, *few, *backbones[0], resume=True))
+    assert metrics is not None
+    after = json.loads((folder / "result.json").read_text())
+    assert after["started_from"] == before["started_from"]
+    assert after["metrics"] == before["metrics"]
