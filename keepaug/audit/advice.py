@@ -48,11 +48,15 @@ def headline(rows: Sequence[Row]) -> str:
     keep = _twin(worst, rows)
     title = _capital(worst["title"])
     destroyed, half = _mean(worst, "destroyed"), _mean(worst, "half_lost")
+    within = "in "
     if destroyed is not None and destroyed >= 0.005:
-        names = {entry["object"] for row in plain for entry in row["by_object"]}
-        thing = f"the {next(iter(names))}" if len(names) == 1 else "the object"
-        text = f"{title} hides at least half of {thing} in {percent(destroyed)} of the cases"
+        kinds = [(entry["object"], entry["objects"]) for entry in worst["by_object"]]
         rest = _mean(keep, "destroyed")
+        if len(kinds) == 1 and kinds[0][1] == worst["images"]:
+            text = f"{title} hides at least half of the {kinds[0][0]} in {percent(destroyed)} of your images"
+        else:
+            text = f"{title} destroys {percent(destroyed)} of the objects in your images (hides at least half of each)"
+            within = ""
     elif half is not None and half >= 0.005:
         text = (
             f"{title} takes away at least half of what the network looks at in {percent(half)} of your images"
@@ -63,7 +67,7 @@ def headline(rows: Sequence[Row]) -> str:
         text = f"{title} hides nothing that matters; it changes the network's answer in {percent(flipped)} of your images"
         rest = _mean(keep, "flipped")
     if keep is not None and rest is not None:
-        text += f"; {keep['title']} in {percent(rest)}"
+        text += f"; {keep['title'] if keep['title'].startswith('Keep') else 'with a region pasted back'} {within}{percent(rest)}"
     return text + "."
 
 

@@ -150,7 +150,9 @@ class Augmentation:
         if self.kind is None:
             return f"{self.spec} with pasting back" if keep else self.spec
         kind = KINDS[self.kind]
-        return str(kind.keep) if keep else kind.title.format(**self.settings)
+        where = self.settings.get("placement", "matched")
+        named = str(kind.keep) if keep else kind.title.format(**self.settings)
+        return named if where == "matched" else f"{named} ({where})"
 
     def draw(self, batch: Batch, *, keep: bool, tau: float, generator: torch.Generator) -> Outcome:
         """The augmented batch."""

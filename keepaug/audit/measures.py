@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_AT_ONCE = 2**22  # resampled positions
+_AT_ONCE = 2**19  # resampled positions
 
 
 class Interval(NamedTuple):

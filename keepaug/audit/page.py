@@ -261,7 +261,8 @@ def _caption(facts: Mapping[str, Any], classes: Sequence[str] | None) -> str:
     def name(label: int) -> str:
         return classes[label] if classes and label < len(classes) else f"class {label}"
 
-    parts = [f"{name(facts['label'])}: {percent(facts['lost'])} of the importance lost"]
+    shown = f"{name(facts['label'])}: " if classes else ""
+    parts = [f"{shown}{percent(facts['lost'])} of the importance lost"]
     if "kept_lost" in facts:
         parts[0] += f", {percent(facts['kept_lost'])} with Keep"
     if facts["hidden"] is not None:

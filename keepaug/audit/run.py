@@ -31,7 +31,7 @@ __all__ = ["BOUND", "Audit", "audit"]
 BOUND = 0.95
 TAUS = (0.2, 0.4, 0.6, 0.8)
 NUM_WORST = 24
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "timm", "albumentations", "kornia")
 Columns = dict[str, dict[str, Tensor]]
 
@@ -101,7 +101,8 @@ class Audit:
                     )
                 )
                 cells.append(f"{text:>26}")
-            lines.append(f"{row['title'][:44]:44}" + "".join(cells))
+            name = row["augmentation"] + (", Keep" if row["keep"] else "")
+            lines.append(f"{name:44}" + "".join(cells))
         return "\n".join(lines)
 
     def _has(self, name: str) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import time
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,24 +47,29 @@ class Trial:
     value: Any = None
 
 
-@dataclass
 class Columns:
-    """A value for each image (and for each object) in the order of the sample."""
+    """A value for each image, and for each object, in the order of the sample."""
 
-    images: dict[str, list[Tensor]] = field(default_factory=dict)
-    objects: dict[str, list[Tensor]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        # Plain arrays: thousands of small tensors would lie scattered between the large ones and keep their memory.
+        self._values: dict[str, dict[str, array[float]]] = {"images": {}, "objects": {}}
+        self._types: dict[str, torch.dtype] = {}
 
     def add(self, images: Mapping[str, Tensor], objects: Mapping[str, Tensor]) -> None:
         """The columns of one batch."""
-        for table, values in ((self.images, images), (self.objects, objects)):
+        for table, values in (("images", images), ("objects", objects)):
             for name, column in values.items():
-                table.setdefault(name, []).append(column.cpu())
+                self._types[f"{table} {name}"] = column.dtype
+                self._values[table].setdefault(name, array("d")).extend(column.tolist())
 
     def joined(self) -> dict[str, dict[str, Tensor]]:
         """All batches."""
         return {
-            "images": {name: torch.cat(parts) for name, parts in self.images.items()},
-            "objects": {name: torch.cat(parts) for name, parts in self.objects.items()},
+            table: {
+                name: torch.tensor(values, dtype=self._types[f"{table} {name}"])
+                for name, values in columns.items()
+            }
+            for table, columns in self._values.items()
         }
 
 
@@ -303,7 +309,7 @@ def _panels(
     own = heat[index]
     objects = masks[owners == index].any(dim=0) if len(owners) else masks.new_zeros(own.shape)
     return {
-        "image": pixels[index],
+        "image": pixels[index].clone(),  # not a view, which would keep its batch
         "saliency": grey_map(own),
         "plain": _uint8(_shown(outcome.inputs[index : index + 1], network))[0],
         "objects": objects.to(torch.uint8),

@@ -291,3 +291,23 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="differ in size"):
         audit(network(), tmp_path, ["cutout:8"], **PLAIN)
     assert len(audit(network(), tmp_path, ["cutout:8"], size=32, quiet=True, sweep=0, **PLAIN).rows) == 2
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_images(run_measuring_memory) -> None:
+    script = """
+import sys
+import torch
+from torch import nn
+from keepaug.audit import audit
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+num = int(sys.argv[1])
+images = torch.randint(0, 256, (num, 3, 32, 32), dtype=torch.uint8)
+audit(model, (images, torch.arange(num) % 4), ["cutout", "rand_augment"], sweep=0, quiet=True, mean=(0.5,) * 3, std=(0.5,) * 3)
+print(peak())
+"""
+    few, many = run_measuring_memory(script, "128"), run_measuring_memory(script, "1024")
+    assert (
+        many - few < 60
+    )  # the images themselves are 6 MB; each with its float copies, maps and views would be 700
