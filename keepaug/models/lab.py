@@ -26,7 +26,7 @@ class LabNetwork(StagedNetwork):
     """Whitening convolution, three groups of two 3 x 3 convolutions, maximum over what is left, linear layer.
 
     Fully convolutional to that maximum: any image of 10 x 10 or more, so that a map of half the resolution needs no other
-    network. The whitening filters come from the training images by `whiten`; until then they are random.
+    network. The first layer is an ordinary one until `whiten` takes its filters from training images and fixes them.
 
     Args:
         widths: channels of the three groups.
@@ -39,12 +39,11 @@ class LabNetwork(StagedNetwork):
         stages = [_group(*pair) for pair in zip((filters, *widths[:2]), widths, strict=True)]
         super().__init__(stem, stages, nn.Identity(), channels=widths[-1], num_classes=num_classes)
         self.fc = nn.Linear(widths[-1], num_classes, bias=False)
-        self.whitening.weight.requires_grad_(False)
         nn.init.zeros_(self.whitening_bias)
 
     @property
     def whitening(self) -> nn.Conv2d:
-        """The first layer: its filters are never trained, its bias is in the first epochs."""
+        """The first layer."""
         return cast(nn.Conv2d, self.stem[0])  # type: ignore[index]
 
     @property
@@ -53,7 +52,7 @@ class LabNetwork(StagedNetwork):
         return cast(Tensor, self.whitening.bias)
 
     def whiten(self, images: Tensor) -> None:
-        """Take the filters from training images.
+        """Take the first layer's filters from training images, for good: they are not trained from here on.
 
         Args:
             images: (N, 3, H, W), normalised as the network will see them; some thousands are plenty.
@@ -64,6 +63,7 @@ class LabNetwork(StagedNetwork):
         filters = whitening_filters(images, _PATCH)
         with torch.no_grad():
             self.whitening.weight.copy_(torch.cat([filters, -filters]))
+        self.whitening.weight.requires_grad_(False)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits from the last stage's output."""

@@ -40,7 +40,8 @@ def test_whitening_without_enough_patches_says_so() -> None:
         whitening_filters(torch.zeros(1, 3, 4, 4), 2)
 
 
-def test_first_layer_holds_both_signs_and_is_not_trained(network: LabNetwork) -> None:
+def test_first_layer_is_trained_until_it_is_whitened_with_both_signs(network: LabNetwork) -> None:
+    assert network.whitening.weight.requires_grad
     network.whiten(coloured())
     weight = network.whitening.weight
     assert torch.equal(weight[:12], -weight[12:])
