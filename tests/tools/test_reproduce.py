@@ -384,3 +384,34 @@ def test_runs_at_once_wait_for_what_they_need_and_for_nothing_else(
     failed = reproduce.run_here(jobs, at_once=2)
     assert sorted(failed) == ["broken", "five"]
     assert "left out, it needs broken" in capsys.readouterr().out
+
+
+def test_report_writes_the_evidence_page_and_keeps_planned_results_alone(
+    reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = arguments(
+        reproduce, "lab", "root=x", "--output", str(tmp_path / "runs"), "--only", "a", "--seeds", "0"
+    )
+    recipe = reproduce.plan(args)[0].recipe
+    for name, change in (("none-seed0", {}), ("mine", {"lr": 0.1})):
+        write_result(
+            tmp_path / "runs" / name,
+            kind="classify",
+            name="cifar10-lab-none",
+            seed=0,
+            metrics={"accuracy": 90.5},
+            config={**recipe, **change},
+            recipe={**recipe, **change},
+            precision={"precision": "bf16"},
+            synthetic=False,
+            shortened=False,
+            wall_time_s=1.0,
+            dataset={"name": "cifar10", "sizes": {"val": 10}, "checksum": "a"},
+        )
+    report = load("report")
+    assert (
+        report.main(["evidence", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "docs")]) == 0
+    )
+    assert "| none | 90.50 | 1 | - |" in (tmp_path / "docs" / "evidence.md").read_text()
+    kept = [path.relative_to(tmp_path / "docs") for path in (tmp_path / "docs").rglob("result.json")]
+    assert kept == [Path("evidence/none/seed0/result.json")]
