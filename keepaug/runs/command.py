@@ -151,7 +151,16 @@ def run_seeds(
         shrink = [f"{key}={value}" for key, value in tool.shrink.items()] if args.shrink else []
         seeds, overrides = split_settings(args.seeds, [*shrink, *args.overrides])
         each: list[int | None] = [*seeds] or [None]
-        results = [run(overrides, seed) for seed in each]
+        world = None
+        if len(each) > 1:  # one process group for all
+            from keepaug.runs.distributed import setup
+
+            world = setup(tool.load(args.config, overrides).device)
+        try:
+            results = [run(overrides, seed) for seed in each]
+        finally:
+            if world is not None:
+                world.close()
         if seeds and is_main():
             print(summary(results))
         return 0

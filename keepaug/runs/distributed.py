@@ -29,12 +29,15 @@ class Distributed:
         world_size: number of processes.
         local_rank: rank on this machine.
         device: where this process computes.
+        joined: whether this object joined the process group, and leaves it; several runs share one that was there before:
+            a group that is left and joined again by one process while another is still in the old one breaks both.
     """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    joined: bool = True
 
     @property
     def is_main(self) -> bool:
@@ -59,8 +62,8 @@ class Distributed:
         return value
 
     def close(self) -> None:
-        """Leave the process group."""
-        if self.active and dist.is_initialized():
+        """Leave the process group, if this object joined it."""
+        if self.joined and self.active and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -88,9 +91,10 @@ def setup(device: str = "auto") -> Distributed:
                 "lower torchrun's --nproc-per-node"
             )
         torch.cuda.set_device(chosen)
-    if world_size > 1 and not dist.is_initialized():
+    joined = world_size > 1 and not dist.is_initialized()
+    if joined:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
-    return Distributed(rank, world_size, local_rank, chosen)
+    return Distributed(rank, world_size, local_rank, chosen, joined)
 
 
 class _Gather(torch.autograd.Function):
@@ -201,7 +205,8 @@ def synchronize_batchnorm(module: nn.Module) -> nn.Module:
         The module, changed.
     """
     for name, child in module.named_children():
-        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        exact = type(child) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        if exact and isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             shared = SynchronizedBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )
