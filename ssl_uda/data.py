@@ -14,11 +14,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.checking import read_all
 from keepaug.data.cifar import load_cifar10
-from keepaug.data.files import EXTENSIONS, find_images
-from keepaug.data.folder import open_folder
+from keepaug.data.files import EXTENSIONS, find_images, is_hidden
+from keepaug.data.folder import VALIDATION, open_folder
 from keepaug.data.identity import describe_tensors, is_synthetic
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.data.reading import read_image
+from keepaug.runs.command import is_main
 from keepaug.runs.config import ConfigError
 from keepaug.runs.seeds import make_generator
 from ssl_uda.algorithms import ALGORITHMS
@@ -30,6 +31,7 @@ __all__ = ["Data", "Stream", "open_data"]
 # of google-research/uda's augmentation_transforms.py
 CIFAR_MEAN = (0.49139968, 0.48215841, 0.44653091)
 CIFAR_STD = (0.24703223, 0.24348513, 0.26158784)
+UNLABELLED = ("unlabelled", "unlabeled")
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,20 @@ def _read_unlabelled(config: UdaConfig, root: Path, train: Tensor) -> Tensor:
     Raises:
         ConfigError: another size, no images, or a folder that is not there.
     """
-    folder = Path(config.unlabelled_root).expanduser() if config.unlabelled_root else root / "unlabelled"
-    if not ALGORITHMS[config.algorithm].unlabelled or not (config.unlabelled_root or folder.is_dir()):
+    if not ALGORITHMS[config.algorithm].unlabelled:
+        return train[:0]
+    there = [root / name for name in UNLABELLED if (root / name).is_dir()]
+    if len(there) > 1 and not config.unlabelled_root:
+        raise ConfigError(
+            f"both {there[0]} and {there[1]} are there: put their images into one, or set unlabelled_root"
+        )
+    folder = Path(config.unlabelled_root).expanduser() if config.unlabelled_root else next(iter(there), None)
+    if config.dataset == "image_folder" and is_main():
+        for unread in _unread_folders(root, folder):
+            print(
+                f"note: {unread} holds images that nothing reads; unlabelled_root={unread} would", flush=True
+            )
+    if folder is None:
         return train[:0]
     if not folder.is_dir():
         raise ConfigError(f"unlabelled_root: no folder {folder}")
@@ -172,6 +186,13 @@ def _read_unlabelled(config: UdaConfig, root: Path, train: Tensor) -> Tensor:
             f"{train.shape[2]} x {train.shape[3]}: set image_size to resize all of them"
         )
     return images
+
+
+def _unread_folders(root: Path, unlabelled: Path | None) -> list[Path]:
+    """Folders beside the training images in which images lie and which are none of the dataset's own."""
+    own = {"train", *VALIDATION}
+    beside = [one for one in sorted(root.iterdir()) if one.is_dir() and not is_hidden(one.name)]
+    return [one for one in beside if one.name not in own and one != unlabelled and len(find_images(one)[0])]
 
 
 def _read(paths: Sequence[Path], side: int, description: str) -> Tensor:

@@ -303,6 +303,30 @@ def test_unlabelled_folder_comes_in_addition(second_root: bool, tmp_path: Path) 
     assert opened().identity["checksum"] != data.identity["checksum"]
 
 
+def test_images_that_nothing_reads_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_classification(tmp_path / "d", num_train=12, num_val=4, num_classes=2, size=(24, 24))
+    options = [f"root={root}", "dataset=image_folder", "num_labels=4", "split=balanced"]
+
+    def opened(*more: str) -> Data:
+        return open_data(load_config(UdaConfig, None, [*options, *more]), torch.device("cpu"))
+
+    picture(root / "unsup" / "deep" / "a.png", 24)
+    (root / "notes").mkdir()
+    assert len(opened().images) == 12
+    assert (
+        f"{root}/unsup holds images that nothing reads; unlabelled_root={root}/unsup would"
+        in capsys.readouterr().out
+    )
+    assert len(opened(f"unlabelled_root={root}/unsup").images) == 13
+    assert "note" not in capsys.readouterr().out
+    (root / "unsup").rename(root / "unlabeled")  # the other spelling
+    assert len(opened().images) == 13
+    assert "note" not in capsys.readouterr().out
+    picture(root / "unlabelled" / "a.png", 24)
+    with pytest.raises(ConfigError, match=r"both .*unlabelled and .*unlabeled are there"):
+        opened()
+
+
 def test_unlabelled_folders_that_cannot_be_meant(tmp_path: Path) -> None:
     root = write_classification(tmp_path / "d", num_train=12, num_val=4, num_classes=2, size=(24, 24))
     options = [f"root={root}", "dataset=image_folder", "num_labels=4", "split=balanced"]
