@@ -21,9 +21,10 @@ class KeepCutout(Cutout):
 
     Args:
         size: side in pixels, or (height, width); 16 for CIFAR-10, 40 for ImageNet (section 4).
-        placement: "inside" (all candidates are whole regions of `size`); "clipped", Cutout's released rule, under which
-            quiet regions are often those that the border clips; or "matched": a plain clipped draw gives the visible
-            size, and the importance the place. Take it to compare with Cutout in nothing but the selection.
+        placement: "inside" (all candidates are whole regions of `size`); "clipped", Cutout's released rule,
+            under which quiet regions are often those that the border clips; or "matched": a plain clipped
+            draw gives the visible size, and the importance the place. Take it to compare with Cutout in
+            nothing but the selection.
         fill: value, or one per channel.
         p: probability per image.
         tau: quantile in [0, 1]; 0.6 in all experiments of the paper.
@@ -46,7 +47,7 @@ class KeepCutout(Cutout):
 
 @dataclass(frozen=True)
 class KeepRandomErasing(RandomErasing):
-    """Random erasing that never erases a region above the tau-quantile among regions of its size (section 4.4).
+    """Random erasing that never erases a region above the tau-quantile of those of its size (section 4.4).
 
     Args:
         p: probability per image.
@@ -75,8 +76,8 @@ class KeepCutMix(CutMix):
     Args:
         alpha: lambda ~ Beta(alpha, alpha).
         p: probability, per image or per batch.
-        placement: "inside", "clipped" or "matched", as in `KeepCutout`: with "matched" nothing differs from CutMix but the
-            selection, lambda included.
+        placement: "inside", "clipped" or "matched", as in `KeepCutout`: with "matched" nothing differs from
+            CutMix but the selection, lambda included.
         per: "image": own box for each image; "batch": one box for all, chosen on the mean map of the batch.
         tau: quantile in [0, 1].
     """
@@ -97,8 +98,8 @@ class KeepCutMix(CutMix):
 class KeepPaste:
     """Paste one important region of the clean image back onto its augmented view (selective-paste, Eq. 3).
 
-    With a RandAugment or AutoAugment view this is KeepRandAugment or KeepAutoAugment; `TwoViews` makes the pair
-    with the same crop and flip.
+    With a RandAugment or AutoAugment view this is KeepRandAugment or KeepAutoAugment; `TwoViews` makes the
+    pair with the same crop and flip.
 
     Args:
         size: side in pixels, or (height, width); 16 for CIFAR-10, 40 for ImageNet (section 4).

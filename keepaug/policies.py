@@ -1,8 +1,8 @@
 """Image-level augmentation: a clean and a strongly augmented view of one image, with the same crop and flip.
 
-The operations and policies are torchvision's; the ranges of their magnitudes are torchvision's or those of Google's
-released code. They draw from torch's global CPU generator; `TwoViews` therefore runs them in a fork of it, seeded from the
-caller's generator, so that an explicit generator decides everything.
+The operations and policies are torchvision's; the ranges of their magnitudes are torchvision's or those of
+Google's released code. They draw from torch's global CPU generator; `TwoViews` therefore runs them in a fork
+of it, seeded from the caller's generator, so that an explicit generator decides everything.
 """
 
 from __future__ import annotations
@@ -49,19 +49,20 @@ def google_magnitude(
 ) -> Tensor | None:
     """Strength of an operation at a level in [0, 10], as in AutoAugment's and RandAugment's released code.
 
-    The code for CIFAR-10 (tensorflow/models, `research/autoaugment`) and the one for ImageNet (tensorflow/tpu,
-    `efficientnet/autoaugment`) differ: at level 10, posterizing leaves no bits or 4, solarizing has a threshold of 0 or 256,
-    and a translation is 10 pixels of 32 or 100 of 224.
+    The code for CIFAR-10 (tensorflow/models, `research/autoaugment`) and the one for ImageNet
+    (tensorflow/tpu, `efficientnet/autoaugment`) differ: at level 10, posterizing leaves no bits or 4,
+    solarizing has a threshold of 0 or 256, and a translation is 10 pixels of 32 or 100 of 224.
 
     Args:
         name: torchvision's name of the operation.
         level: (...) float64.
         image_size: (H, W).
-        code: "cifar10", "imagenet", or "augmix" (CIFAR-10's with translations of a third of the side); None is CIFAR-10's
-            below 128 pixels and ImageNet's from there on.
+        code: "cifar10", "imagenet", or "augmix" (CIFAR-10's with translations of a third of the side); None
+            is CIFAR-10's below 128 pixels and ImageNet's from there on.
 
     Returns:
-        (...) float64, what torchvision's operation of that name takes, without a sign; None where it takes nothing.
+        (...) float64, what torchvision's operation of that name takes, without a sign; None where it takes
+        nothing.
     """
     code = code or ("imagenet" if max(image_size) >= _LARGE else "cifar10")
 
@@ -93,7 +94,7 @@ def _google_magnitudes(name: str, num_bins: int, height: int, width: int) -> Ten
 def _variant(
     kind: type[v2.Transform], like: type[v2.Transform], ranges: str, again: Any
 ) -> type[v2.Transform]:
-    """RandAugment or AutoAugment with the operations of `like` and other ranges; `again` makes a copy in a loader's worker."""
+    """RandAugment or AutoAugment with the operations of `like` and other ranges; `again` makes a copy."""
     from torchvision.transforms import v2
 
     space: Any = like._AUGMENTATION_SPACE
@@ -134,14 +135,18 @@ def rand_augment(
     Args:
         num_ops: operations per image, drawn with replacement.
         magnitude: of all of them, from 0 to `magnitude_max`.
-        magnitude_max: the magnitude that stands for the whole range: 10 in Google's released code, of which 9 is nine tenths;
-            30 in torchvision and other public ports, and wherever magnitudes above 10 are compared.
-        operations: whose: "rand_augment" (14, the identity among them), or "auto_augment" (AutoAugment's 14, which have Invert
-            instead). The latter is how we read "the AutoAugment policy space" at a "distortion augmentation magnitude"
-            (section 4.1, table 4): AutoAugment's own policy has no magnitude.
-        ranges: "torchvision", or "google" (`google_magnitude`): translations are shorter, brightness, colour, contrast and
-            sharpness have factors from 0.1 to 1.9 that rise with the magnitude instead of either direction.
-        fill: colour outside of the image, in [0, 255]; None is black. Google's code has the mean colour (CIFAR-10) or 128.
+        magnitude_max: the magnitude that stands for the whole range: 10 in Google's released code, of which 9
+            is nine tenths; 30 in torchvision and other public ports, and wherever magnitudes above 10 are
+            compared.
+        operations: whose: "rand_augment" (14, the identity among them), or "auto_augment" (AutoAugment's 14,
+            which have Invert instead). The latter is how we read "the AutoAugment policy space" at a
+            "distortion augmentation magnitude" (section 4.1, table 4): AutoAugment's own policy has no
+            magnitude.
+        ranges: "torchvision", or "google" (`google_magnitude`): translations are shorter, brightness, colour,
+            contrast and sharpness have factors from 0.1 to 1.9 that rise with the magnitude instead of either
+            direction.
+        fill: colour outside of the image, in [0, 255]; None is black. Google's code has the mean colour
+            (CIFAR-10) or 128.
 
     Raises:
         ValueError: magnitude outside [0, magnitude_max], num_ops below 1, unknown operations or ranges.
@@ -184,8 +189,8 @@ def auto_augment(
 ) -> v2.Transform:
     """AutoAugment (Cubuk et al., 2019) with its learnt policy "cifar10", "imagenet" or "svhn".
 
-    The policies are the 25 pairs of operations of the paper's appendix. The released code lists 95 pairs for CIFAR-10, these
-    among them.
+    The policies are the 25 pairs of operations of the paper's appendix. The released code lists 95 pairs for
+    CIFAR-10, these among them.
 
     Args:
         policy: which.
@@ -217,16 +222,16 @@ def aug_mix(
 ) -> AugMix:
     """AugMix (Hendrycks et al., 2020) of one image; its consistency loss is `keepaug.baselines.three_views`.
 
-    Each operation has a level of its own, uniform from 0.1 to the severity, as in the released code; torchvision's `AugMix`
-    draws whole ones below the severity.
+    Each operation has a level of its own, uniform from 0.1 to the severity, as in the released code;
+    torchvision's `AugMix` draws whole ones below the severity.
 
     Args:
         severity: in [1, 10].
         mixture_width: chains that are mixed.
         chain_depth: operations per chain; -1 draws 1 to 3.
         alpha: of the Dirichlet and Beta distributions of the weights.
-        all_ops: brightness, contrast, colour and sharpness too; the released code leaves them out by default, because its
-            benchmark tests robustness to them.
+        all_ops: brightness, contrast, colour and sharpness too; the released code leaves them out by default,
+            because its benchmark tests robustness to them.
 
     Raises:
         ValueError: severity outside [1, 10], or a width below 1.
@@ -287,14 +292,16 @@ class AugMix:
         return result
 
     def __repr__(self) -> str:
-        return f"AugMix({self.severity}, {self.mixture_width}, {self.chain_depth}, {self.alpha}, all_ops={self.all_ops})"
+        given = (self.severity, self.mixture_width, self.chain_depth, self.alpha)
+        return f"AugMix({', '.join(map(str, given))}, all_ops={self.all_ops})"
 
 
 class BatchPolicy:
-    """RandAugment or AutoAugment of a whole batch: each image has its own draws, each operation runs once for all it fell to.
+    """RandAugment or AutoAugment of a whole batch.
 
-    For the same draws the results are torchvision's, to the bit, and the draws have its distribution. On small images, where a
-    call costs more than its work, this is several times faster.
+    Each image has its own draws, each operation runs once for all it fell to. For the same draws the results
+    are torchvision's, to the bit, and the draws have its distribution. On small images, where a call costs
+    more than its work, this is several times faster.
 
     Args:
         policy: from `rand_augment` or `auto_augment`.
@@ -326,7 +333,8 @@ class BatchPolicy:
             image_size: (H, W), which translations depend on.
 
         Returns:
-            (N, turns) int64 positions in the list of operations, -1 for none; and that list, of names with signed magnitudes.
+            (N, turns) int64 positions in the list of operations, -1 for none; and that list, of names with
+            signed magnitudes.
         """
         turns = self._turns_of(image_size)
         uniform = _uniform(seeds, 3 * len(turns)).view(len(seeds), len(turns), 3)
@@ -467,8 +475,8 @@ class TwoViews:
     Args:
         geometry: crop and flip, applied once, before both; None for none.
         policy: the strong, image-level augmentation, applied to the second view.
-        order: "after_crop": the policy sees what `geometry` made; "before_crop": it sees the whole image and `geometry`
-            follows, as in AutoAugment's code for CIFAR-10. The views agree pixel by pixel in both.
+        order: "after_crop": the policy sees what `geometry` made; "before_crop": it sees the whole image and
+            `geometry` follows, as in AutoAugment's code for CIFAR-10. The views agree pixel by pixel in both.
 
     Raises:
         ValueError: unknown order.

@@ -153,8 +153,8 @@ def _edges(position: Tensor, length: Tensor, limit: int, placement: str) -> tupl
 def _integral(saliency: Tensor) -> tuple[Tensor, Tensor]:
     """(N, H+1, W+1) integral image in whole units of a power of two per image, and that unit (N,).
 
-    Sums of whole numbers below 2^53 are exact in float64, so equal regions get equal scores whatever the order of
-    the additions: ties, a constant map above all, are really ties. The unit is at most 2^-36 of the
+    Sums of whole numbers below 2^53 are exact in float64, so equal regions get equal scores whatever the
+    order of the additions: ties, a constant map above all, are really ties. The unit is at most 2^-36 of the
     largest value at 224 x 224, far below float32's own precision.
     """
     num, height, width = saliency.shape
@@ -214,24 +214,25 @@ def region_scores(saliency: Tensor, size: Size, *, placement: str = "inside") ->
     Args:
         saliency: (N, H, W) floating, finite, >= 0.
         size: box size: one number, (height, width), or an integer tensor (N, 2) with a size per image.
-        placement: "inside": all boxes within the image, indexed by their top left corner; "clipped": the centre on any
-            pixel, the box `[centre - size // 2, centre + size // 2)` clipped at the border, as in the released code of
-            Cutout and CutMix (where an odd size covers one row and column less), indexed by the centre.
+        placement: "inside": all boxes within the image, indexed by their top left corner; "clipped": the
+            centre on any pixel, the box `[centre - size // 2, centre + size // 2)` clipped at the border, as
+            in the released code of Cutout and CutMix (where an odd size covers one row and column less),
+            indexed by the centre.
 
     Returns:
         scores: float64; (N, H-h+1, W-w+1) for one size and "inside", otherwise (N, H, W).
         valid: bool of that shape; False where the box does not fit (only with sizes per image).
 
     Raises:
-        ValueError: wrong shape, NaN, infinite or negative saliency, a box larger than the image, unknown placement, or
-            "matched", whose candidates depend on a draw.
+        ValueError: wrong shape, NaN, infinite or negative saliency, a box larger than the image, unknown
+            placement, or "matched", whose candidates depend on a draw.
         TypeError: integer saliency.
     """
     _check_placement(placement)
     if placement == "matched":
         raise ValueError(
-            "placement 'matched' has no candidates before a plain draw gives their size; score regions of that size "
-            "with placement='inside'"
+            "placement 'matched' has no candidates before a plain draw gives their size; score regions of that "
+            "size with placement='inside'"
         )
     _check_saliency(saliency)
     scores, unit, (num_rows, num_columns, _, _) = _scores(saliency, size, placement)
@@ -305,23 +306,24 @@ def sample_regions(
 ) -> Regions:
     """One region per image, uniform over those below (or above) the tau-quantile of its image's candidates.
 
-    With n candidates, "low" allows those with fewer than max(1, floor(tau n)) candidates scoring strictly lower, "high"
-    those with fewer than max(1, n - floor(tau n)) scoring strictly higher: the selective-cut and selective-paste of
-    Algorithm 1 with the quantile threshold of the Remark. Ties at the threshold are all allowed, so a
-    constant map allows everything, and the set is never empty (tau 0 and "low": the lowest).
+    With n candidates, "low" allows those with fewer than max(1, floor(tau n)) candidates scoring strictly
+    lower, "high" those with fewer than max(1, n - floor(tau n)) scoring strictly higher: the selective-cut
+    and selective-paste of Algorithm 1 with the quantile threshold of the Remark. Ties at the threshold are
+    all allowed, so a constant map allows everything, and the set is never empty (tau 0 and "low": the
+    lowest).
 
-    Propose one candidate per image, accept by counting ranks, redraw the rest: exact, without a sort. On a GPU a fixed
-    number is proposed at once and nothing is read back; an image with none that is allowed (chance below 1e-9) gets its
-    extreme region, which always is.
+    Propose one candidate per image, accept by counting ranks, redraw the rest: exact, without a sort. On a
+    GPU a fixed number is proposed at once and nothing is read back; an image with none that is allowed
+    (chance below 1e-9) gets its extreme region, which always is.
 
     Args:
         saliency: (N, H, W) floating, finite, >= 0.
         size: one number, (height, width), or an integer tensor (N, 2), in pixels.
         tau: quantile in [0, 1]; the paper's is 0.6.
         prefer: "low" for regions to cut, "high" for regions to paste.
-        placement: as in `region_scores`, or "matched": `random_regions` of the same generator and "clipped" gives each
-            image the visible height and width of its box, and the region is chosen among all those of that size within
-            the image. Plain and saliency-aware boxes then have equal sizes, draw by draw.
+        placement: as in `region_scores`, or "matched": `random_regions` of the same generator and "clipped"
+            gives each image the visible height and width of its box, and the region is chosen among all those
+            of that size within the image. Plain and saliency-aware boxes then have equal sizes, draw by draw.
         generator: source of randomness, of any device; None is torch's global one.
 
     Returns:

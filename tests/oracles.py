@@ -39,8 +39,8 @@ def released_box(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of what Cutout's and CutMix's released code covers about a centre pixel.
 
-    Half of the size, rounded down, to either side, the pixel itself being the first of the second half; what lies beyond
-    the border is lost.
+    Half of the size, rounded down, to either side, the pixel itself being the first of the second half; what
+    lies beyond the border is lost.
     """
     spans = []
     for middle, length, limit in zip(centre, size, shape, strict=True):
@@ -92,12 +92,13 @@ def paste(source: Tensor, target: Tensor, box: tuple[int, int, int, int]) -> Ten
 def google_operation(
     name: str, image: Image.Image, level: float, sign: int, fill: tuple[int, int, int], code: str
 ) -> Image.Image:
-    """One operation of AutoAugment's and RandAugment's released code on an RGB image, with PIL's own functions.
+    """One operation of AutoAugment's and RandAugment's released code on an RGB image, with PIL's own
+    functions.
 
-    From their descriptions: a level up to 10 of shears up to 0.3, rotations up to 30 degrees, enhancers from 0.1 to 1.9; then
-    the code for CIFAR-10 has translations up to 10 of 32 pixels, 4 - int(0.4 level) bits and a threshold of 256 - int(25.6
-    level), the code for ImageNet 100 of 224 pixels, int(0.4 level) bits and a threshold of int(25.6 level). AugMix's is
-    CIFAR-10's with a third of the side and bilinear interpolation.
+    From their descriptions: a level up to 10 of shears up to 0.3, rotations up to 30 degrees, enhancers from
+    0.1 to 1.9; then the code for CIFAR-10 has translations up to 10 of 32 pixels, 4 - int(0.4 level) bits and
+    a threshold of 256 - int(25.6 level), the code for ImageNet 100 of 224 pixels, int(0.4 level) bits and a
+    threshold of int(25.6 level). AugMix's is CIFAR-10's with a third of the side and bilinear interpolation.
     """
     width, height = image.size
     resample = Image.Resampling.BILINEAR if code == "augmix" else Image.Resampling.NEAREST

@@ -4,8 +4,9 @@
     python tools/agreement.py --write                      and into docs/agreement.md
     python tools/agreement.py --only GridMask              some rows
 
-Each row compares the program with an independent slow version, written from the description in the source (tests/oracles.py and
-beside the tests), on drawn images; the test that it names holds the agreement. Runs from a clone: the slow versions are tests.
+Each row compares the program with an independent slow version, written from the description in the source
+(tests/oracles.py and beside the tests), on drawn images; the test that it names holds the agreement. Runs
+from a clone: the slow versions are tests.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ PAGE = ROOT / "docs" / "agreement.md"
 TESTS = ROOT / "tests"
 HEAD = """# Agreement with the sources
 
-Each operation against an independent slow version of the rule in its source, on drawn images. Made by `python tools/agreement.py
---write`; the named tests hold the agreement. What is read differently on purpose stands in the README under "How we read the paper".
+Each operation against an independent slow version of the rule in its source, on drawn images. Made by `python
+tools/agreement.py
+--write`; the named tests hold the agreement. What is read differently on purpose stands in the README under
+"How we read the paper".
 """
 
 
@@ -234,7 +237,7 @@ def aug_mix_levels() -> str:
         seen.append(abs(magnitude) / 0.03)
         return image
 
-    policy._apply = note  # type: ignore[method-assign]
+    policy._apply = note
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         for _ in range(3000):
@@ -285,7 +288,7 @@ def jitter() -> str:
     images = memory(20).images
     drawn = draw_colours(20, jitter=0.4, generator=seeded())
     wanted = [
-        slow_jitter(image, drawn.strength[index].tolist(), drawn.order[index].tolist())  # type: ignore[index]
+        slow_jitter(image, drawn.strength[index].tolist(), drawn.order[index].tolist())
         for index, image in enumerate(images)
     ]
     found = change_colours(images, None, drawn)[0]
@@ -297,7 +300,8 @@ def one_draw() -> str:
     drawn = draw_colours(50, jitter=0.4, lighting=0.1, generator=seeded())
     clean, strong = change_colours(images, images, drawn)
     change = float((clean - images).abs().mean())
-    return f"identity policy: views differ by {float((clean - strong).abs().max()):.0f}, both changed by {change:.0f} grey levels"  # type: ignore[operator]
+    apart = float((clean - strong).abs().max())
+    return f"identity policy: views differ by {apart:.0f}, both changed by {change:.0f} grey levels"
 
 
 def mean_border() -> str:
@@ -365,11 +369,11 @@ def networks() -> str:
 @torch.no_grad()
 def initialisations() -> str:
     torch.manual_seed(0)
-    weight = build_network("resnet18", 10, stem="cifar").layer3[0].conv1.weight  # type: ignore[union-attr,index]
-    last = build_network("wrn28_2", 10, shortcut="raw").fc.weight  # type: ignore[union-attr]
+    weight = build_network("resnet18", 10, stem="cifar").layer3[0].conv1.weight
+    last = build_network("wrn28_2", 10, shortcut="raw").fc.weight
     return (
-        f"ResNet-18, 128 to 256 channels: standard deviation {float(weight.std()):.4f} ({1152**-0.5 / 3**0.5:.4f}); "
-        f"UDA's last layer: up to {float(last.abs().max()):.3f} ({10**-0.5:.3f})"
+        f"ResNet-18, 128 to 256 channels: standard deviation {float(weight.std()):.4f} "
+        f"({1152**-0.5 / 3**0.5:.4f}); UDA's last layer: up to {float(last.abs().max()):.3f} ({10**-0.5:.3f})"
     )
 
 

@@ -106,8 +106,8 @@ class Cutout(_Cutting):
 
     Args:
         size: side in pixels, or (height, width); 16 for CIFAR-10.
-        placement: "clipped", as in the released code: the centre anywhere, `2 * (size // 2)` pixels clipped at the border;
-            "inside"; or "matched", the same as "clipped" here (see `KeepCutout`).
+        placement: "clipped", as in the released code: the centre anywhere, `2 * (size // 2)` pixels clipped
+            at the border; "inside"; or "matched", the same as "clipped" here (see `KeepCutout`).
         fill: value, or one per channel; 0 is the mean colour of normalised images.
         p: probability per image.
     """
@@ -137,8 +137,9 @@ class RandomErasing(_Cutting):
         p: probability per image.
         area: smallest and largest share of the image's area.
         aspect: smallest and largest height / width.
-        fill: "random" (standard normal noise, for normalised images), "zero" or "mean" (0), "bot" (the raw ImageNet
-            mean, as the released Bag of Tricks code does after normalisation), a number, or one per channel.
+        fill: "random" (standard normal noise, for normalised images), "zero" or "mean" (0), "bot" (the raw
+            ImageNet mean, as the released Bag of Tricks code does after normalisation), a number, or one per
+            channel.
         aspect_draw: "uniform" as in the released code, or "log_uniform" as in torchvision.
     """
 
@@ -171,7 +172,8 @@ class RandomErasing(_Cutting):
     ) -> tuple[Tensor, Tensor]:
         """Sizes (N, 2) int64 and which images are erased (N,) bool.
 
-        As the released code: up to 100 draws of area and shape, the first that fits; no fit leaves the image alone.
+        As the released code: up to 100 draws of area and shape, the first that fits; no fit leaves the image
+        alone.
         """
         height, width = image_size
         area, aspect = uniform((2, num, 100), generator)

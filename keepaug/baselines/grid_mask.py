@@ -40,13 +40,16 @@ class GridMask:
     """Delete a regular grid of squares from each image (Chen et al., 2020).
 
     Args:
-        unit: smallest and largest d in pixels, both included: the side of the repeated unit. The paper takes 96 to 224
-            (exclusive in its code) for ImageNet at 224 x 224.
-        ratio: r: the kept lines are r d wide (rounded up, as in the released code), so that about 1 - (1 - r)^2 of the image
-            is kept; 0.6 on ImageNet, 0.4 on CIFAR-10.
-        rotate: the angle is a whole number of degrees in [0, rotate); 360 in the released recipe, 1 for no rotation.
-        p: probability per image, 0.8 in the released recipe; the paper lets it rise over the training, see `at`.
-        ramp: share of the training over which the probability rises linearly from 0 to p; 0.8 in the released recipe.
+        unit: smallest and largest d in pixels, both included: the side of the repeated unit. The paper takes
+            96 to 224 (exclusive in its code) for ImageNet at 224 x 224.
+        ratio: r: the kept lines are r d wide (rounded up, as in the released code), so that about 1 - (1 -
+            r)^2 of the image is kept; 0.6 on ImageNet, 0.4 on CIFAR-10.
+        rotate: the angle is a whole number of degrees in [0, rotate); 360 in the released recipe, 1 for no
+            rotation.
+        p: probability per image, 0.8 in the released recipe; the paper lets it rise over the training, see
+            `at`.
+        ramp: share of the training over which the probability rises linearly from 0 to p; 0.8 in the released
+            recipe.
         fill: value, or one per channel; 0 is the mean colour of normalised images.
     """
 
@@ -128,8 +131,8 @@ class GridMask:
 def grid_mask(grids: Grids, size: tuple[int, int], *, device: torch.device | None = None) -> Tensor:
     """(N, H, W) bool, what is deleted.
 
-    As in the released code the grid lies on a plane that is rotated about the image's centre, and each pixel takes the
-    nearest value.
+    As in the released code the grid lies on a plane that is rotated about the image's centre, and each pixel
+    takes the nearest value.
 
     Args:
         grids: one per image.

@@ -44,8 +44,8 @@ class CropFlip(NamedTuple):
         left: (N,) int64 first column.
         mirrored: (N,) bool.
         padding: pixels on each side.
-        border: what was padded with, "zero", "reflect" (the image mirrored at its outermost pixels), or a colour, one
-            number per channel (the mean, say, which AutoAugment's code pads with).
+        border: what was padded with, "zero", "reflect" (the image mirrored at its outermost pixels), or a
+            colour, one number per channel (the mean, say, which AutoAugment's code pads with).
     """
 
     top: Tensor
@@ -101,8 +101,8 @@ def crop_flip(images: Tensor, place: CropFlip) -> Tensor:
     known = border in BORDERS if isinstance(border, str) else len(border) == channels
     if not known or (border == "reflect" and padding >= min(height, width)):
         raise ValueError(
-            f"border must be 'zero', 'reflect', with padding below {min(height, width)}, or {channels} numbers; got "
-            f"{border!r}, padding {padding}"
+            f"border must be 'zero', 'reflect', with padding below {min(height, width)}, or {channels} numbers; "
+            f"got {border!r}, padding {padding}"
         )
     top, left, mirrored = (to_device(part, device)[:, None] for part in place[:3])
     rows = top + torch.arange(height, device=device)
@@ -129,7 +129,8 @@ def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
         place: of each image.
 
     Returns:
-        (N, C, H, W) in the original's geometry, 0 where the crop did not show it, and (N, H, W) bool: where it did.
+        (N, C, H, W) in the original's geometry, 0 where the crop did not show it, and (N, H, W) bool: where
+        it did.
     """
     height, width = images.shape[2:]
     # Without the flip, the way back is the crop of the padded crop at the opposite place.
@@ -178,7 +179,8 @@ class Colours(NamedTuple):
     """How the colours of each image change, in all of its views; None where they do not.
 
     Attributes:
-        strength: (N, 3), of brightness, contrast and saturation: 0 leaves them, 1 takes all away, -1 doubles them.
+        strength: (N, 3), of brightness, contrast and saturation: 0 leaves them, 1 takes all away, -1 doubles
+            them.
         order: (N, 3) int64, which of them comes first, second and third.
         shift: (N, 3) added to red, green and blue in [0, 255].
     """
@@ -210,10 +212,10 @@ def draw_colours(
 
 
 def change_colours(images: Tensor, strong: Tensor | None, colours: Colours) -> tuple[Tensor, Tensor | None]:
-    """The same change for all views of an image: where they agree before, they agree after, and a pasted patch fits.
+    """The same change for all views of an image.
 
-    As in the released code nothing is clipped to [0, 255], and the contrast is about the mean grey; that of the clean view
-    for all of them.
+    Where they agree before, they agree after, and a pasted patch fits. As in the released code nothing is
+    clipped to [0, 255], and the contrast is about the mean grey; that of the clean view for all of them.
 
     Args:
         images: (N, 3, H, W), uint8 or floating in [0, 255].

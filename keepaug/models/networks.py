@@ -89,18 +89,19 @@ def build_network(
 
     Args:
         arch: a ResNet of torchvision (`ARCHITECTURES`); for small images `resnet110` (20, 32, 44, 56, 1202),
-            `wrn28_10`, `shake_shake_26_2x32d`, `pyramidnet272` (alpha 200; `pyramidnet110_a48`) and the like with other
-            depths and widths; `lab` and `lab_large`, which learn CIFAR-10 in minutes; any classification network as
-            `torchvision:NAME` or `timm:NAME`.
+            `wrn28_10`, `shake_shake_26_2x32d`, `pyramidnet272` (alpha 200; `pyramidnet110_a48`) and the like
+            with other depths and widths; `lab` and `lab_large`, which learn CIFAR-10 in minutes; any
+            classification network as `torchvision:NAME` or `timm:NAME`.
         num_classes: size of the output.
-        stem: "imagenet" (7 x 7 stride 2 and max pooling), or "cifar" (3 x 3 stride 1, no pooling, and PyTorch's own
-            initialisation of convolutions, whose standard deviation is about 0.6 of torchvision's for ResNets), as the
-            ResNet-18 of Cutout's released code; for torchvision's ResNets. Only the former can become a Detectron2 backbone.
+        stem: "imagenet" (7 x 7 stride 2 and max pooling), or "cifar" (3 x 3 stride 1, no pooling, and
+            PyTorch's own initialisation of convolutions, whose standard deviation is about 0.6 of
+            torchvision's for ResNets), as the ResNet-18 of Cutout's released code; for torchvision's ResNets.
+            Only the former can become a Detectron2 backbone.
         dropout: in the blocks of torchvision's ResNets (`drop_resnet`) and Wide ResNets; timm's `drop_rate`.
         drop_path: in torchvision's ResNets; timm's `drop_path_rate`.
         drop_block: in torchvision's ResNets; timm's `drop_block_rate`.
-        options: of the architecture: `shortcut` of Wide ResNets and of ResNet-110, `shake_drop` of PyramidNets, what
-            torchvision's and timm's functions take.
+        options: of the architecture: `shortcut` of Wide ResNets and of ResNet-110, `shake_drop` of
+            PyramidNets, what torchvision's and timm's functions take.
 
     Raises:
         ValueError: unknown architecture (with close names), stem or option, fewer than one class.

@@ -17,8 +17,8 @@ SHORTCUTS = ("activated", "raw")
 class WideBlock(nn.Module):
     """BatchNorm, ReLU, 3 x 3 convolution, twice, with dropout in between, beside the identity.
 
-    Where the shape changes the shortcut is a 1 x 1 convolution of the activated input (`shortcut="activated"`) or of
-    the input itself ("raw").
+    Where the shape changes the shortcut is a 1 x 1 convolution of the activated input
+    (`shortcut="activated"`) or of the input itself ("raw").
     """
 
     def __init__(
@@ -60,11 +60,12 @@ def wide_resnet(
         depth: 6 n + 4: 10, 16, 22, 28, 40 ...
         width: the factor, 1 or more; 10 has 36.5 M parameters at depth 28, 2 has 1,467,610.
         num_classes: size of the output.
-        dropout: between a block's convolutions; 0.3 in the Wide ResNet paper and in Cutout's released code for
-            WRN-28-10, none in AutoAugment's and in UDA's.
-        shortcut: what goes into the 1 x 1 convolution where the shape changes: "activated" as in the authors' and
-            Cutout's code, "raw" as in UDA's (google-research/uda, `residual_only_activation`), which also draws the last
-            layer's weights up to 1 / sqrt(num_classes) instead of 1 / sqrt(channels). The sizes are equal.
+        dropout: between a block's convolutions; 0.3 in the Wide ResNet paper and in Cutout's released code
+            for WRN-28-10, none in AutoAugment's and in UDA's.
+        shortcut: what goes into the 1 x 1 convolution where the shape changes: "activated" as in the authors'
+            and Cutout's code, "raw" as in UDA's (google-research/uda, `residual_only_activation`), which also
+            draws the last layer's weights up to 1 / sqrt(num_classes) instead of 1 / sqrt(channels). The
+            sizes are equal.
 
     Raises:
         ValueError: a depth that is not 6 n + 4, a width below 1, dropout outside [0, 1), unknown shortcut.

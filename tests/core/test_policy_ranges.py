@@ -1,4 +1,4 @@
-"""Google's magnitudes against PIL and the released rules, and what the scale, the ranges and the fill change."""
+"""Google's magnitudes against PIL and the released rules; what the scale, the ranges and the fill change."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from keepaug.policies import _GEOMETRY, google_magnitude
 
 FILL = (125, 123, 114)
 NAMES = sorted(set(rand_augment()._AUGMENTATION_SPACE) | set(auto_augment()._AUGMENTATION_SPACE))
-# Largest share of pixels that may differ by more than one grey level: torchvision and PIL round the sources of a rotation
-# and of a shear differently.
+# Largest share of pixels that may differ by more than one grey level: torchvision and PIL round the sources
+# of a rotation and of a shear differently.
 ROUNDED = {"Rotate": 0.003, "ShearX": 0.003, "ShearY": 0.003}
 
 
@@ -37,7 +37,7 @@ def as_pil(image: Tensor) -> Image.Image:
 
 
 def differing(name: str, code: str) -> float:
-    """Share of the pixels of all levels and both directions that are more than a grey level away from the oracle's."""
+    """Share of the pixels, over levels and directions, more than a grey level away from the oracle's."""
     side = {"cifar10": 32, "imagenet": 128}[code]
     policy = rand_augment(
         1,
@@ -69,7 +69,7 @@ def test_operations_are_those_of_the_released_code(name: str, code: str) -> None
 
 
 def test_autoaugment_and_randaugment_reach_the_same_levels() -> None:
-    """AutoAugment's magnitudes are levels 0 to 9; RandAugment's m of a maximum is the level 10 m / maximum."""
+    """AutoAugment's magnitudes are levels 0 to 9; RandAugment's m is the level 10 m / its maximum."""
     auto, ten, thirty = (
         auto_augment(ranges="google"),
         rand_augment(2, 9, magnitude_max=10, ranges="google"),
@@ -134,7 +134,7 @@ def test_outside_of_the_image_is_the_fill() -> None:
 
 
 def test_aug_mix_draws_continuous_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """U(0.1, severity) for each operation, in the released ranges: whole degrees and pixels, at most 2 grey bits lost."""
+    """U(0.1, severity) for each operation, in the released ranges: whole degrees and pixels."""
     policy, seen = aug_mix(3, mixture_width=1, chain_depth=1), {}
 
     def note(image: Tensor, name: str, magnitude: float) -> Tensor:

@@ -190,8 +190,8 @@ def test_a_border_can_have_a_colour() -> None:
 
 
 def slow_jitter(image: torch.Tensor, strength: list[float], order: list[int]) -> torch.Tensor:
-    """CutMix's released colour jitter, from its description: each step moves the image towards black, its mean grey or its
-    own grey by a share that may be negative; nothing is clipped."""
+    """CutMix's released colour jitter, from its description: each step moves the image towards black, its
+    mean grey or its own grey by a share that may be negative; nothing is clipped."""
     image = image.double()
     for which in order:
         grey = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
