@@ -28,11 +28,14 @@ from known import CONFIGS, SCRIPTS, tool
 from keepaug.classify import train
 from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.report.cells import Cell, load_cells, run_name
-from keepaug.report.evidence import load_evidence
+from keepaug.report.evidence import load_evidence, of_run
 from keepaug.runs.command import exit_code
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
 from keepaug.runs.planning import Job, command_of, settings_of
+from keepaug.runs.result import read_results
+
+KEPT = SCRIPTS.parent / "docs" / "evidence"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="processes per run, by torchrun (table 9: --num-gpus)",
     )
     add("--at-once", type=int, default=1, metavar="N", help="runs at a time on this machine; default 1")
+    add("--missing", action="store_true", help="lab: leave out what docs/evidence has a result of")
     add("--dry-run", action="store_true", help="print what would run, and start nothing")
     slurm = parser.add_argument_group("SLURM (needs submitit)")
     slurm.add_argument("--slurm", action="store_true", help="submit one job per run and return")
@@ -104,9 +108,11 @@ def _lab(args: argparse.Namespace) -> list[Job]:
         raise ValueError(
             f"{', '.join(clash)}: that is what the runs differ in; --only and --seeds choose among them"
         )
+    kept = read_results(KEPT) if args.missing and KEPT.is_dir() else []
+    have = {name: of_run(kept, one) for name, one in evidence.wanted(tool(evidence.tool), CONFIGS).items()}
     jobs, minutes = [], 0.0
     for run, seed in evidence.order(args.only.split(",") if args.only else ()):
-        if args.seeds and seed not in args.seeds:
+        if (args.seeds and seed not in args.seeds) or seed in have[run.name]:
             continue
         name = f"{run.name}-seed{seed}"
         jobs.append(
@@ -114,7 +120,7 @@ def _lab(args: argparse.Namespace) -> list[Job]:
         )
         minutes += 0 if jobs[-1].finished else run.core_minutes
     if not jobs:
-        raise ValueError(f"no run of seeds {', '.join(map(str, args.seeds))} is planned")
+        raise ValueError("nothing to run: no such seed is planned, or all results are kept in docs/evidence")
     print(f"{len(jobs)} runs; what is not done yet takes about {minutes / 60:.1f} core-hours", flush=True)
     return jobs
 

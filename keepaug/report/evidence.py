@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-COMMAND = "python tools/reproduce.py lab root=CIFAR --output RUNS"
+COMMAND = "python tools/reproduce.py lab root=CIFAR --output RUNS --missing"
 AGAIN = "python tools/report.py evidence --runs RUNS"
 
 

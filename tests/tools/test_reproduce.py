@@ -338,7 +338,7 @@ def test_lab_plans_pairs_and_tells_their_cost(
     for wrong, message in (
         (["tau=0.3"], "tau: that is what the runs differ in"),
         (["--only", "z"], "the questions are a, b"),
-        (["--seeds", "99"], "no run of seeds 99"),
+        (["--seeds", "99"], "no such seed is planned"),
     ):
         with pytest.raises(ValueError, match=message):
             reproduce.plan(arguments(reproduce, *given, *wrong))
@@ -387,7 +387,7 @@ def test_runs_at_once_wait_for_what_they_need_and_for_nothing_else(
 
 
 def test_report_writes_the_evidence_page_and_keeps_planned_results_alone(
-    reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = arguments(
         reproduce, "lab", "root=x", "--output", str(tmp_path / "runs"), "--only", "a", "--seeds", "0"
@@ -415,3 +415,7 @@ def test_report_writes_the_evidence_page_and_keeps_planned_results_alone(
     assert "| none | 90.50 | 1 | - |" in (tmp_path / "docs" / "evidence.md").read_text()
     kept = [path.relative_to(tmp_path / "docs") for path in (tmp_path / "docs").rglob("result.json")]
     assert kept == [Path("evidence/none/seed0/result.json")]
+    monkeypatch.setattr(reproduce, "KEPT", tmp_path / "docs" / "evidence")
+    names = [job.name for job in reproduce.plan(args)]
+    args.missing = True
+    assert [job.name for job in reproduce.plan(args)] == [name for name in names if name != "none-seed0"]
