@@ -200,7 +200,7 @@ def test_every_algorithm_runs_and_records_itself(variant: str, drawn: Path, tmp_
 
 @pytest.mark.parametrize("arch", ["wrn10_1", "resnet18"])
 def test_loaded_weights_are_the_network_that_was_evaluated(arch: str, drawn: Path, tmp_path: Path) -> None:
-    settings = config(drawn, "steps=12", "lr=0.1", f"arch={arch}", variant="supervised")
+    settings = config(drawn, "steps=4", "lr=0.1", f"arch={arch}", variant="supervised")
     metrics = train(settings, tmp_path)
     loaded = load_classifier(tmp_path / "weights.pt")
     data = open_data(settings, torch.device("cpu"))
