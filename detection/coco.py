@@ -1,31 +1,31 @@
-"""COCO annotations: where they lie, whether they can be trained on, and as records both engines take.
+"""COCO annotations: where they lie, and as the normalised set that both engines and every evaluator take.
 
-`check_coco` looks for the mistakes that otherwise show as an AP of 0 after hours of training, and reports all
-of them at once.
+`load_coco` reads an annotation file once: every field gets its type or is refused, ids are renumbered, boxes that cannot be
+learnt are dropped and counted, images are found. All problems are reported at once, among them those that otherwise show as an
+AP of 0 after hours of training.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from PIL import Image, UnidentifiedImageError
-
-from keepaug.runs.files import write_json_atomic
+from keepaug.data.checking import check_images
+from keepaug.data.reading import ImageError
 
 SPLITS = {"coco_2017_train": "train2017", "coco_2017_val": "val2017"}
 
-# COCO itself has a few empty boxes among 860,001; up to this share is dropped or clipped with a word.
-ODDITY_SHARE = 1e-3
-
-_EXIF_ORIENTATION = 0x0112
-_SWAPS_SIDES = {5, 6, 7, 8}
+# So many boxes outside their images point to another format; a few are somebody's slips.
+OUTSIDE_SHARE, OUTSIDE_COUNT = 0.1, 3
 
 
 class CocoDataError(ValueError):
@@ -42,25 +42,37 @@ class CocoPaths:
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """A split in memory.
+    """A normalised split in memory.
 
     Attributes:
-        records: one dict per image, in the order of image ids, with Detectron2's keys: `file_name`,
-            `image_id`, `height`, `width`, `annotations` (`bbox` [x, y, width, height] in pixels,
-            `category_id` counted from 0 without gaps, `iscrowd`).
+        records: one dict per image, in the order of the file's ids, with Detectron2's keys: `file_name`,
+            `image_id` from 1 without gaps, `height`, `width`, `annotations` (`bbox` [x, y, width, height] in pixels,
+            `area` in pixels, `category_id` counted from 0 without gaps, `iscrowd` 0 or 1).
         thing_classes: class names, by contiguous id.
-        contiguous_to_json_id: the JSON's category id, by contiguous id.
+        contiguous_to_json_id: the file's category id, by contiguous id.
+        json_image_ids: the file's image id of `image_id` 1, 2, ...
         json_path: the annotation file.
         image_root: the folder of the images.
-        notes: oddities that were dropped or will be clipped.
+        notes: what was dropped, will be clipped or was looked up.
     """
 
     records: list[dict[str, Any]]
     thing_classes: list[str]
-    contiguous_to_json_id: list[int]
+    contiguous_to_json_id: list[int | str]
+    json_image_ids: list[int | str]
     json_path: Path
     image_root: Path
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of everything that training and evaluation see of the annotations."""
+        digest = hashlib.sha256(json.dumps(self.thing_classes).encode())
+        for record in self.records:
+            name = os.path.relpath(record["file_name"], self.image_root)
+            content = [name, record["height"], record["width"], record["annotations"]]
+            digest.update(json.dumps(content, sort_keys=True).encode())
+        return digest.hexdigest()[:32]
 
 
 @dataclass
@@ -82,6 +94,12 @@ class _Problems:
             examples = "; ".join(self.examples[kind])
             lines.append(f"{kind} ({count}x)" + (f": {examples}" if examples else ""))
         return lines
+
+    def example(self) -> str:
+        return next((shown[0] for shown in self.examples.values() if shown), "")
+
+    def error(self, head: str) -> CocoDataError:
+        return CocoDataError("\n".join([head, *(f"  - {line}" for line in self.lines())]))
 
 
 def find_coco(
@@ -112,7 +130,7 @@ def find_coco(
     return found
 
 
-def read_json(json_path: str | Path) -> dict[str, Any]:
+def _read_json(json_path: str | Path) -> dict[str, Any]:
     """The annotation file's dict, with the three lists an instance file must have.
 
     Raises:
@@ -125,8 +143,10 @@ def read_json(json_path: str | Path) -> dict[str, Any]:
             "and --val-json"
         )
     try:
-        data: dict[str, Any] = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data: dict[str, Any] = json.loads(
+            path.read_bytes()
+        )  # UTF-8, UTF-16 or UTF-32, with or without a mark
+    except (ValueError, RecursionError) as error:
         raise CocoDataError(f"{path} is not a JSON file: {error}") from error
     wanted = ("images", "annotations", "categories")
     missing = [key for key in wanted if not isinstance(data, dict) or not isinstance(data.get(key), list)]
@@ -142,266 +162,328 @@ def read_json(json_path: str | Path) -> dict[str, Any]:
     return data
 
 
-def check_coco(
+def load_coco(
     json_path: str | Path,
     image_root: str | Path,
     *,
+    max_images: int | None = None,
     num_classes: int | None = None,
     num_classes_key: str = "NUM_CLASSES",
+    strict_boxes: bool = False,
     tolerance: float = 2.0,
-    sampled_sizes: int = 64,
-) -> list[str]:
-    """Check one split's annotations and images before any training.
+    images: bool = False,
+) -> CocoDataset:
+    """Read, check and normalise one split.
+
+    Boxes without area in their image are dropped (they can neither be learnt nor found); boxes that leave it are left to the
+    engines, which clip them after resizing.
 
     Args:
         json_path: an instance annotation file.
         image_root: the folder of its images.
+        max_images: only the first so many images that have annotations, by id.
         num_classes: the model's number of classes, or None.
         num_classes_key: the config key to name when that number is wrong.
+        strict_boxes: refuse boxes that would be dropped or clipped.
         tolerance: pixels by which a box may leave its image (COCO's coordinates are rounded).
-        sampled_sizes: of how many images, evenly spaced, the width and height are held against the file.
-
-    Returns:
-        Notes about oddities too rare to stop for: they are dropped or clipped.
+        images: also find every image file, by the end of its name where only that is unique, and read it once.
 
     Raises:
-        CocoDataError: lists every kind of problem with its count and first examples.
+        CocoDataError: lists every kind of problem with its count and first examples, or the image files that cannot be read.
     """
-    data = read_json(json_path)
-    images, annotations, categories = data["images"], data["annotations"], data["categories"]
-    problems, oddities = _Problems(), _Problems()
-
-    category_ids = _check_ids(categories, "category", ("id", "name"), problems)
-    sizes = _check_images(images, problems)
-    _check_ids(annotations, "annotation", ("id", "image_id", "category_id", "bbox"), problems)
-    if num_classes is not None and len(categories) != num_classes:
+    data = _read_json(json_path)
+    problems, notes = _Problems(), _Problems()
+    categories = _by_id(data["categories"], "category", ("id", "name"), problems)
+    entries = _by_id(data["images"], "image", ("id", "file_name", "height", "width"), problems)
+    classes = sorted(categories.values(), key=lambda entry: _order(entry["id"]))
+    if num_classes is not None and len(data["categories"]) != num_classes:
         problems.add(
-            f"the file has {len(categories)} categories, the model {num_classes} classes",
-            f"set {num_classes_key} {len(categories)}",
+            f"the file has {len(data['categories'])} categories, the model {num_classes} classes",
+            f"set {num_classes_key} {len(data['categories'])}",
         )
-    names = [str(category.get("name")) for category in categories]
-    for name, count in Counter(names).items():
+    for name, count in Counter(str(entry["name"]) for entry in classes).items():
         if count > 1:
             problems.add("a category name is used more than once", name)
-    if not images:
-        problems.add("there are no images")
-    if not annotations:
-        problems.add("there are no annotations: nothing to learn from or to evaluate against")
-
-    for annotation in annotations:
-        _check_annotation(annotation, category_ids, sizes, tolerance, problems, oddities)
-    if annotations and not any(not annotation.get("iscrowd", 0) for annotation in annotations):
-        problems.add("all annotations are crowds: nothing to learn from")
-    _check_files(images, Path(image_root), sampled_sizes, problems)
-
-    notes = []
-    for kind, count in oddities.counts.items():
-        examples = oddities.examples[kind]
-        if count > max(ODDITY_SHARE * len(annotations), 0):
-            problems.counts[kind] += count
-            problems.examples[kind] = examples
-        else:
-            notes.append(f"{kind} ({count}x, dropped or clipped): {'; '.join(examples)}")
+    for kind, entry in (("images", data["images"]), ("annotations", data["annotations"])):
+        if not entry:
+            problems.add(f"there are no {kind}: nothing to learn from or to evaluate against")
+    records = _records(entries, problems)
+    number_of = {_key(entry["id"]): number for number, entry in enumerate(classes)}
+    _fill(records, number_of, data["annotations"], tolerance, strict_boxes, problems, notes)
+    chosen = sorted(records, key=lambda key: _order(entries[key]["id"]))
+    if max_images is not None:
+        chosen = [key for key in chosen if records[key]["annotations"]][:max_images]
+    kept = [records[key] for key in chosen]
+    root = Path(image_root)
+    if images:
+        _find_files(kept, root, problems, notes)
+    else:
+        for record in kept:
+            record["file_name"] = str(root / record["file_name"])
     if problems.counts:
-        lines = "\n".join(f"  - {line}" for line in problems.lines())
-        raise CocoDataError(f"{json_path} cannot be used with the images in {image_root}:\n{lines}")
-    return notes
+        raise problems.error(f"{json_path} cannot be used with the images in {image_root}:")
+    for number, record in enumerate(kept, start=1):
+        record["image_id"] = number
+    if images:
+        try:
+            check_images(
+                [record["file_name"] for record in kept],
+                sizes=[(record["height"], record["width"]) for record in kept],
+                description=f"checking the images of {Path(json_path).name}",
+            )
+        except ImageError as error:
+            raise CocoDataError(f"{json_path}: {error}") from error
+    return CocoDataset(
+        records=kept,
+        thing_classes=[str(entry["name"]) for entry in classes],
+        contiguous_to_json_id=[_typed(entry["id"]) for entry in classes],
+        json_image_ids=[_typed(entries[key]["id"]) for key in chosen],
+        json_path=Path(json_path),
+        image_root=root,
+        notes=notes.lines(),
+    )
 
 
-def check_same_categories(train_json: str | Path, val_json: str | Path) -> None:
+def check_same_categories(train: CocoDataset, val: CocoDataset) -> None:
     """Training and validation must number the classes alike.
 
     Raises:
         CocoDataError: names the first categories that differ.
     """
-    train, val = (
-        {category["id"]: category["name"] for category in read_json(path)["categories"]}
-        for path in (train_json, val_json)
+    ours, theirs = (
+        dict(zip(map(str, split.contiguous_to_json_id), split.thing_classes, strict=True))
+        for split in (train, val)
     )
-    differing = sorted(id_ for id_ in train.keys() | val.keys() if train.get(id_) != val.get(id_))
+    differing = sorted(id_ for id_ in ours.keys() | theirs.keys() if ours.get(id_) != theirs.get(id_))
     if differing:
-        examples = "; ".join(f"id {id_}: {train.get(id_)!r} / {val.get(id_)!r}" for id_ in differing[:3])
+        examples = "; ".join(f"id {id_}: {ours.get(id_)!r} / {theirs.get(id_)!r}" for id_ in differing[:3])
         raise CocoDataError(
-            f"{train_json} and {val_json} have {len(differing)} different categories ({examples}); the same "
+            f"{train.json_path} and {val.json_path} have {len(differing)} different categories ({examples}); the same "
             "class would get two numbers"
         )
 
 
-def load_coco(json_path: str | Path, image_root: str | Path) -> CocoDataset:
-    """Read a split that `check_coco` has passed into records.
-
-    Boxes without area are dropped (they can neither be learnt nor found); boxes that leave the image are left
-    to the engines, which clip them after resizing.
-    """
-    data = read_json(json_path)
-    root = Path(image_root)
-    categories = sorted(data["categories"], key=lambda category: category["id"])
-    contiguous = {category["id"]: index for index, category in enumerate(categories)}
-    by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
-    dropped = 0
-    for annotation in data["annotations"]:
-        bbox = [float(value) for value in annotation["bbox"]]
-        if min(bbox[2:]) <= 0:
-            dropped += 1
-            continue
-        by_image[annotation["image_id"]].append(
-            {
-                "bbox": bbox,
-                "category_id": contiguous[annotation["category_id"]],
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-            }
-        )
-    records = [
-        {
-            "file_name": str(root / image["file_name"]),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "annotations": by_image[image["id"]],
-        }
-        for image in sorted(data["images"], key=lambda image: image["id"])
-    ]
-    return CocoDataset(
-        records=records,
-        thing_classes=[category["name"] for category in categories],
-        contiguous_to_json_id=[category["id"] for category in categories],
-        json_path=Path(json_path),
-        image_root=root,
-        notes=[f"dropped {dropped} boxes without area"] if dropped else [],
-    )
+def _typed(value: Any) -> int | str | None:
+    """An id as a whole number or a text; None of anything else."""
+    if isinstance(value, str):
+        return value
+    return _whole(value)
 
 
-def write_subset(json_path: str | Path, output: str | Path, max_images: int) -> Path:
-    """Write the annotations of the first `max_images` images that have any, by image id, to `output`.
-
-    Raises:
-        ValueError: `max_images` is below 1.
-    """
-    if max_images < 1:
-        raise ValueError(f"max_images is {max_images}, expected 1 or more")
-    data = read_json(json_path)
-    annotated = {annotation["image_id"] for annotation in data["annotations"]}
-    images = sorted(
-        (image for image in data["images"] if image["id"] in annotated), key=lambda image: image["id"]
-    )[:max_images]
-    kept = {image["id"] for image in images}
-    subset = {
-        **data,
-        "images": images,
-        "annotations": [annotation for annotation in data["annotations"] if annotation["image_id"] in kept],
-    }
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(output, subset)
-    return output
+def _key(value: Any) -> str | None:
+    """1, 1.0 and "1" are one id: files often write it in two ways."""
+    typed = _typed(value)
+    return None if typed is None else str(typed)
 
 
-def _check_ids(entries: Sequence[Any], kind: str, needed: Iterable[str], problems: _Problems) -> set[Any]:
-    seen: set[Any] = set()
+def _order(value: Any) -> tuple[int, int, str]:
+    text = str(_typed(value))
+    return (0, int(text), "") if text.isascii() and text.isdecimal() else (1, 0, text)
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+
+
+def _by_id(
+    entries: Sequence[Any], kind: str, needed: Iterable[str], problems: _Problems
+) -> dict[str, dict[str, Any]]:
+    """Whole entries by id."""
+    found: dict[str, dict[str, Any]] = {}
     for position, entry in enumerate(entries):
-        missing = [key for key in needed if not isinstance(entry, dict) or key not in entry]
+        missing = [key for key in needed if not isinstance(entry, dict) or entry.get(key) is None]
         if missing:
             problems.add(f"an entry of {kind} lacks {', '.join(missing)}", f"number {position}")
             continue
-        if entry["id"] in seen:
+        key = _key(entry["id"])
+        if key is None:
+            problems.add(f"a {kind} id is neither a whole number nor a text", f"{entry['id']!r}")
+        elif key in found:
             problems.add(f"a {kind} id is used more than once", f"{kind} {entry['id']!r}")
-        seen.add(entry["id"])
-    return seen
+        elif "name" in needed and not isinstance(entry["name"], str | int | float):
+            problems.add("a category name is no text", f"{kind} {entry['id']!r}: {entry['name']!r}")
+        else:
+            found[key] = entry
+    return found
 
 
-def _check_images(images: Sequence[Any], problems: _Problems) -> dict[Any, tuple[int, int]]:
-    """(height, width) by image id."""
-    _check_ids(images, "image", ("id", "file_name", "height", "width"), problems)
-    sizes = {}
-    for image in images:
-        if not isinstance(image, dict) or not {"id", "file_name", "height", "width"} <= image.keys():
-            continue
-        size = (image["height"], image["width"])
-        if not all(isinstance(side, int) and side > 0 for side in size):
+def _records(entries: dict[str, dict[str, Any]], problems: _Problems) -> dict[str, dict[str, Any]]:
+    """Images by the key of their id, as yet without annotations."""
+    records = {}
+    for key, entry in entries.items():
+        height, width = _whole(entry["height"]), _whole(entry["width"])
+        if height is None or width is None or height < 1 or width < 1:
             problems.add(
-                "an image's height or width is not a whole number above 0", f"image {image['id']}: {size}"
+                "an image's height or width is not a whole number above 0",
+                f"image {entry['id']!r}: {(entry['height'], entry['width'])}",
             )
-            continue
-        sizes[image["id"]] = size
-    return sizes
+        elif not isinstance(entry["file_name"], str) or not entry["file_name"]:
+            problems.add("a file_name is no text", f"image {entry['id']!r}: {entry['file_name']!r}")
+        else:
+            records[key] = {
+                "file_name": entry["file_name"],
+                "height": height,
+                "width": width,
+                "annotations": [],
+            }
+    return records
 
 
-def _check_annotation(
-    annotation: Any,
-    category_ids: set[Any],
-    sizes: dict[Any, tuple[int, int]],
+def _fill(
+    records: dict[str, dict[str, Any]],
+    number_of: dict[str | None, int],
+    annotations: Sequence[Any],
     tolerance: float,
+    strict: bool,
     problems: _Problems,
-    oddities: _Problems,
+    notes: _Problems,
 ) -> None:
-    if not isinstance(annotation, dict) or not {"id", "image_id", "category_id", "bbox"} <= annotation.keys():
-        return
-    name = f"annotation {annotation['id']}"
-    if annotation["category_id"] not in category_ids:
+    """Put the annotations into their images."""
+    seen: set[str] = set()
+    odd = problems if strict else notes
+    leaving, corners, kept, crowds = 0, True, 0, 0
+    for position, annotation in enumerate(annotations):
+        if not isinstance(annotation, dict):
+            problems.add("an annotation is no dictionary", f"number {position}: {annotation!r:.60}")
+            continue
+        name = f"annotation {annotation.get('id', f'number {position}')!r}"
+        if (identity := annotation.get("id")) is not None:
+            if str(identity) in seen:
+                problems.add("an annotation id is used more than once", name)
+            seen.add(str(identity))
+        ready = _annotation(annotation, name, number_of, problems)
+        record = records.get(_key(annotation.get("image_id")) or "")
+        if record is None:
+            problems.add(
+                "an image id is not among the images", f"{name}: image {annotation.get('image_id')!r}"
+            )
+        if ready is None or record is None:
+            continue
+        if annotation.get("area") is None:
+            notes.add("an annotation has no area: width * height is taken", name)
+        x, y, width, height = ready["bbox"]
+        corners &= width > x and height > y and width <= record["width"] and height <= record["height"]
+        where = f"{name}: {ready['bbox']} in {record['width']} x {record['height']} (width x height)"
+        if width == 0 or height == 0:
+            odd.add("a box has no area and is dropped", where)
+            continue
+        if max(-x, -y, x + width - record["width"], y + height - record["height"]) > tolerance:
+            leaving += 1
+            if x >= record["width"] or y >= record["height"] or x + width <= 0 or y + height <= 0:
+                odd.add("a box lies outside its image and is dropped", where)
+                continue
+            odd.add(f"a box leaves its image by more than {tolerance:g} pixels and is clipped", where)
+        kept += 1
+        crowds += ready["iscrowd"]
+        record["annotations"].append(ready)
+    if leaving > max(OUTSIDE_COUNT, OUTSIDE_SHARE * len(annotations)) or (corners and leaving > 1):
         problems.add(
-            "a category id is not among the categories", f"{name}: category {annotation['category_id']!r}"
+            f"{leaving} of {len(annotations)} boxes leave their images or lie outside: are they corners, or of another image size?"
         )
-    bbox = annotation["bbox"]
-    numbers = isinstance(bbox, list | tuple) and all(
-        type(value) in (int, float) and math.isfinite(value) for value in bbox
-    )
-    if not numbers or len(bbox) != 4:
-        problems.add("a box is not four finite numbers [x, y, width, height]", f"{name}: {bbox}")
-        return
-    if "area" not in annotation:
-        problems.add("an annotation has no area (the evaluation needs it; width * height will do)", name)
-    if annotation["image_id"] not in sizes:
-        problems.add("an image id is not among the images", f"{name}: image {annotation['image_id']!r}")
-        return
-    x, y, width, height = bbox
+    if annotations and not kept and not problems.counts:
+        problems.add(
+            "no annotation is left: every box lies outside its image or has no area", notes.example()
+        )
+    if kept and crowds == kept:
+        problems.add("all annotations are crowds: nothing to learn from")
+
+
+def _annotation(
+    annotation: dict[str, Any], name: str, number_of: dict[str | None, int], problems: _Problems
+) -> dict[str, Any] | None:
+    """Its typed fields; None where one cannot be meant."""
+    before = problems.counts.total()
+    category = number_of.get(_key(annotation.get("category_id")))
+    if category is None:
+        problems.add(
+            "a category id is not among the categories", f"{name}: category {annotation.get('category_id')!r}"
+        )
+    given = annotation.get("bbox")
+    bbox = [_number(value) for value in given] if isinstance(given, list) else []
+    if len(bbox) != 4 or None in bbox:
+        problems.add("a bbox is not four finite numbers [x, y, width, height]", f"{name}: {given!r:.80}")
+        return None
+    x, y, width, height = (value or 0.0 for value in bbox)
     if width < 0 or height < 0:
-        problems.add(
-            "a box has a negative size (COCO's boxes are [x, y, width, height])",
-            f"{name}: {bbox}",
-        )
-        return
-    if width == 0 or height == 0:
-        oddities.add("a box has no area", f"{name}: {bbox}")
-        return
-    image_height, image_width = sizes[annotation["image_id"]]
-    outside = max(-x, -y, x + width - image_width, y + height - image_height)
-    if outside > tolerance:
-        oddities.add(
-            f"a box leaves its image by more than {tolerance:g} pixels (are the boxes corners, or of another "
-            "image size?)",
-            f"{name}: {bbox} in {image_width} x {image_height} (width x height)",
-        )
+        problems.add("a box has a negative size (COCO's boxes are [x, y, width, height])", f"{name}: {given}")
+    area: float | None = width * height
+    if annotation.get("area") is not None:
+        area = _number(annotation["area"])
+        if area is None or area < 0:
+            problems.add("an area is not a number from 0", f"{name}: {annotation['area']!r:.40}")
+    given = annotation.get("iscrowd")
+    crowd = {"0": 0, "1": 1}.get(str(int(given)) if isinstance(given, bool) else _key(given) or "")
+    if given is None:
+        crowd = 0
+    if crowd is None:
+        problems.add("iscrowd is neither 0 nor 1", f"{name}: {annotation['iscrowd']!r:.40}")
+    if problems.counts.total() > before:
+        return None
+    return {"bbox": [x, y, width, height], "area": area, "category_id": category, "iscrowd": crowd}
 
 
-def _check_files(images: Sequence[Any], root: Path, sampled: int, problems: _Problems) -> None:
+def _find_files(records: Sequence[dict[str, Any]], root: Path, problems: _Problems, notes: _Problems) -> None:
+    """Give each record the path of its file: as named, otherwise by the longest end of the name that only one file has."""
     if not root.is_dir():
         problems.add(f"there is no image folder {root}")
         return
-    named = [image for image in images if isinstance(image, dict) and isinstance(image.get("file_name"), str)]
-    listings: dict[Path, set[str]] = {}
-    present = []
-    for image in named:
-        path = root / image["file_name"]
-        if path.parent not in listings:  # one listing, not 118,000 questions
-            is_folder = path.parent.is_dir()
-            listings[path.parent] = {entry.name for entry in os.scandir(path.parent)} if is_folder else set()
-        if path.name in listings[path.parent]:
-            present.append((path, image))
-        else:
-            problems.add("an image file is missing", image["file_name"])
-    step = max(1, len(present) // max(sampled, 1))
-    for path, image in present[::step]:
-        try:
-            with Image.open(path) as opened:
-                width, height = opened.size
-                if opened.getexif().get(_EXIF_ORIENTATION) in _SWAPS_SIDES:
-                    width, height = height, width
-        except (UnidentifiedImageError, OSError) as error:
-            problems.add("an image file cannot be read", f"{image['file_name']}: {error}")
-            continue
-        if (height, width) != (image.get("height"), image.get("width")):
-            problems.add(
-                "an image file's size is not that of the annotations (height, width)",
-                f"{image['file_name']}: file {(height, width)}, annotations "
-                f"{(image.get('height'), image.get('width'))}",
-            )
+    listings: dict[str, set[str]] = {}
+    below: dict[str, list[tuple[str, ...]]] | None = None
+    taken: dict[str, str] = {}
+    for record in records:
+        given = record["file_name"]
+        path = os.path.join(root, given)
+        folder, base = os.path.split(path)
+        if folder not in listings:  # one listing, not 118,000 questions
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if base not in listings[folder]:
+            below = _files_below(root) if below is None else below
+            found = _by_end(given, below)
+            if len(found) != 1:
+                kind = "several image files end in this name" if found else "an image file is missing"
+                problems.add(kind, given)
+                continue
+            path = os.path.join(root, *found[0])
+            notes.add("an image was found by the end of its name alone", f"{given} is {path}")
+        if taken.setdefault(path, given) != given:
+            problems.add("two names in the annotations fall on one image file", f"{taken[path]} and {given}")
+        record["file_name"] = path
+
+
+def _files_below(root: Path) -> dict[str, list[tuple[str, ...]]]:
+    """Relative paths by file name; hidden folders and files are not looked at."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        parts = Path(folder).relative_to(root).parts
+        for name in names:
+            if not name.startswith("."):
+                found.setdefault(unicodedata.normalize("NFC", name), []).append((*parts, name))
+    return found
+
+
+def _by_end(given: str, below: dict[str, list[tuple[str, ...]]]) -> list[tuple[str, ...]]:
+    """The files that share most of the end of a name, its backslashes and %20 resolved."""
+    plain = given.replace("\\", "/")
+    for text in (plain, unquote(plain)):
+        parts = [unicodedata.normalize("NFC", part) for part in text.split("/") if part]
+        shared = {}
+        for path in below.get(parts[-1], []) if parts else []:
+            pairs = zip(reversed(parts), reversed(path), strict=False)
+            equal = [one == unicodedata.normalize("NFC", other) for one, other in pairs]
+            shared[path] = equal.index(False) if False in equal else len(equal)
+        if shared:
+            longest = max(shared.values())
+            return [path for path, length in shared.items() if length == longest]
+    return []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import traceback
 import weakref
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from yacs.config import CfgNode
 from detection.checks import load_detectron2_file, read_for_detectron2
 from detection.coco import CocoDataset
 from detection.config import ConfigError
+from detection.evaluation import coco_results, evaluate, save_results
 from keepaug.runs.checkpoint import first_non_finite, read_weights_only
 from keepaug.runs.files import write_atomic, write_bytes_atomic
 
@@ -39,7 +39,7 @@ try:
         default_setup,
         launch,
     )
-    from detectron2.evaluation import COCOEvaluator
+    from detectron2.evaluation import DatasetEvaluator
     from detectron2.structures import BoxMode
 except ImportError as error:
     raise ImportError(
@@ -160,15 +160,7 @@ def register(name: str, dataset: CocoDataset) -> None:
         for record in dataset.records
     ]
     DatasetCatalog.register(name, lambda: records)
-    MetadataCatalog.get(name).set(
-        json_file=str(dataset.json_path),
-        image_root=str(dataset.image_root),
-        evaluator_type="coco",
-        thing_classes=dataset.thing_classes,
-        thing_dataset_id_to_contiguous_id={
-            json_id: index for index, json_id in enumerate(dataset.contiguous_to_json_id)
-        },
-    )
+    MetadataCatalog.get(name).set(thing_classes=dataset.thing_classes, normalised=dataset)
 
 
 class _Checkpointer(DetectionCheckpointer):
@@ -192,6 +184,31 @@ class _Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_bytes_atomic(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
+
+
+class _Evaluator(DatasetEvaluator):
+    """Collects detections of all processes, writes them as COCO results and scores them."""
+
+    def __init__(self, dataset: CocoDataset, path: Path) -> None:
+        self._dataset, self._path = dataset, path
+
+    def reset(self) -> None:
+        self._results: list[dict[str, Any]] = []
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        for record, output in zip(inputs, outputs, strict=True):
+            found = output["instances"].to("cpu")
+            self._results += coco_results(
+                found.pred_boxes.tensor, found.scores, found.pred_classes, record["image_id"], self._dataset
+            )
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        parts = comm.gather(self._results)
+        if not comm.is_main_process():
+            return {}
+        results = [result for part in parts for result in part]
+        save_results(self._path, results)
+        return {"bbox": evaluate(self._dataset, results).metrics}
 
 
 class Trainer(DefaultTrainer):
@@ -231,11 +248,9 @@ class Trainer(DefaultTrainer):
             ) from error
 
     @classmethod
-    def build_evaluator(cls, cfg: Any, dataset_name: str) -> COCOEvaluator:
-        """Boxes only, its results JSON under `OUTPUT_DIR/inference`."""
-        return COCOEvaluator(
-            dataset_name, tasks=("bbox",), output_dir=os.path.join(cfg.OUTPUT_DIR, "inference")
-        )
+    def build_evaluator(cls, cfg: Any, dataset_name: str) -> _Evaluator:
+        """On the normalised set, its results JSON under OUTPUT_DIR."""
+        return _Evaluator(MetadataCatalog.get(dataset_name).normalised, Path(cfg.OUTPUT_DIR) / RESULTS_FILE)
 
     def loaded_weights(self, weights: str) -> None:
         """Load `weights` without any other state, and make sure that they arrived."""

@@ -97,7 +97,8 @@ def draw_predictions(
     chosen = [dataset.records[i * len(dataset.records) // count] for i in range(count)]
     cells = []
     for record in chosen:
-        best = sorted(by_image.get(record["image_id"], []), key=lambda result: -result["score"])
+        image_id = dataset.json_image_ids[record["image_id"] - 1]
+        best = sorted(by_image.get(image_id, []), key=lambda result: -result["score"])
         truth = [
             (a["bbox"], a["category_id"], dataset.thing_classes[a["category_id"]])
             for a in record["annotations"]

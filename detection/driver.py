@@ -104,7 +104,7 @@ def rescore(job: Job) -> CocoMetrics:
     assert job.results_json is not None
     val = scored_split(job)
     results = load_results(job.results_json)
-    metrics = evaluate(val.json_path, results, backend=job.backend)
+    metrics = evaluate(val, results, backend=job.backend)
     write_json_atomic(job.results_json.with_suffix(".evaluation.json"), metrics.to_dict())
     print(metrics.table(), flush=True)
     if job.draw:
@@ -146,7 +146,7 @@ def _run_torchvision(job: Job, prepared: Prepared, recorder: Recorder) -> None:
 
 
 def _score(job: Job, val: CocoDataset, results: list[dict[str, Any]], output: Path) -> CocoMetrics:
-    metrics = evaluate(val.json_path, results, backend=job.backend)
+    metrics = evaluate(val, results, backend=job.backend)
     write_json_atomic(output / "evaluation.json", metrics.to_dict())
     print(metrics.table(), flush=True)
     if job.draw:

@@ -1,8 +1,8 @@
 """COCO's twelve box figures from a results list.
 
-pycocotools is the reference, faster-coco-eval the fast default.
-The results are validated first: the evaluators accept NaN scores and unknown ids silently, and crash on an
-empty list.
+pycocotools is the reference and what is left where nothing faster is installed; hotcoco gives the same figures, per class too,
+in a fiftieth of the time. The evaluators see the normalised set alone, and results that were validated first: they accept NaN
+scores and unknown ids silently, drop annotations numbered 0, and crash on an empty list.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from detection.coco import read_json
+from detection.coco import CocoDataset, _key, _number
 from keepaug.runs.files import write_json_atomic
 
-BACKENDS = ("auto", "faster", "pycocotools")
+BACKENDS = ("auto", "hotcoco", "faster", "pycocotools")
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _REMEDY = "pip install 'keepaug[detection]'"
 
@@ -80,65 +81,102 @@ class CocoMetrics:
         return "\n".join(lines)
 
 
-def validate_results(results: Any, ground_truth: dict[str, Any]) -> None:
+def validate_results(results: Any, dataset: CocoDataset) -> list[dict[str, Any]]:
     """Refuse results that an evaluator would score wrongly or crash on.
 
     Args:
         results: COCO results: dicts with `image_id`, `category_id`, `bbox` [x, y, width, height], `score`.
-        ground_truth: the annotation file's dict.
+        dataset: the split they are results of.
+
+    Returns:
+        The same with the normalised set's numbers: `image_id` and `category_id` from 1.
 
     Raises:
         ResultsError: names the first bad entry and how many there are.
     """
     if not isinstance(results, list):
         raise ResultsError(f"expected a list of results, got a {type(results).__name__}")
-    images = {image["id"] for image in ground_truth["images"]}
-    categories = {category["id"] for category in ground_truth["categories"]}
-    first, count = "", 0
+    images = {_key(id_): number for number, id_ in enumerate(dataset.json_image_ids, start=1)}
+    categories = {_key(id_): number for number, id_ in enumerate(dataset.contiguous_to_json_id, start=1)}
+    first, count, ready = "", 0, []
     for position, entry in enumerate(results):
         if complaint := _complaint(entry, images, categories):
             first = first or f"entry {position}: {complaint}"
             count += 1
+        elif not count:
+            ready.append(
+                {
+                    "image_id": images[_key(entry["image_id"])],
+                    "category_id": categories[_key(entry["category_id"])],
+                    "bbox": [float(value) for value in entry["bbox"]],
+                    "score": float(entry["score"]),
+                }
+            )
     if count:
         raise ResultsError(f"{count} of {len(results)} results cannot be scored; {first}")
+    return ready
 
 
-def _complaint(entry: Any, images: set[Any], categories: set[Any]) -> str:
+def _complaint(entry: Any, images: dict[Any, int], categories: dict[Any, int]) -> str:
     if not isinstance(entry, dict):
-        return f"expected a dict, got {entry!r}"
+        return f"expected a dict, got {entry!r:.80}"
     missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in entry]
     if missing:
-        return f"lacks {', '.join(missing)}: {entry!r}"
-    if entry["image_id"] not in images:
-        return f"image id {entry['image_id']!r} is not in the annotation file; results of another split?"
-    if entry["category_id"] not in categories:
+        return f"lacks {', '.join(missing)}: {entry!r:.80}"
+    if _key(entry["image_id"]) not in images:
+        return f"image id {entry['image_id']!r:.80} is not in the annotation file; results of another split?"
+    if _key(entry["category_id"]) not in categories:
         return (
-            f"category id {entry['category_id']!r} is not in the annotation file; contiguous class numbers "
+            f"category id {entry['category_id']!r:.80} is not in the annotation file; contiguous class numbers "
             "must be mapped back to the file's ids"
         )
-    if not _is_number(entry["score"]):
-        return f"score {entry['score']!r} is not a finite number"
+    if _number(entry["score"]) is None:
+        return f"score {entry['score']!r:.80} is not a finite number"
     bbox = entry["bbox"]
-    if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        return f"bbox {bbox!r} is not four finite numbers"
+    if not isinstance(bbox, list | tuple) or len(bbox) != 4 or None in map(_number, bbox):
+        return f"bbox {bbox!r:.80} is not four finite numbers"
     if bbox[2] < 0 or bbox[3] < 0:
         return f"bbox {bbox!r} has a negative size; expected [x, y, width, height], not corners"
     return ""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def evaluate(json_path: str | Path, results: list[dict[str, Any]], *, backend: str = "auto") -> CocoMetrics:
-    """Score boxes against an annotation file.
+def coco_results(
+    boxes: Tensor, scores: Tensor, labels: Tensor, image_id: int, dataset: CocoDataset
+) -> list[dict[str, Any]]:
+    """One image's detections as COCO results, with the ids of the annotation file.
 
     Args:
-        json_path: an instance annotation file.
-        results: COCO results: `image_id`, `category_id` (the file's own ids), `bbox` [x, y, width,
+        boxes: (K, 4) x0, y0, x1, y1 in the pixels of the image file; those without area are left out.
+        scores: (K,).
+        labels: (K,) contiguous class numbers.
+        image_id: of the record.
+        dataset: the split.
+    """
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    rows = zip(
+        torch.cat([boxes[:, :2], sizes], dim=1).tolist(), scores.tolist(), labels.tolist(), strict=True
+    )
+    return [
+        {
+            "image_id": dataset.json_image_ids[image_id - 1],
+            "category_id": dataset.contiguous_to_json_id[label],
+            "bbox": box,
+            "score": score,
+        }
+        for box, score, label in rows
+        if box[2] > 0 and box[3] > 0
+    ]
+
+
+def evaluate(dataset: CocoDataset, results: list[dict[str, Any]], *, backend: str = "auto") -> CocoMetrics:
+    """Score boxes against a split.
+
+    Args:
+        dataset: the split.
+        results: COCO results: `image_id`, `category_id` (the annotation file's own ids), `bbox` [x, y, width,
             height] in pixels, `score`.
-        backend: "pycocotools" is the reference, "faster" is faster-coco-eval (the same figures to 1e-9,
-            several times faster), "auto" takes the second where it is installed.
+        backend: "pycocotools" is the reference; "hotcoco" and "faster" (faster-coco-eval) give the same figures to
+            1e-9 faster; "auto" takes the fastest that is installed.
 
     Raises:
         ResultsError: the results cannot be scored.
@@ -147,35 +185,29 @@ def evaluate(json_path: str | Path, results: list[dict[str, Any]], *, backend: s
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
-    ground_truth = read_json(json_path)
-    validate_results(results, ground_truth)
+    ready = validate_results(results, dataset)
     backend, coco_class, eval_class = _load_backend(backend)
-    categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
-    names = [category["name"] for category in categories]
-    # Only what the evaluators read; "iscrowd" may be absent, but they look it up unasked.
-    dataset = {
-        "info": {},
-        "images": [{"id": image["id"]} for image in ground_truth["images"]],
-        "categories": categories,
-        "annotations": [_plain_annotation(annotation) for annotation in ground_truth["annotations"]],
-    }
-    if not results:
-        has_truth = {a["category_id"] for a in dataset["annotations"] if not a["iscrowd"]}
+    truth = _ground_truth(dataset)
+    if not ready:
+        found = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
         return CocoMetrics(
             stats=dict.fromkeys(STAT_NAMES, 0.0),
-            per_class={c["name"]: 0.0 if c["id"] in has_truth else None for c in categories},
-            num_images=len(dataset["images"]),
+            per_class={
+                name: 0.0 if k in found else None for k, name in enumerate(dataset.thing_classes, start=1)
+            },
+            num_images=len(dataset.records),
             num_detections=0,
             backend=backend,
             notes=["there were no detections at all: every figure is 0"],
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # both print their progress and tables
-        truth = coco_class()
-        truth.dataset = dataset
-        truth.createIndex()
-        # A fresh dict each: loadRes writes ids and areas into what it is given.
-        detections = truth.loadRes([_plain_result(result) for result in results])
-        evaluator = eval_class(truth, detections, "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):  # all print their progress and tables
+        if backend == "hotcoco":
+            index = coco_class(truth)
+        else:
+            index = coco_class()
+            index.dataset = truth
+            index.createIndex()
+        evaluator = eval_class(index, index.loadRes(ready), "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -185,14 +217,43 @@ def evaluate(json_path: str | Path, results: list[dict[str, Any]], *, backend: s
             name: _percent(value)
             for name, value in zip(STAT_NAMES, np.asarray(evaluator.stats)[:12], strict=True)
         },
-        per_class={name: _mean_percent(precision[:, :, k, 0, -1]) for k, name in enumerate(names)},
-        num_images=len(dataset["images"]),
-        num_detections=len(results),
+        per_class={
+            name: _mean_percent(precision[:, :, k, 0, -1]) for k, name in enumerate(dataset.thing_classes)
+        },
+        num_images=len(dataset.records),
+        num_detections=len(ready),
         backend=backend,
     )
 
 
+def _ground_truth(dataset: CocoDataset) -> dict[str, Any]:
+    """As the evaluators want it; annotations are numbered from 1, because they take number 0 for "no match"."""
+    boxes = [
+        {**box, "category_id": box["category_id"] + 1, "image_id": record["image_id"]}
+        for record in dataset.records
+        for box in record["annotations"]
+    ]
+    return {
+        "info": {},
+        "images": [
+            {"id": record["image_id"], "height": record["height"], "width": record["width"]}
+            for record in dataset.records
+        ],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(dataset.thing_classes, start=1)],
+        "annotations": [{**box, "id": number} for number, box in enumerate(boxes, start=1)],
+    }
+
+
 def _load_backend(backend: str) -> tuple[str, Any, Any]:
+    """Its name and its two classes; "auto" falls back from the fastest to the reference."""
+    if backend in ("auto", "hotcoco"):
+        try:
+            from hotcoco import COCO, COCOeval
+
+            return "hotcoco", COCO, COCOeval
+        except ImportError as error:
+            if backend == "hotcoco":
+                raise ImportError(f"backend 'hotcoco' needs hotcoco: {_REMEDY}") from error
     if backend in ("auto", "faster"):
         try:
             from faster_coco_eval import COCO, COCOeval_faster
@@ -200,34 +261,15 @@ def _load_backend(backend: str) -> tuple[str, Any, Any]:
             return "faster-coco-eval", COCO, COCOeval_faster
         except ImportError as error:
             if backend == "faster":
-                raise ImportError(f"backend 'faster' needs faster-coco-eval: {_REMEDY}") from error
+                raise ImportError(
+                    "backend 'faster' needs faster-coco-eval: pip install faster-coco-eval"
+                ) from error
     try:
         from pycocotools.coco import COCO as PyCOCO
-        from pycocotools.cocoeval import COCOeval
+        from pycocotools.cocoeval import COCOeval as PyCOCOeval
     except ImportError as error:
         raise ImportError(f"the evaluation needs pycocotools: {_REMEDY}") from error
-    return "pycocotools", PyCOCO, COCOeval
-
-
-def _plain_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
-    bbox = [float(value) for value in annotation["bbox"]]
-    return {
-        "id": annotation["id"],
-        "image_id": annotation["image_id"],
-        "category_id": annotation["category_id"],
-        "bbox": bbox,
-        "area": float(annotation.get("area", bbox[2] * bbox[3])),
-        "iscrowd": int(annotation.get("iscrowd", 0)),
-    }
-
-
-def _plain_result(result: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "image_id": result["image_id"],
-        "category_id": result["category_id"],
-        "bbox": [float(value) for value in result["bbox"]],
-        "score": float(result["score"]),
-    }
+    return "pycocotools", PyCOCO, PyCOCOeval
 
 
 def _percent(value: float) -> float | None:
@@ -244,7 +286,7 @@ def save_results(path: str | Path, results: Sequence[dict[str, Any]]) -> Path:
     """Write a results list as COCO's results JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, [_plain_result(result) for result in results])
+    write_json_atomic(path, list(results))
     return path
 
 
@@ -259,9 +301,13 @@ def load_results(path: str | Path) -> list[dict[str, Any]]:
         raise ResultsError(f"no results file {path}")
     try:
         results = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ResultsError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(results, list):
-        hint = "; it holds annotations, not results" if "annotations" in results else ""
+        hint = (
+            "; it holds annotations, not results"
+            if isinstance(results, dict) and "annotations" in results
+            else ""
+        )
         raise ResultsError(f"{path}: expected a list of results, got a {type(results).__name__}{hint}")
     return results

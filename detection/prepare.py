@@ -20,15 +20,12 @@ from detection.coco import (
     CocoDataError,
     CocoDataset,
     CocoPaths,
-    check_coco,
     check_same_categories,
     find_coco,
     load_coco,
-    write_subset,
 )
 from detection.config import ConfigError, load_config, unfreeze
 from detection.tool import has_run
-from keepaug.runs.files import sha256_of
 
 ENGINES = ("auto", "detectron2", "torchvision")
 FULL_COCO = {"train": 118_287, "val": 5_000}
@@ -51,6 +48,7 @@ class Job:
     train: CocoPaths | None = None
     val: CocoPaths | None = None
     max_images: int | None = None
+    strict_boxes: bool = False
     results_json: Path | None = None
     backend: str = "auto"
     draw: int = 0
@@ -70,7 +68,7 @@ class Prepared:
 
 
 def prepare(job: Job) -> Prepared:
-    """Check config, engine, data and weights; nothing is trained and only data subsets are written.
+    """Check config, engine, data and weights; nothing is trained or written.
 
     Raises:
         ConfigError: config, options and files do not fit together.
@@ -89,17 +87,21 @@ def prepare(job: Job) -> Prepared:
     names = [val_name] if job.eval_only else [train_name, val_name]
     paths = _find(job, names)
     key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
-    for name in dict.fromkeys(names):
-        found = check_coco(
+    splits = {
+        name: load_coco(
             paths[name].json_path,
             paths[name].image_root,
+            max_images=job.max_images,
             num_classes=cfg.MODEL[key].NUM_CLASSES,
             num_classes_key=f"MODEL.{key}.NUM_CLASSES",
+            strict_boxes=job.strict_boxes,
+            images=True,
         )
-        notes += [f"{name}: {line}" for line in found]
-    if len(set(names)) == 2:
-        check_same_categories(paths[train_name].json_path, paths[val_name].json_path)
-    splits = {name: _load(job, cfg, name, paths[name]) for name in names}
+        for name in dict.fromkeys(names)
+    }
+    for name, split in splits.items():
+        notes += [f"{name}: {line}" for line in split.notes]
+    check_same_categories(splits[names[0]], splits[names[-1]])
     cfg.freeze()
     return Prepared(
         cfg=cfg,
@@ -118,12 +120,9 @@ def scored_split(job: Job) -> CocoDataset:
     cfg = _config(job, choose_engine(job.engine)[0])
     name = _only(cfg, "TEST")
     paths = _find(job, [name])[name]
-    json_path = paths.json_path
-    if job.max_images is not None:
-        json_path = write_subset(
-            json_path, job.results_json.with_name(f"{name}_first_{job.max_images}.json"), job.max_images
-        )
-    return load_coco(json_path, paths.image_root)
+    return load_coco(
+        paths.json_path, paths.image_root, max_images=job.max_images, strict_boxes=job.strict_boxes
+    )
 
 
 def choose_engine(engine: str) -> tuple[str, list[str]]:
@@ -156,13 +155,12 @@ def describe(splits: dict[str, CocoDataset], train_name: str, val_name: str) -> 
     if train_name in splits:
         sizes["train"] = len(splits[train_name].records)
     card = _dataset_card(splits[val_name])
-    checksums = [sha256_of(splits[name].json_path) for name in sorted(splits)]
     return {
         "name": card.get(
             "name", "coco" if _has_coco_classes(splits[val_name]) else splits[val_name].json_path.stem
         ),
         "sizes": sizes,
-        "checksum": "+".join(checksum[:16] for checksum in checksums),
+        "checksum": "+".join(splits[name].checksum for name in sorted(splits)),
         "synthetic": bool(card.get("synthetic", False)),
     }
 
@@ -208,15 +206,6 @@ def _find(job: Job, names: Sequence[str]) -> dict[str, CocoPaths]:
                 "annotations/instances_*2017.json, or --train-json and --val-json"
             )
     return found
-
-
-def _load(job: Job, cfg: CfgNode, name: str, paths: CocoPaths) -> CocoDataset:
-    json_path = paths.json_path
-    if job.max_images is not None:
-        json_path = write_subset(
-            json_path, Path(cfg.OUTPUT_DIR) / "annotations" / f"{name}.json", job.max_images
-        )
-    return load_coco(json_path, paths.image_root)
 
 
 def _decide_device(cfg: CfgNode) -> list[str]:

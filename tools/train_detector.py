@@ -51,9 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--val-json", type=Path, help="annotations of coco_2017_val")
     add("--val-images", type=Path, help="images of coco_2017_val")
     add("--max-images", type=int, help="only the first N annotated images of each split; marked as shortened")
+    add("--strict-boxes", action="store_true", help="refuse boxes that would be dropped or clipped")
     output = parser.add_argument_group("evaluation")
     add = output.add_argument
-    add("--evaluator", choices=BACKENDS, default="auto", help="auto: faster-coco-eval where it is installed")
+    add(
+        "--evaluator",
+        choices=BACKENDS,
+        default="auto",
+        help="auto: the fastest that is installed; the same figures",
+    )
     add("--results-json", type=Path, help="with --eval-only: score this COCO results file, run no network")
     add("--draw", type=int, default=0, metavar="N", help="draw N images with predictions and ground truth")
     parser.add_argument(
@@ -88,6 +94,7 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Job:
         train=splits["train"],
         val=splits["val"],
         max_images=args.max_images,
+        strict_boxes=args.strict_boxes,
         results_json=args.results_json,
         backend=args.evaluator,
         draw=args.draw,

@@ -14,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detection.checks import load_detectron2_file
 from detection.coco import CocoDataset
+from detection.evaluation import coco_results
 from detection.torchvision_engine.build import Detector, RetinaNet, build_model
 from detection.torchvision_engine.data import EvaluationImages, Sample, TrainingBatches, usable
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
@@ -292,20 +293,4 @@ def _coco_results(
     boxes = found["boxes"].cpu().reshape(-1, 4) * torch.tensor([*scale, *scale])
     limit = torch.tensor([record["width"], record["height"]] * 2, dtype=torch.float32)
     boxes = torch.minimum(boxes.clamp(min=0), limit)
-    sizes = boxes[:, 2:] - boxes[:, :2]
-    rows = zip(
-        torch.cat([boxes[:, :2], sizes], dim=1).tolist(),
-        found["scores"].tolist(),
-        found["labels"].tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "image_id": record["image_id"],
-            "category_id": dataset.contiguous_to_json_id[label],
-            "bbox": box,
-            "score": score,
-        }
-        for (box, score, label), real in zip(rows, (sizes > 0).all(dim=1).tolist(), strict=True)
-        if real
-    ]
+    return coco_results(boxes, found["scores"], found["labels"], record["image_id"], dataset)
