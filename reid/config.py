@@ -12,10 +12,10 @@ from typing import Any
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.config import ConfigError, option
+from reid.data.layouts import LAYOUTS
 
 __all__ = ["ERASING", "LAYOUTS", "RECIPES", "TORCHREID", "ReidConfig", "check", "is_shortened", "resolve"]
 
-LAYOUTS = ("market1501", "dukemtmc", "msmt17", "csv")
 ERASING = ("none", "random", "keep")
 TORCHREID = "torchreid:"
 

@@ -61,7 +61,7 @@ class UdaConfig:
     # algorithm
     algorithm: str = option(
         "uda",
-        choices=tuple(ALGORITHMS),
+        choices=ALGORITHMS,
         help="supervised: the labelled images alone; fixmatch: configs/ssl_uda/cifar10_fixmatch.yaml has its settings",
     )
     keep: bool = option(

@@ -65,7 +65,7 @@ class ClassifyConfig:
     drop_path: float = option(0.0, low=0, high=0.99, help="probability of leaving a branch out")
     drop_block: float = option(0.0, low=0, high=0.99, help="share of the features that blocks cover")
     # augmentation
-    method: str = option("none", choices=tuple(METHODS))
+    method: str = option("none", choices=METHODS)
     saliency: str = option(
         "full",
         choices=SALIENCY,

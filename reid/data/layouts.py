@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import os
 import re
@@ -14,7 +15,17 @@ from typing import NamedTuple
 
 from keepaug.runs.config import ConfigError
 
-__all__ = ["COLUMNS", "JUNK", "OFFICIAL_SIZES", "SPLITS", "Record", "ReidData", "name_of", "open_data"]
+__all__ = [
+    "COLUMNS",
+    "JUNK",
+    "LAYOUTS",
+    "OFFICIAL_SIZES",
+    "SPLITS",
+    "Record",
+    "ReidData",
+    "name_of",
+    "open_data",
+]
 
 SPLITS = ("train", "query", "gallery")
 JUNK = -1
@@ -93,7 +104,7 @@ def open_data(layout: str, root: str | Path) -> ReidData:
     """List a dataset's images, sorted by path.
 
     Args:
-        layout: one of "market1501", "dukemtmc", "msmt17", "csv".
+        layout: one of `LAYOUTS`.
         root: the dataset's folder or one above it; or a CSV file, whatever the layout, with the columns path (relative to
             the file), identity, camera (may be empty) and split (train, query or gallery).
 
@@ -106,9 +117,7 @@ def open_data(layout: str, root: str | Path) -> ReidData:
         return _read_csv(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
-    if layout == "msmt17":
-        return _read_msmt17(root)
-    return _read_market(layout, root)
+    return LAYOUTS[layout](root)
 
 
 def name_of(data: ReidData, given: str = "") -> str:
@@ -330,3 +339,12 @@ def _first(root: Path, below: Iterable[str], good: Callable[[Path], bool]) -> Pa
 def _refuse(wrong: list[str], what: str) -> None:
     if wrong:
         raise ValueError(f"{len(wrong)} {what}: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
+
+
+LAYOUTS: dict[str, Callable[[Path], ReidData]] = {
+    "market1501": functools.partial(_read_market, "market1501"),
+    "dukemtmc": functools.partial(_read_market, "dukemtmc"),
+    "msmt17": _read_msmt17,
+    "csv": _read_csv,
+}
+"""How each layout is read; a new one is a line here, and in `OFFICIAL_SIZES` where it has such."""

@@ -1,4 +1,4 @@
-"""Checkpoints survive damage; a run folder belongs to one run."""
+"""Checkpoints survive damage, and nothing in them runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from keepaug.runs.checkpoint import FILE_NAME, PREVIOUS_NAME, load_checkpoint, save_checkpoint
-from keepaug.runs.config import ConfigError
-from keepaug.runs.folder import RunFolder
 
 
 def test_the_previous_one_is_kept_and_takes_over(tmp_path: Path) -> None:
@@ -40,21 +38,3 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save({"step": Evil()}, tmp_path / FILE_NAME)
     with pytest.raises(ValueError, match="cannot be read"):
         load_checkpoint(tmp_path)
-
-
-def test_one_folder_one_run(tmp_path: Path) -> None:
-    with RunFolder(tmp_path, {"lr": 0.1, "device": "cpu"}, tensorboard=False) as folder:
-        folder.log(10, {"loss": 2.0})
-        folder.log(20, {"loss": 1.0})
-        save_checkpoint(tmp_path, {"step": 10})
-        with pytest.raises(ConfigError, match="in use by another run"):
-            RunFolder(tmp_path, {"lr": 0.1}, resume=True)
-    with pytest.raises(ConfigError, match="holds a run already"):
-        RunFolder(tmp_path, {"lr": 0.1, "device": "cpu"})
-    with pytest.raises(ConfigError, match=r"lr \(was 0.1, is 0.2\)"):
-        RunFolder(tmp_path, {"lr": 0.2, "device": "cpu"}, resume=True)
-    with RunFolder(tmp_path, {"lr": 0.1, "device": "cuda"}, resume=True, may_change=("device",)) as folder:
-        (tmp_path / "metrics.jsonl").open("a").write('{"step": 3')  # cut short by the interruption
-        folder.truncate_metrics(10)
-        folder.log(20, {"loss": 0.5})
-        assert [(line["step"], line["loss"]) for line in folder.metrics()] == [(10, 2.0), (20, 0.5)]
