@@ -1,8 +1,9 @@
 r"""What does an augmentation destroy, on your images and for your network? In minutes, without training.
 
-    python tools/audit.py --model runs/r18/weights.pt --data photos/ --augment cutout:24 rand_augment:2,9 my_transforms:train_transform
-    python tools/audit.py --model torchvision:resnet50 --weights r50.pth --data COCO/val2017 --boxes instances_val2017.json \
-        --augment random_erasing --images 2000 --output audit
+    python tools/audit.py --model runs/r18/weights.pt --data photos/ \
+        --augment cutout:24 rand_augment:2,9 my_transforms:train_transform
+    python tools/audit.py --model torchvision:resnet50 --weights r50.pth --data COCO/val2017 \
+        --boxes instances_val2017.json --augment random_erasing --images 2000 --output audit
 
 Writes OUTPUT/audit.html, a page that begins with a sentence of advice, and OUTPUT/audit.json.
 """
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="augmentations, with their settings for images of 32 pixels:\n"
         + "\n".join(lines)
-        + "\n  module:object  a transform of single images: torchvision, albumentations, kornia, timm, any callable",
+        + "\n  module:object  a transform of single images: torchvision, albumentations, kornia, timm, ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -41,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         required=True,
         metavar="NETWORK",
-        help="weights.pt or checkpoint.pt of a run; torchvision:NAME or timm:NAME (with --weights); a TorchScript or torch.export "
-        "file; module:function",
+        help="weights.pt or checkpoint.pt of a run; torchvision:NAME or timm:NAME (with --weights); a "
+        "TorchScript or torch.export file; module:function",
     )
     add(
         "--weights",
@@ -53,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--data",
         required=True,
         metavar="IMAGES",
-        help="image folder (CLASS/*, {val,test,train}/CLASS/*, or images alone), CIFAR-10's archive, or a text file that lists images",
+        help="image folder (CLASS/*, {val,test,train}/CLASS/*, or images alone), CIFAR-10's archive, or "
+        "a text file that lists images",
     )
     add(
         "--boxes",

@@ -55,7 +55,9 @@ def headline(rows: Sequence[Row]) -> str:
         if len(kinds) == 1 and kinds[0][1] == worst["images"]:
             text = f"{title} hides at least half of the {kinds[0][0]} in {percent(destroyed)} of your images"
         else:
-            text = f"{title} destroys {percent(destroyed)} of the objects in your images (hides at least half of each)"
+            text = (
+                f"{title} destroys {percent(destroyed)} of the objects in your images (at least half hidden)"
+            )
             within = ""
     elif half is not None and half >= 0.005:
         text = (
@@ -64,10 +66,12 @@ def headline(rows: Sequence[Row]) -> str:
         rest = _mean(keep, "half_lost")
     else:
         flipped = _mean(worst, "flipped") or 0.0
-        text = f"{title} hides nothing that matters; it changes the network's answer in {percent(flipped)} of your images"
+        text = f"{title} hides nothing that matters; it changes the network's answer "
+        text += f"in {percent(flipped)} of your images"
         rest = _mean(keep, "flipped")
     if keep is not None and rest is not None:
-        text += f"; {keep['title'] if keep['title'].startswith('Keep') else 'with a region pasted back'} {within}{percent(rest)}"
+        named = keep["title"] if keep["title"].startswith("Keep") else "with a region pasted back"
+        text += f"; {named} {within}{percent(rest)}"
     return text + "."
 
 
@@ -79,24 +83,30 @@ def warnings(
     accuracy = clean["accuracy"]
     if labelled and accuracy["low"] <= _NEAR_CHANCE * clean["chance"]:
         found.append(
-            f"The network is right about {percent(accuracy['mean'])} of these images, and always naming the most frequent class would "
-            f"be about {percent(clean['chance'])}: it was not trained for them, or is given them in a way it does not know (mean, std, "
+            f"The network is right about {percent(accuracy['mean'])} of these images, and always naming the "
+            f"most frequent class would "
+            f"be about {percent(clean['chance'])}: it was not trained for them, or is given them in a way it "
+            f"does not know (mean, std, "
             "size, order of the classes). What it looks at says nothing; do not act on this page."
         )
     if not labelled:
         found.append(
-            "The images have no class labels: the network's own answer on the clean image counts as right, so fidelity says how often "
+            "The images have no class labels: the network's own answer on the clean image counts as right, "
+            "so fidelity says how often "
             "that answer stays."
         )
     untold = [row for row in rows if row["untold"] and not row["keep"]]
     for row in untold:
         found.append(
-            f"What {row['title']} hides could not be told for {row['untold']} of {row['images']} images (it blends several views of "
-            "the image, or cannot be repeated with the same random numbers); their hidden shares are left out, everything else counts."
+            f"What {row['title']} hides could not be told for {row['untold']} of {row['images']} images (it "
+            f"blends several views of "
+            "the image, or cannot be repeated with the same random numbers); their hidden shares are left "
+            "out, everything else counts."
         )
     if left_out[0]:
         found.append(
-            f"{left_out[0]} of {left_out[1]} objects lie mostly outside of what the network is shown, or are smaller than "
+            f"{left_out[0]} of {left_out[1]} objects lie mostly outside of what the network is shown, or are "
+            f"smaller than "
             "2 pixels there: they are not counted."
         )
     return found

@@ -1,7 +1,7 @@
 """The augmentations that can be audited: ours by name with settings, and anybody's as module:object.
 
-Each draws for a batch, plain or in its Keep version from the same random numbers, and tells with the result which pixel of the original
-each pixel shows. All of ours stand in one table, `KINDS`.
+Each draws for a batch, plain or in its Keep version from the same random numbers, and tells with the result
+which pixel of the original each pixel shows. All of ours stand in one table, `KINDS`.
 """
 
 from __future__ import annotations
@@ -425,7 +425,8 @@ def parse_augmentation(spec: str, side: int) -> Augmentation:
     """`cutout:24`, `keep_cutout:size=24`, `rand_augment:2,9`, `my_transforms:train_transform`.
 
     Args:
-        spec: a name of `KINDS`, with or without keep_, and settings in their order or as key=value; or module:object.
+        spec: a name of `KINDS`, with or without keep_, and settings in their order or as key=value; or
+            module:object.
         side: of the images in pixels, on which some defaults depend.
 
     Raises:
@@ -436,7 +437,8 @@ def parse_augmentation(spec: str, side: int) -> Augmentation:
     if plain not in KINDS:
         if ":" not in spec:
             raise ValueError(
-                f"{spec!r} is no augmentation; known: {', '.join(KINDS)}, each with keep_ too where it cuts or distorts, "
+                f"{spec!r} is no augmentation; known: {', '.join(KINDS)}, each with keep_ too where it cuts "
+                f"or distorts, "
                 "or module:object of your own"
             )
         return foreign_augmentation(load_object(spec), spec, side)
@@ -465,7 +467,8 @@ def parse_augmentation(spec: str, side: int) -> Augmentation:
     for key in ("size", "paste"):
         if settings.get(key, 1) > side or settings.get(key, 1) < 1:
             raise ValueError(
-                f"{spec}: {key} is {settings[key]} and the images have a side of {side} pixels; give 1 to {side}"
+                f"{spec}: {key} is {settings[key]} and the images have a side of {side} pixels; give 1 to "
+                f"{side}"
             )
     return augmentation
 

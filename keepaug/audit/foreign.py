@@ -1,4 +1,4 @@
-"""Anybody's transform of single images: called as its library wants to be, with a draw that can be repeated."""
+"""Anybody's transform of single images, called as its library wants, with a repeatable draw."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ _ANY = ("PIL image", "uint8 tensor", "numpy array", "image=array", "float tensor
 
 
 class Foreign:
-    """A transform of torchvision (v1, v2), albumentations, kornia, timm, or any callable, for single uint8 images.
+    """A transform of torchvision, albumentations, kornia, timm, or any callable, for single uint8 images.
 
     Args:
         transform: takes an image and returns one of its size.
@@ -107,7 +107,8 @@ class Foreign:
     def __init__(self, transform: Any, name: str) -> None:
         if isinstance(transform, type) or not callable(transform):
             raise ValueError(
-                f"{name} is {'a class' if isinstance(transform, type) else f'of type {type(transform).__name__}'}; "
+                f"{name} is "
+                f"{'a class' if isinstance(transform, type) else f'of type {type(transform).__name__}'}; "
                 "name an object that can be called with an image"
             )
         self.transform, self.name = transform, name
@@ -172,7 +173,7 @@ class Foreign:
         raise ValueError(f"{self.name} takes none of what it was given ({problems[0]})")
 
     def _can_be_batched(self, images: Tensor, seed: int, seed_all: Callable[[int], None]) -> bool:
-        """Torchvision's transforms of tensors do the same to all images of a batch, and faster; believed only when seen."""
+        """Torchvision's transforms do the same to all images of a tensor, and faster; believed when seen."""
         if not type(self.transform).__module__.startswith("torchvision.transforms") or len(images) < 2:
             return False
         try:
@@ -193,8 +194,10 @@ class Foreign:
     def _checked(self, result: Tensor, given: Tensor) -> Tensor:
         if result.shape[-2:] != given.shape[-2:]:
             raise ValueError(
-                f"{self.name} returned {result.shape[-2]} x {result.shape[-1]} pixels for an image of {given.shape[-2]} x "
-                f"{given.shape[-1]}; an audited augmentation keeps the size: leave resizing out, or let it end in the "
+                f"{self.name} returned {result.shape[-2]} x {result.shape[-1]} pixels for an image of "
+                f"{given.shape[-2]} x "
+                f"{given.shape[-1]}; an audited augmentation keeps the size: leave resizing out, or let it "
+                f"end in the "
                 "network's size"
             )
         return result
@@ -219,7 +222,8 @@ def _to_pixels(result: Any, name: str) -> Tensor:
                 low, high = float(result.min()), float(result.max())
                 if low < -0.01 or high > 1.01:
                     raise ValueError(
-                        f"{name} returned values from {low:.2f} to {high:.2f}, expected [0, 1]: leave the normalisation out, "
+                        f"{name} returned values from {low:.2f} to {high:.2f}, expected [0, 1]: leave the "
+                        f"normalisation out, "
                         "the audit applies the network's own"
                     )
                 return (result.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -227,5 +231,6 @@ def _to_pixels(result: Any, name: str) -> Tensor:
         f" of shape {tuple(result.shape)} and {result.dtype}" if hasattr(result, "shape") else ""
     )
     raise ValueError(
-        f"{name} returned {got}; expected an RGB image: PIL, a (3, H, W) tensor, a (H, W, 3) array, or a dict with 'image'"
+        f"{name} returned {got}; expected an RGB image: PIL, a (3, H, W) tensor, a (H, W, 3) array, or a "
+        f"dict with 'image'"
     )

@@ -76,10 +76,12 @@ def open_source(
     """What the audit reads.
 
     Args:
-        data: an image folder (`CLASS/*`, `{val,test,train}/CLASS/*`, or images alone), CIFAR-10's archive or its folder, a text
-            file that lists images (a line each: path, or path, tab, class), a sequence of paths, or `(images, labels)` with
-            images (N, 3, H, W) uint8 and labels (N,) or None, and as a third part, if known, boxes (N, 4) top/left/height/width.
-        boxes: COCO's JSON for the images in the folder; or boxes.json, as drawn datasets have it, which is found by itself.
+        data: an image folder (`CLASS/*`, `{val,test,train}/CLASS/*`, or images alone), CIFAR-10's archive or
+            its folder, a text file that lists images (a line each: path, or path, tab, class), a sequence of
+            paths, or `(images, labels)` with images (N, 3, H, W) uint8 and labels (N,) or None, and as a
+            third part, if known, boxes (N, 4) top/left/height/width.
+        boxes: COCO's JSON for the images in the folder; or boxes.json, as drawn datasets have it, which is
+            found by itself.
         use_labels: False leaves the classes aside.
         split: folder below `data`; None: the first of val, test, train that is there.
 
@@ -117,7 +119,8 @@ def _opened(data: Any, boxes: str | Path | None, split: str | None) -> Source:
             f"{len(paths)} files", lambda index: read_image(paths[index]), [_key(path) for path in paths]
         )
     raise ValueError(
-        f"data is {type(data).__name__}; expected a path, a sequence of paths, or (images uint8 (N, 3, H, W), labels or None)"
+        f"data is {type(data).__name__}; expected a path, a sequence of paths, or (images uint8 (N, 3, H, "
+        f"W), labels or None)"
     )
 
 
@@ -289,8 +292,10 @@ def _check_box(annotation: Mapping[str, Any], image: Mapping[str, Any], file: Pa
     )
     if not (inside and width > 0 and height > 0):
         raise ValueError(
-            f"{file}: the box [{left:g}, {top:g}, {width:g}, {height:g}] (left, top, width, height) of annotation "
-            f"{annotation.get('id')} does not lie within its image {image['file_name']} of {image['width']} x {image['height']} "
+            f"{file}: the box [{left:g}, {top:g}, {width:g}, {height:g}] (left, top, width, height) of "
+            f"annotation "
+            f"{annotation.get('id')} does not lie within its image {image['file_name']} of {image['width']} "
+            f"x {image['height']} "
             "pixels (width x height); correct or remove it"
         )
 
@@ -301,8 +306,8 @@ class Sample:
     Args:
         source: of images.
         num: how many; all where there are fewer.
-        size: side of the square that the network is shown: the middle of the image, 7/8 of its shorter side; None: the images
-            as they are, which must then be of one size.
+        size: side of the square that the network is shown: the middle of the image, 7/8 of its shorter side;
+            None: the images as they are, which must then be of one size.
         seed: of the sample.
 
     Raises:
@@ -343,8 +348,8 @@ class Sample:
         """A batch.
 
         Returns:
-            images (N, 3, H, W) uint8, labels (N,) or None, and the objects of all of them: masks (K, H, W) bool, image (K,)
-            counted from 0 in the batch, class (K,) index into `object_names`.
+            images (N, 3, H, W) uint8, labels (N,) or None, and the objects of all of them: masks (K, H, W)
+            bool, image (K,) counted from 0 in the batch, class (K,) index into `object_names`.
 
         Raises:
             ValueError: an unreadable image, or one of another size where all must have one.
@@ -355,8 +360,10 @@ class Sample:
             image = self.source.read(position)
             if self.size is None and image.size != self._first:
                 raise ValueError(
-                    f"the images differ in size ({self.source.keys[position].split(' ')[0]} is {image.size[0]} x {image.size[1]}, the "
-                    f"first {self._first[0]} x {self._first[1]}, width x height) and the network does not say what it was trained "
+                    f"the images differ in size ({self.source.keys[position].split(' ')[0]} is "
+                    f"{image.size[0]} x {image.size[1]}, the "
+                    f"first {self._first[0]} x {self._first[1]}, width x height) and the network does not "
+                    f"say what it was trained "
                     "with: give size"
                 )
             fitted, left, top, scale = _fit(image, self.size)

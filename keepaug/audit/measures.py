@@ -1,7 +1,8 @@
-"""What an augmentation takes away and what the network makes of it: pure functions, and the bootstrap of their means.
+"""What an augmentation takes away, what the network makes of it, and the bootstrap: pure functions.
 
-A source map (N, H, W) int64 says for each pixel of an augmented image which pixel of the original it shows, as row * W + column, and
--1 where it shows none. A visibility map (N, H, W) says for each pixel of the original whether it is still to be seen.
+A source map (N, H, W) int64 says for each pixel of an augmented image which pixel of the original it shows,
+as row * W + column, and -1 where it shows none. A visibility map (N, H, W) says for each pixel of the
+original whether it is still to be seen.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def visible_pixels(source: Tensor, *, close: bool = False) -> Tensor:
 
     Args:
         source: (N, H, W) int64 source map.
-        close: fill gaps of up to two pixels (a morphological closing of 3 x 3): where an image is shrunk or turned, some pixels are
-            nobody's nearest although all around them is shown.
+        close: fill gaps of up to two pixels (a morphological closing of 3 x 3): where an image is shrunk or
+            turned, some pixels are nobody's nearest although all around them is shown.
     """
     num, height, width = source.shape
     flat = source.flatten(1)
@@ -115,9 +116,10 @@ def bootstrap(
     level: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> dict[str, Interval | None]:
-    """Mean and percentile interval of sums over images divided by sums over images, all over the same resampled images.
+    """Mean and percentile interval of ratios of sums over images, all over the same resamples.
 
-    A mean over images is a ratio whose denominator is one each; an image that tells nothing of a measure has zero in both.
+    A mean over images is a ratio whose denominator is one each; an image that tells nothing of a measure has
+    zero in both.
 
     Args:
         ratios: by name, (N,) numerators and (N,) denominators.
@@ -176,7 +178,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def calibration(told: Tensor, truth: Tensor, *, bins: int = 5) -> list[tuple[float, float, int]]:
-    """Mean of what was told, mean of what is true, and their number, in bins of equal width over [0, 1]; empty ones left out."""
+    """Mean told, mean true, and their number, in equal bins over [0, 1]; empty ones left out."""
     place = (told.double() * bins).long().clamp(0, bins - 1)
     rows = []
     for number in range(bins):

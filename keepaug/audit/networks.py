@@ -1,8 +1,8 @@
 """The audited network, from a file or a name: what gives logits, and what it wants as input.
 
-Files are data here: weights are read with `weights_only`, TorchScript by its own reader (which builds tensors and TorchScript's
-classes, and runs TorchScript alone), a torch.export archive only when nothing in it could start a program. `module:function` is the
-user's own code and is run.
+Files are data here: weights are read with `weights_only`, TorchScript by its own reader (which builds tensors
+and TorchScript's classes, and runs TorchScript alone), a torch.export archive only when nothing in it could
+start a program. `module:function` is the user's own code and is run.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def open_network(
     """The network that a string names.
 
     Args:
-        spec: weights.pt or checkpoint.pt of a run of ours; `torchvision:NAME` or `timm:NAME` with weights; a TorchScript or
-            torch.export file; `module:function` (or a network object) of the user's code.
-        weights: state dict (.pt, .pth, .safetensors) for `torchvision:` and `timm:`, "DEFAULT" to download theirs, or
-            "RANDOM" for an untrained network.
+        spec: weights.pt or checkpoint.pt of a run of ours; `torchvision:NAME` or `timm:NAME` with weights; a
+            TorchScript or torch.export file; `module:function` (or a network object) of the user's code.
+        weights: state dict (.pt, .pth, .safetensors) for `torchvision:` and `timm:`, "DEFAULT" to download
+            theirs, or "RANDOM" for an untrained network.
         mean: instead of what the file says.
         std: instead of what the file says.
         size: instead of what the file says, in pixels.
@@ -88,7 +88,8 @@ def open_network(
     if source in ("torchvision", "timm"):
         if weights is None:
             raise ValueError(
-                f"{text} needs weights: a state dict's file, DEFAULT to download {source}'s own, or RANDOM for an untrained "
+                f"{text} needs weights: a state dict's file, DEFAULT to download {source}'s own, or RANDOM "
+                f"for an untrained "
                 "network"
             )
         found = _named(text, weights)
@@ -100,7 +101,8 @@ def open_network(
         found = _from_code(text)
     else:
         raise FileNotFoundError(
-            f"no file {text}; a network is a weights.pt, a TorchScript or torch.export file, torchvision:NAME, timm:NAME or "
+            f"no file {text}; a network is a weights.pt, a TorchScript or torch.export file, "
+            f"torchvision:NAME, timm:NAME or "
             "module:function"
         )
     return _completed(found, mean, std, size)
@@ -114,7 +116,7 @@ def wrap_network(
     size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> AuditedNetwork:
-    """A network of the caller's; any callable from normalised images to logits, differentiable with respect to the images.
+    """A network of the caller's: any differentiable callable from normalised images to logits.
 
     Raises:
         ValueError: mean and std were not given, or nothing that can be called.
@@ -163,7 +165,8 @@ def _completed(
             f"ImageNet's are {','.join(map(str, IMAGENET_MEAN))} and {','.join(map(str, IMAGENET_STD))}"
         )
         raise ValueError(
-            f"{found.name}: the normalisation that the network was trained with is not known: give mean and std, RGB in "
+            f"{found.name}: the normalisation that the network was trained with is not known: give mean and "
+            f"std, RGB in "
             f"[0, 1] ({imagenet}; 0,0,0 and 1,1,1 for none)"
         )
     values = []
@@ -270,7 +273,9 @@ def _fitting(text: str, state: dict[str, Tensor], weights: str | Path) -> nn.Mod
 def _num_outputs(module: nn.Module) -> int | None:
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     last = layers[-1] if layers else None
-    return None if last is None else int(getattr(last, "out_features", 0) or last.out_channels)
+    if isinstance(last, nn.Linear):
+        return last.out_features
+    return last.out_channels if isinstance(last, nn.Conv2d) else None
 
 
 def _state_checksum(module: nn.Module) -> str:
@@ -307,7 +312,8 @@ def _from_file(path: Path) -> AuditedNetwork:
     if isinstance(content, dict) and {"model", "step"} <= content.keys():
         return _from_checkpoint(path, content)
     raise ValueError(
-        f"{path} is no network: a state dict alone does not say of which; give torchvision:NAME or timm:NAME with these weights, "
+        f"{path} is no network: a state dict alone does not say of which; give torchvision:NAME or timm:NAME "
+        f"with these weights, "
         "or module:function"
     )
 
@@ -319,6 +325,9 @@ def _run_name(path: Path) -> str:
 def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
     """A checkpoint of a run; what its network is stands in the weights.pt or config.yaml beside it."""
     beside = path.parent / "weights.pt"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    classes = None
     if beside.is_file():
         like = load_classifier(beside)
         module, mean, std, classes = like.spec.build(), like.mean, like.std, list(like.classes)
@@ -333,7 +342,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
             value for value in content["model"].values() if isinstance(value, Tensor) and value.ndim == 2
         ]
         options = {"stem": config["stem"]} if "stem" in config else {}
-        module, mean, std, classes = build_network(config["arch"], len(matrices[-1]), **options), (), (), None
+        module = build_network(config["arch"], len(matrices[-1]), **options)
     state = {
         key.removeprefix("network."): value
         for key, value in content["model"].items()
@@ -373,8 +382,9 @@ def _load_torchscript(path: Path) -> nn.Module:
 # What torch writes into the expressions of a program's sizes; they are evaluated as Python when it is read.
 _SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'(?:, \w+=(?:True|False))*\)")
 _WORDS = re.compile(
-    r"[a-z]+\d+|Integer|Rational|Add|Mul|Pow|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|Where|Max|Min|And|Or|Not|Eq|Ne|"
-    r"Lt|Le|Gt|Ge|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|Equality|Unequality|True|False|true|false|oo|int_oo"
+    r"[a-z]+\d+|Integer|Rational|Add|Mul|Pow|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|Where|"
+    r"Max|Min|And|Or|Not|Eq|Ne|Lt|Le|Gt|Ge|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|Equality|"
+    r"Unequality|True|False|true|false|oo|int_oo"
 )
 _OPERATORS = ("torch.ops.", "_operator.", "math.", "torch.sym_", "torch._sym_")
 _PLAIN = re.compile(r"[\w\s+\-*/(),<>=&|~.]*")
@@ -388,11 +398,12 @@ def _is_size(expression: str) -> bool:
 def _refuse_programs(path: Path) -> None:
     """Raise unless a torch.export archive is data alone.
 
-    torch.export.load falls back to full unpickling for parts that restricted unpickling refuses, evaluates size expressions, and looks
-    the called functions up by name.
+    torch.export.load falls back to full unpickling for parts that restricted unpickling refuses, evaluates
+    size expressions, and looks the called functions up by name.
 
     Raises:
-        ValueError: a part that needs unpickling, an expression that is none of sizes, or a call of anything but operators.
+        ValueError: a part that needs unpickling, an expression that is none of sizes, or a call of anything
+            but operators.
     """
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
@@ -413,7 +424,8 @@ def _refuse_pickles(content: bytes, name: str, path: Path) -> None:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types
         raise ValueError(
-            f"{path} is refused: {name} in it can only be read by full unpickling, which may run any program; export the network "
+            f"{path} is refused: {name} in it can only be read by full unpickling, which may run any "
+            f"program; export the network "
             "without custom objects"
         ) from error
 
@@ -438,7 +450,8 @@ def _load_exported(path: Path) -> nn.Module:
         program = torch.export.load(path)
     except Exception as error:  # torch raises many types for a damaged or foreign archive
         raise ValueError(
-            f"{path} cannot be read by this torch.export ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            f"{path} cannot be read by this torch.export ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}); "
             "export it again with the installed torch"
         ) from error
     # Guards are Python code in the file; torch before 2.9 has none.

@@ -1,4 +1,4 @@
-"""The page: a sentence, bars, the sweep, the worst images, the settings to copy. One HTML file that needs no other."""
+"""The page: sentence, bars, sweep, worst images, settings to copy; one HTML file that needs no other."""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
 """Where each pixel of an augmented image came from, told by sending coded images through the same draw.
 
-A code image paints each pixel dark or bright by one bit of its row's or column's number, and is followed by its
-complement: whatever the augmentation does with colours, a pixel that differs between the two still shows the image,
-and the order of the two is the bit. What moves pixels moves the bits with them. The numbers are Gray codes: neighbours
-differ in one bit, so that a blurred border between two codes reads as one of them. One pair more, of which most pixels
-are known to be bright first, tells whether dark and bright have changed places. A few black and white pixels in all of
-them keep operations that stretch an image to its extremes from treating a code otherwise than a photograph.
+A code image paints each pixel dark or bright by one bit of its row's or column's number, and is followed by
+its
+complement: whatever the augmentation does with colours, a pixel that differs between the two still shows the
+    image,
+and the order of the two is the bit. What moves pixels moves the bits with them. The numbers are Gray codes:
+neighbours differ in one bit, so that a blurred border between two codes reads as one of them. One pair more,
+of which most pixels are known to be bright first, tells whether dark and bright have changed places. A few
+black and white pixels in all of them keep operations that stretch an image to its extremes from treating a
+code otherwise than a photograph.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ def _bits(length: int) -> int:
 
 
 def probe_images(height: int, width: int) -> Tensor:
-    """(P, 3, H, W) uint8: pairs of image and complement: the known one, then a bit of the row each, then of the column."""
+    """(P, 3, H, W) uint8: pairs of image and complement: a known one, then bits of row and column."""
     place = torch.arange(height * width).view(height, width)
     scattered = (place * 7919 + place // width * 104729) % 40
     planes = [scattered % 4 > 0]
@@ -49,7 +52,7 @@ def _differences(answers: Tensor) -> Tensor:
 
 
 def _shown(size: Tensor) -> Tensor:
-    """(N, H, W) bool, where the usual difference between code and complement, (N, B, H, W), is enough to tell them apart."""
+    """(N, H, W) bool: where code and complement, whose difference is (N, B, H, W), are told apart."""
     usual = size.quantile(0.5, dim=1)
     return usual > (usual.amax(dim=(1, 2), keepdim=True) * _LEAST_SHARE).clamp(min=_LEAST)
 
@@ -61,7 +64,8 @@ def read_sources(answers: Tensor) -> Tensor:
         answers: (N, P, 3, H, W), what each image's draw made of `probe_images(H, W)`.
 
     Returns:
-        (N, H, W) int64, row * W + column; -1 where nothing of the image is shown, and at the scattered extremes.
+        (N, H, W) int64, row * W + column; -1 where nothing of the image is shown, and at the scattered
+        extremes.
     """
     height, width = answers.shape[-2:]
     difference = _differences(answers)
@@ -84,8 +88,8 @@ def _number(bits: Tensor) -> Tensor:
 def doubtful(answers: Tensor) -> Tensor:
     """(N,) bool: where no source map can be believed.
 
-    Several views of the image are blended (where they disagree about a bit, code and complement look alike), or nothing of the codes is
-    left at all. The two finest bits are left aside: any interpolation blurs them.
+    Several views of the image are blended (where they disagree about a bit, code and complement look alike),
+    or nothing of the codes is left at all. The two finest bits are left aside: any interpolation blurs them.
 
     Args:
         answers: (N, P, 3, H, W), as for `read_sources`.

@@ -47,7 +47,7 @@ def record(
             continue
         key = ("keep_" if row["keep"] else "") + row["augmentation"]
         metrics[key] = 100 * row["destroyed"]["mean"]
-        pair = pairs.setdefault(row["augmentation"], {"name": row["title"]})
+        pair = pairs.setdefault(row["augmentation"], {"name": row["title"][:1].upper() + row["title"][1:]})
         pair["keep" if row["keep"] else "plain"] = key
     if not metrics:
         raise ValueError(

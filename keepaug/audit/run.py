@@ -1,4 +1,4 @@
-"""The audit: opens network and images, runs the trials that are not known yet, and puts the table, the advice and the page together."""
+"""The audit: opens network and images, runs the trials not known yet, assembles table, advice and page."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Audit:
         return str(self.content["sentence"])
 
     def failures(self, limits: Mapping[str, float]) -> list[str]:
-        """What exceeds the limits, as sentences: of the rows that were named (plain, or Keep for keep_ names).
+        """What exceeds the limits, as sentences: of the rows that were named (Keep for keep_ names).
 
         Args:
             limits: measure to the largest mean allowed; shares in percent.
@@ -97,7 +97,8 @@ class Audit:
                     "-"
                     if interval is None
                     else (
-                        f"{100 * interval['mean']:.1f} % ({100 * interval['low']:.1f}-{100 * interval['high']:.1f})"
+                        f"{100 * interval['mean']:.1f} % "
+                        f"({100 * interval['low']:.1f}-{100 * interval['high']:.1f})"
                     )
                 )
                 cells.append(f"{text:>26}")
@@ -150,11 +151,11 @@ def audit(
     """Measure what augmentations take from images, and what a network makes of it, plain beside Keep.
 
     Args:
-        network: what `keepaug.audit.networks.open_network` takes, or a network, or any differentiable function from normalised images
-            to logits.
+        network: what `keepaug.audit.networks.open_network` takes, or a network, or any differentiable
+            function from normalised images to logits.
         data: what `keepaug.audit.images.open_source` takes.
-        augmentations: names with settings (`cutout:24`, `keep_cutout:24`, `rand_augment:2,9`), `module:object`, or transforms of
-            single images.
+        augmentations: names with settings (`cutout:24`, `keep_cutout:24`, `rand_augment:2,9`),
+            `module:object`, or transforms of single images.
         weights: for `torchvision:NAME` and `timm:NAME`.
         boxes: COCO's JSON, whose boxes or masks are the known objects.
         output: folder for `audit.json` and `audit.html`; None writes nothing.
@@ -249,8 +250,10 @@ def _matched_classes(source: Any, network: AuditedNetwork, names: list[str] | No
             source.objects,
         )
     raise ValueError(
-        f"the network's {len(names)} classes ({', '.join(names[:3])} ...) do not fit the {len(source.classes)} of the images: it does "
-        f"not have {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; give the network that was trained on them, or leave "
+        f"the network's {len(names)} classes ({', '.join(names[:3])} ...) do not fit the "
+        f"{len(source.classes)} of the images: it does "
+        f"not have {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; give the network that was "
+        f"trained on them, or leave "
         "the labels aside (--no-labels)"
     )
 
@@ -311,7 +314,7 @@ class _Key:
 
 
 def _code_checksum(spec: str, transform: Any) -> str | None:
-    """Of the module that `module:object` names; None for an object that was passed, whose code may be anywhere."""
+    """Of the module that `module:object` names; None for an object, whose code may be anywhere."""
     if ":" not in spec:
         return None
     import sys
@@ -335,7 +338,7 @@ def _measured(
     device: str | torch.device,
     quiet: bool,
 ) -> tuple[Columns, list[list[Columns]], list[list[Picture]]]:
-    """Columns of the clean images, and of each augmentation's trials; what is cached is not measured again."""
+    """Columns of the clean images and of each augmentation's trials, cached or measured."""
     files = [key.of(own, num_worst) for own in trials]
     clean_file = key.file("clean")
     known = {number: stored for number, file in enumerate(files) if (stored := _load(file)) is not None}
@@ -403,7 +406,6 @@ def _content(
         ]
         swept = [(trial, table) for trial, table in paired if trial.value is not None]
         if swept:
-            options = {"tau": tau, "bound": bound, "seed": seed}
             sweeps.append(
                 {
                     "augmentation": own[0].augmentation.spec,
@@ -413,8 +415,8 @@ def _content(
                     "named": own[0].augmentation.settings[own[0].augmentation.strength_name],
                     "images": swept[0][0].limit,
                     "points": sweep_points(clean, swept, seed=seed),
-                    "recommended": recommended(clean, swept, keep=False, **options),
-                    "recommended_keep": recommended(clean, swept, keep=True, **options),
+                    "recommended": recommended(clean, swept, keep=False, tau=tau, bound=bound, seed=seed),
+                    "recommended_keep": recommended(clean, swept, keep=True, tau=tau, bound=bound, seed=seed),
                 }
             )
     figures = clean_figures(clean, seed=seed, labelled=labelled)

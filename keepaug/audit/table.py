@@ -1,4 +1,4 @@
-"""From columns of one value per image to the rows of the table: means with bootstrap intervals, by class, and the sweep."""
+"""From a value for each image to rows: means with bootstrap intervals, by class, and the sweep."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def sweep_points(clean: Table, trials: Sequence[tuple[Trial, Table]], *, seed: i
 def recommended(
     clean: Table, trials: Sequence[tuple[Trial, Table]], *, keep: bool, tau: float, bound: float, seed: int
 ) -> dict[str, Any] | None:
-    """The strongest setting of a sweep up to which fidelity stays at or above the bound, and how sure that is.
+    """The strongest setting up to which fidelity stays at or above the bound, and how sure that is.
 
     Args:
         clean: columns of the clean images.
@@ -194,8 +194,8 @@ def recommended(
         seed: of the bootstrap.
 
     Returns:
-        "value" (None: not even the weakest), "low" and "high" (over 90 % of 1,000 bootstrap samples of the images) and "share",
-        how many of the samples recommend the same; None where nothing was swept.
+        "value" (None: not even the weakest), "low" and "high" (over 90 % of 1,000 bootstrap samples of the
+        images) and "share", how many of the samples recommend the same; None where nothing was swept.
     """
     chosen = [
         (trial, columns) for trial, columns in trials if trial.keep == keep and (not keep or trial.tau == tau)

@@ -51,7 +51,8 @@ class Columns:
     """A value for each image, and for each object, in the order of the sample."""
 
     def __init__(self) -> None:
-        # Plain arrays: thousands of small tensors would lie scattered between the large ones and keep their memory.
+        # Plain arrays: thousands of small tensors would lie scattered between the large ones and keep their
+        # memory.
         self._values: dict[str, dict[str, array[float]]] = {"images": {}, "objects": {}}
         self._types: dict[str, torch.dtype] = {}
 
@@ -136,7 +137,8 @@ def run_trials(
         Columns of the clean images, of each trial, and each trial's worst pictures.
 
     Raises:
-        ValueError: labels that the network has no logit for, an image that cannot be read, an augmentation that fails.
+        ValueError: labels that the network has no logit for, an image that cannot be read, an augmentation
+            that fails.
     """
     clean = Columns()
     found = [Columns() for _ in trials]
@@ -347,13 +349,15 @@ def _mixed_loss(logits: Tensor, labels: Tensor, outcome: Outcome) -> Tensor:
 def _check_labels(labels: Tensor | None, logits: Tensor) -> None:
     if labels is not None and int(labels.max()) >= logits.shape[1]:
         raise ValueError(
-            f"the network gives {logits.shape[1]} logits and the images have a class number {int(labels.max())} (counted from 0): its "
-            "classes do not fit the labels; give the network that was trained on them, or leave the labels aside (--no-labels)"
+            f"the network gives {logits.shape[1]} logits and the images have a class number "
+            f"{int(labels.max())} (counted from 0): its "
+            "classes do not fit the labels; give the network that was trained on them, or leave the labels "
+            "aside (--no-labels)"
         )
 
 
 class _Features:
-    """Logits and the vector they are made of: the input of the last linear layer, or the logits where there is none."""
+    """Logits, and the input of the last linear layer (the logits where there is none)."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

@@ -1,4 +1,4 @@
-"""Is the audit true? Importance lost by the saliency against what is really hidden, where the objects are known."""
+"""Is the audit true? Importance lost against what is really hidden, where the objects are known."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def judge_maps(
         generator: of the draws.
 
     Returns:
-        By map: "correlation" and "rank_correlation" over all images and draws, "within" (mean correlation over the draws of one
-        image, the image alone deciding nothing), "object" (share of the map's mass on the object) and "calibration" (mean importance
-        lost, mean share hidden, number; in five bins of the first).
+        By map: "correlation" and "rank_correlation" over all images and draws, "within" (mean correlation
+        over the draws of one image, the image alone deciding nothing), "object" (share of the map's mass on
+        the object) and "calibration" (mean importance lost, mean share hidden, number; in five bins of the
+        first).
     """
     num, height, width = masks.shape
     cuts = [random_regions(num, (height, width), size, generator=generator) for _ in range(draws)]

@@ -1,4 +1,5 @@
-"""Transforms of other libraries: the same draw for image and codes, what each hides, and states left as found."""
+"""Transforms of other libraries: the same draw for image and codes, what each hides, and states left as
+found."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def _draw(transform, *, keep: bool = False, side: int = 32, seed: int = 0):
 
 
 def _checked(transform, hidden: float | None, *, moved: bool = False, tolerance: float = 0.01) -> None:
-    """Hidden share as expected, and every pixel that is told to show another shows its colour, unless colours change."""
+    """Hidden share as expected, and every pixel that is told to show another shows its colour, unless colours
+    change."""
     batch, outcome, visible = _draw(transform)
     assert bool(outcome.told.all())
     if hidden is not None:
@@ -159,7 +161,8 @@ def test_global_random_states_stay() -> None:
 
 
 def test_batches_only_where_they_are_the_same() -> None:
-    """RandAugment gives a batch one draw; AugMix draws weights for each image of it, so it is called image by image."""
+    """RandAugment gives a batch one draw; AugMix draws weights for each image of it, so it is called image by
+    image."""
     images = torch.cat([_batch().pixels, probe_images(32, 32)[:3]])
     for transform in (
         v2.RandAugment(),

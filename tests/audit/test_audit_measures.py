@@ -1,4 +1,5 @@
-"""The measures against nested loops, the bootstrap against its definition, the source map against known moves."""
+"""The measures against nested loops, the bootstrap against its definition, the source map against known
+moves."""
 
 from __future__ import annotations
 
@@ -127,7 +128,8 @@ def test_codes_read_back_as_every_pixel_itself(size: tuple[int, int]) -> None:
 
 
 def _right(told: torch.Tensor, truth: torch.Tensor) -> float:
-    """Share of the pixels that are told rightly, of those that a code can tell: one in 20 is black or white in all of them."""
+    """Share of the pixels that are told rightly, of those that a code can tell: one in 20 is black or white
+    in all of them."""
     codes = probe_images(*truth.shape[-2:])[:2, 0].flatten(1)
     extreme = (codes[0] == codes[1])[truth.flatten().clamp(min=0)] & (truth >= 0).flatten()
     wrong = (told != truth).flatten() & ~(extreme & (told == -1).flatten())

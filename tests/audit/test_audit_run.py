@@ -150,7 +150,8 @@ def test_command_page_cache_and_limits(tmp_path: Path, monkeypatch, capsys) -> N
     root = write_classification(tmp_path / "drawn", num_train=4, num_val=40, size=(32, 32), num_classes=4)
     torch.jit.trace(network().eval(), torch.zeros(1, 3, 32, 32)).save(tmp_path / "net.pt")
     (tmp_path / "mine_for_audit.py").write_text(
-        "from torchvision.transforms import v2\ntransform = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomErasing(1.0)])\n"
+        "from torchvision.transforms import v2\ntransform = v2.Compose([v2.RandomHorizontalFlip(1.0), "
+        "v2.RandomErasing(1.0)])\n"
     )
     base = [
         "--model",
@@ -301,11 +302,11 @@ import torch
 from torch import nn
 from keepaug.audit import audit
 torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
-num = int(sys.argv[1])
+model = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16,
+4)) num = int(sys.argv[1])
 images = torch.randint(0, 256, (num, 3, 32, 32), dtype=torch.uint8)
-audit(model, (images, torch.arange(num) % 4), ["cutout", "rand_augment"], sweep=0, quiet=True, mean=(0.5,) * 3, std=(0.5,) * 3)
-print(peak())
+audit(model, (images, torch.arange(num) % 4), ["cutout", "rand_augment"], sweep=0, quiet=True, mean=(0.5,) *
+3, std=(0.5,) * 3) print(peak())
 """
     few, many = run_measuring_memory(script, "128"), run_measuring_memory(script, "1024")
     assert (

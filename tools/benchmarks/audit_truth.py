@@ -3,9 +3,10 @@
     python tools/benchmarks/audit_truth.py maps --weights weights.pt --data DRAWN
     python tools/benchmarks/audit_truth.py runs RUNS --weights RUNS/none/weights.pt --data DATA
 
-`maps` compares importance lost with the object's hidden share, for the full, low-resolution and early-head maps (where the network has
-an early head), a constant map, and an untrained network. `runs` compares the audit's figures of each setting with the accuracy of the
-runs below RUNS that were trained with it, as rank correlations.
+`maps` compares importance lost with the object's hidden share, for the full, low-resolution and early-head
+maps (where the network has an early head), a constant map, and an untrained network. `runs` compares the
+audit's figures of each setting with the accuracy of the runs below RUNS that were trained with it, as rank
+correlations.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def runs(args: argparse.Namespace) -> dict[str, Any]:
     specs = sorted({spec for spec, _ in accuracies})
     if len(accuracies) < 3:
         raise ValueError(
-            f"{args.runs} holds runs of {len(accuracies)} settings that can be audited; a correlation needs more"
+            f"{args.runs} holds runs of {len(accuracies)} settings that can be audited; a correlation needs "
+            f"more"
         )
     measured = audit(args.weights, args.data, specs, images=args.images, sweep=0, seed=args.seed, quiet=True)
     rows = [row for row in measured.rows if (row["augmentation"], row["keep"]) in accuracies]
