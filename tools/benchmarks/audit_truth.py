@@ -68,14 +68,16 @@ def maps(args: argparse.Namespace) -> dict[str, Any]:
 def named(config: dict[str, Any]) -> tuple[str, bool] | None:
     """The audit's name of what a run was trained with, and whether that is its Keep version."""
     keep, method = config["method"].startswith("keep_"), config["method"].removeprefix("keep_")
+    if keep and config.get("saliency") in ("noise", "other"):  # controls, which look at something else
+        return None
     if method == "cutout":
-        return f"cutout:{config['size']}", keep
+        return f"cutout:{config['size']},{config['placement']}", keep
     if method == "random_erasing":
         low, high = config["area"]
         return f"random_erasing:p={config['p']},area_low={low},area_high={high}", keep
     if method == "rand_augment":
         return f"rand_augment:{config['num_ops']},{config['magnitude']},{config['size']}", keep
-    return ("cutmix", keep) if method == "cutmix" else None
+    return (f"cutmix:{config['alpha']},{config['placement']}", keep) if method == "cutmix" else None
 
 
 def runs(args: argparse.Namespace) -> dict[str, Any]:
@@ -108,6 +110,8 @@ def runs(args: argparse.Namespace) -> dict[str, Any]:
         picked = torch.randint(len(known), (1000, len(known)), generator=generator)
         again = torch.tensor([rank_correlation(first[rows], second[rows]) for rows in picked])
         again = again[~again.isnan()].sort().values
+        if not len(again):  # all settings alike
+            continue
         correlations[name] = {
             "settings": len(known),
             "rank_correlation": rank_correlation(first, second),

@@ -1,0 +1,144 @@
+"""The recommended strength, the judgement of maps, and the comparison with trained runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from keepaug.audit.augmentations import parse_augmentation
+from keepaug.audit.measures import identity_source
+from keepaug.audit.table import recommended
+from keepaug.audit.trials import Trial
+from keepaug.audit.truth import judge_maps
+from keepaug.models.networks import build_network
+from keepaug.models.weights import NetworkSpec, save_classifier
+from keepaug.runs.result import write_result
+
+
+def _swept(shares: list[float], num: int = 400) -> tuple[dict, list]:
+    """A sweep in which that share of the images stays right at each strength."""
+    clean = {"images": {"correct": torch.ones(num, dtype=torch.float64)}}
+    cutout = parse_augmentation("cutout:8", 32)
+    trials = []
+    for value, share in enumerate(shares):
+        correct = (torch.arange(num) < share * num).double()
+        trials.append((Trial(cutout, False, 0.6, num, value), {"images": {"correct": correct}}))
+    return clean, trials
+
+
+def test_the_strongest_setting_up_to_which_fidelity_holds() -> None:
+    def found(shares: list[float]):
+        clean, trials = _swept(shares)
+        return recommended(clean, trials, keep=False, tau=0.6, bound=0.95, seed=0)
+
+    assert found([1.0, 0.99, 0.7, 0.2])["value"] == 1
+    assert found([1.0, 0.99, 0.7, 0.2])["share"] == 1
+    assert found([1.0, 0.7, 0.99, 0.98])["value"] == 0  # not past a strength that breaks it
+    assert found([0.5, 0.4])["value"] is None
+    unsure = found([1.0, 0.951, 0.7])
+    assert (unsure["low"], unsure["high"]) == (0, 1)
+    assert 0.3 < unsure["share"] < 0.8
+    clean, trials = _swept([1.0])
+    assert recommended(clean, trials, keep=True, tau=0.6, bound=0.95, seed=0) is None
+
+
+def test_maps_are_judged_by_what_they_know(generator: torch.Generator) -> None:
+    masks = torch.zeros(6, 20, 20, dtype=torch.bool)
+    for row in range(6):
+        masks[row, 2 * row : 2 * row + 6, 4:10] = True
+    noise = torch.rand(6, 20, 20, generator=generator)
+    judged = judge_maps(
+        {"perfect": masks.float(), "noise": noise, "constant": torch.ones(6, 20, 20)},
+        masks,
+        size=8,
+        draws=60,
+        generator=generator,
+    )
+    assert judged["perfect"]["correlation"] == pytest.approx(1)
+    assert judged["perfect"]["within"] == pytest.approx(1)
+    assert judged["perfect"]["object"] == pytest.approx(1)
+    assert all(told == pytest.approx(true) for told, true, _ in judged["perfect"]["calibration"])
+    assert abs(judged["noise"]["correlation"]) < 0.5
+    assert math.isnan(judged["constant"]["correlation"])
+
+
+def test_policies_tell_where_pixels_come_from() -> None:
+    from keepaug import BatchPolicy, rand_augment
+
+    images = identity_source(8, 16, 16)[:, None].expand(-1, 3, -1, -1).to(torch.uint8)
+    policy, seeds = BatchPolicy(rand_augment(2, 20)), torch.arange(8) * 7919
+    chosen, operations = policy.draw(seeds, (16, 16))
+    sources, moved = policy.sources((16, 16), seeds), policy(images, seeds)
+    still = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Identity")
+    compared = 0
+    for row, positions in enumerate(chosen.tolist()):
+        if all(operations[position][0] in still for position in positions):
+            shown = sources[row] >= 0
+            assert torch.equal(moved[row, 0][shown].long(), sources[row][shown])
+            compared += 1
+    assert compared >= 1
+
+
+def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
+    from keepaug.data.synthetic import write_classification
+
+    path = Path(__file__).parents[2] / "tools" / "benchmarks" / "audit_truth.py"
+    spec = importlib.util.spec_from_file_location("tool_audit_truth", path)
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    root = write_classification(tmp_path / "drawn", num_train=4, num_val=24, size=(32, 32), num_classes=3)
+    torch.manual_seed(0)
+    classes = sorted(entry.name for entry in (root / "val").iterdir())
+    weights = save_classifier(
+        tmp_path / "weights.pt",
+        build_network("resnet8", 3),
+        NetworkSpec("resnet8", 3),
+        classes=classes,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        provenance={},
+    )
+    assert (
+        command.main(
+            ["maps", "--weights", str(weights), "--data", str(root), "--images", "12", "--draws", "3"]
+        )
+        == 0
+    )
+    judged = json.loads(capsys.readouterr().out)
+    assert set(judged) == {"full", "low resolution", "full, untrained network", "constant map"}
+    for number, size in enumerate((4, 8, 16)):
+        write_result(
+            tmp_path / "runs" / str(size),
+            kind="classify",
+            name="run",
+            metrics={"accuracy": 90.0 - number},
+            seed=0,
+            config={"method": "cutout", "size": size, "placement": "clipped"},
+            dataset={"name": "drawn", "sizes": {"train": 4}, "checksum": "x"},
+            synthetic=True,
+            shortened=True,
+            wall_time_s=1.0,
+        )
+    arguments = [
+        "runs",
+        str(tmp_path / "runs"),
+        "--weights",
+        str(weights),
+        "--data",
+        str(root),
+        "--images",
+        "24",
+    ]
+    assert command.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["augmentation"] for entry in found["settings"]] == [
+        "cutout:16,clipped",
+        "cutout:4,clipped",
+        "cutout:8,clipped",
+    ]
+    assert found["correlations"]["importance_lost"]["rank_correlation"] == pytest.approx(-1)
