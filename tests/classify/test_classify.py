@@ -24,7 +24,7 @@ from keepaug.data.synthetic import covered_share, write_classification
 from keepaug.models import EarlyHeadNetwork, build_network
 from keepaug.models.weights import load_classifier
 from keepaug.policies import Repeated
-from keepaug.runs.config import ConfigError, load_config
+from keepaug.runs.config import ConfigError, load_config, recipe_of
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -365,3 +365,20 @@ def test_compiled_bf16_channels_last(drawn: Path, tmp_path: Path) -> None:
     ]
     train(config(drawn, *options), tmp_path)
     assert (tmp_path / "weights.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("severity=9", "severity is for aug_mix"),
+        ("tau=0.1", "tau is for keep"),
+        ("saliency=early_head", "saliency is for keep"),
+        ("num_ops=7", "num_ops is for rand_augment"),
+        ("early_weight=0.1", "early_weight is for early"),
+        ("milestones=[3]", "milestones is for multistep"),
+    ],
+)
+def test_a_setting_that_the_method_does_not_use_is_refused(given: str, said: str, drawn: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config(drawn, "method=cutout", given)
+    assert recipe_of(config(drawn, "method=cutout")).keys().isdisjoint({given.partition("=")[0]})

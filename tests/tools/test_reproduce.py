@@ -145,7 +145,14 @@ def leave_result(folder: Path, kind: str, recipe: dict, origin: str = "") -> Non
 
 
 @pytest.mark.parametrize(
-    ("table", "setting"), [("1", "lr=0.5"), ("7", "lr=0.5"), ("9", "SOLVER.BASE_LR=0.5")]
+    ("table", "setting"),
+    [
+        ("1", "lr=0.5"),
+        ("7", "lr=0.5"),
+        ("8", "lr=0.5"),
+        ("8", "weights=other"),
+        ("9", "SOLVER.BASE_LR=0.5"),
+    ],
 )
 def test_another_runs_folder_is_not_taken_for_this_ones(
     table: str, setting: str, reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
