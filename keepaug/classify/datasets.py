@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD, load_cifar10
 from keepaug.data.files import ImageFiles
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors, is_synthetic
-from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, eval_geometry, train_geometry
+from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, read_eval, read_train
 from keepaug.data.images import FileImages, Images, MemoryImages, decode_all
 from keepaug.runs.config import ConfigError
 
@@ -128,10 +129,10 @@ def _files(
     train, val = limited(train, config.limit_train), limited(val, config.limit_val)
     for part, files in (("val", val), ("train", train)):
         check_images(files[0], description=f"checking {name}/{part}")
-    geometry = train_geometry(config.image_size)
+    side = config.image_size
     return Datasets(
-        FileImages(*train, classes, geometry=geometry, policy=build_policy(config)),
-        FileImages(*val, classes, geometry=eval_geometry(config.image_size)),
+        FileImages(*train, classes, read=partial(read_train, size=side), policy=build_policy(config)),
+        FileImages(*val, classes, read=partial(read_eval, size=side)),
         IMAGENET_MEAN,
         IMAGENET_STD,
         describe_files(name, root, {"train": train[0], "val": val[0]}),

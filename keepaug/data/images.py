@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -66,6 +67,10 @@ def _as_tensor(views: Any) -> Tensor:
     if isinstance(views, tuple):
         return torch.stack([_as_tensor(view) for view in views])
     return views if isinstance(views, Tensor) else pil_to_tensor(views)
+
+
+def _as_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
 def one_by_one(transform: Transform) -> BatchTransform:
@@ -156,8 +161,8 @@ class FileImages:
         paths: image files.
         labels: (N,) int64.
         classes: names.
-        geometry: from a PIL image to one of the final size: crop, resize, flip.
-        policy: strong augmentation of the PIL image that `geometry` made, for the second view.
+        read: from a path and a seed to a uint8 (3, H, W) tensor of the final size; the seed decides crop and flip.
+        policy: strong augmentation of that as a PIL image (on which it is fastest at this size), for the second view.
     """
 
     def __init__(
@@ -166,11 +171,11 @@ class FileImages:
         labels: Tensor,
         classes: Sequence[str],
         *,
-        geometry: Transform,
+        read: Callable[[Path, int], Tensor],
         policy: Transform | None = None,
     ) -> None:
         self.paths, self.labels, self.classes = paths, labels, list(classes)
-        self.geometry, self.policy = geometry, policy
+        self.read, self.policy = read, policy
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -179,10 +184,9 @@ class FileImages:
         """A batch, decided by the seeds."""
         images, strong = [], []
         for index, seed in zip(indices.tolist(), (seeds >> _SEED_SHIFT).tolist(), strict=True):
-            image = _run(self.geometry, read_image(self.paths[index]), seed)
-            images.append(pil_to_tensor(image))
+            images.append(self.read(self.paths[index], seed))
             if self.policy is not None:
-                strong.append(_as_tensor(_run(self.policy, image, seed + 1)))
+                strong.append(_as_tensor(_run(self.policy, _as_pil(images[-1]), seed + 1)))
         return Batch(
             torch.stack(images), torch.stack(strong) if strong else None, self.labels[indices], indices
         )

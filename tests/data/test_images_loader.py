@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from keepaug import rand_augment
 from keepaug.data.batch_transforms import (
     Colours,
     change_colours,
@@ -22,7 +24,7 @@ from keepaug.data.batch_transforms import (
 from keepaug.data.cifar import load_cifar10
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors
-from keepaug.data.imagenet import train_geometry
+from keepaug.data.imagenet import read_train
 from keepaug.data.images import Batch, FileImages, MemoryImages, decode_all, one_by_one
 from keepaug.data.loader import default_workers, make_loader
 from keepaug.policies import Repeated
@@ -84,7 +86,7 @@ def test_every_image_once_per_epoch_in_a_new_order() -> None:
 
 def test_workers_and_processes_change_nothing(folder: Path) -> None:
     (paths, labels), _, classes = open_folder(folder)
-    images = FileImages(paths, labels, classes, geometry=train_geometry(16), policy=train_geometry(16))
+    images = FileImages(paths, labels, classes, read=partial(read_train, size=16), policy=rand_augment(2, 9))
     alone = epochs(make_loader(images, 4, seed=3, shuffle=True), 1)
     workers = epochs(make_loader(images, 4, seed=3, shuffle=True, num_workers=2), 1)
     assert all(same(a, b) for a, b in zip(alone, workers, strict=True))
@@ -253,7 +255,7 @@ def test_what_is_no_policy_is_one_draw_for_all_views(
     policy = identity if num_views == 1 else Repeated(identity, num_views)
     if geometry == "files":
         (paths, labels), _, classes = open_folder(folder)
-        data = FileImages(paths, labels, classes, geometry=train_geometry(24), policy=policy)
+        data = FileImages(paths, labels, classes, read=partial(read_train, size=24), policy=policy)
     else:
         data = memory(6, policy=one_by_one(policy), **GEOMETRY[geometry])
     seeds = torch.randint(2**62, (6,), generator=torch.Generator().manual_seed(4))
