@@ -6,8 +6,8 @@
 Sections: `saliency` (table 3 of the paper as ratios: a step with each saliency pass, and the augmentation calls alone), `pipeline`
 (images per second of the input beside a step's), `regions` (ways of choosing a region below the quantile), `fidelity` (share of
 regions that an approximation, or a map carried over from an earlier epoch, allows and the exact map forbids); and, only when
-named, `uda` and `reid` (what Keep adds to a step, a minute each), `reid_evaluation`, `reid_reranking` (3 minutes, 10 GB where
-torchreid is installed) and `reid_large_gallery` (6 GB).
+named, `imagenet` (its input beside timm's), `uda` and `reid` (what Keep adds to a step, a minute each), `reid_evaluation`,
+`reid_reranking` (3 minutes, 10 GB where torchreid is installed) and `reid_large_gallery` (6 GB).
 The variants take turns, so that a change of the machine's speed hits all of them; the median of the rounds counts.
 """
 
@@ -36,6 +36,7 @@ COMMON: dict[str, Section] = {
 }
 SECTIONS: dict[str, Section] = {
     **COMMON,
+    "imagenet": ("benchmarks.imagenet_input", "imagenet_section"),
     "reid": ("benchmarks.reid_step", "reid_section"),
     "reid_evaluation": ("benchmarks.reid_evaluation", "evaluation_section"),
     "reid_reranking": ("benchmarks.reid_evaluation", "reranking_section"),
