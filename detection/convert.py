@@ -195,9 +195,9 @@ def input_settings(
         values = given if given is not None else info.get(name)
         if values is None:
             return default
-        while isinstance(values, Sequence) and len(values) == 1 and isinstance(values[0], Sequence):
+        while isinstance(values, list | tuple) and len(values) == 1:
             values = values[0]  # a tensor of the shape (1, 3, 1, 1)
-        if isinstance(values, Sequence) and not isinstance(values, str):
+        if isinstance(values, list | tuple):
             values = [_only_number(value) for value in values]
         if not isinstance(values, list) or len(values) != 3 or None in values:
             raise WeightsError(
@@ -222,7 +222,7 @@ def input_settings(
 
 
 def _only_number(value: Any) -> float | None:
-    while isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
+    while isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]  # of a tensor of the shape (3, 1, 1)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
