@@ -141,7 +141,13 @@ def read_classifier(path: str | Path, *, key: str | None = None, prefix: str | N
         WeightsError: cannot be read; no tensors; several networks and no `key` or `prefix`.
         ArchitectureError: another network.
     """
-    path = Path(path)
+    try:
+        return _read(Path(path), key, prefix)
+    except RecursionError as error:
+        raise WeightsError(f"{path} holds lists or dictionaries nested without end") from error
+
+
+def _read(path: Path, key: str | None, prefix: str | None) -> Loaded:
     content = read_file(path, mmap=True)
     if not isinstance(content, Mapping):
         raise WeightsError(

@@ -403,6 +403,16 @@ def test_a_refused_conversion_leaves_all_as_it_was(name: str, number: int, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"w.pth", "out.pth", "out.pth.json"}
 
 
+def test_values_that_hold_themselves_are_refused(tmp_path: Path) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    circle: dict[str, Any] = {"model": state_of()}
+    circle["again"] = circle
+    for content in ({"state_dict": state_of(), "history": endless}, circle):
+        with pytest.raises(WeightsError, match="nested without end"):
+            read(content, tmp_path / "w.pth")
+
+
 def test_a_conversion_that_fails_at_its_last_step_leaves_all_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
