@@ -1,35 +1,50 @@
 """Detectron2 as the engine: its trainer, data loaders, evaluator and checkpoints under our checks.
 
-This is the reference engine. What differs from Detectron2's own training script: checkpoints are replaced
-atomically, several CPU processes work, and after loading the weights every backbone tensor is compared with
-the file, because Detectron2 only warns when nothing was loaded.
+This is the reference engine. What differs from Detectron2's own training script: images are read by the project's one reader,
+what is drawn depends on the seed and the iteration alone, so that a resumed run is the uninterrupted one, checkpoints are replaced
+atomically, several CPU processes work, and after loading the weights every backbone tensor is compared with the file, because
+Detectron2 only warns when nothing was loaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
+import random
 import traceback
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
 from detection.checks import load_detectron2_file, read_for_detectron2
 from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.evaluation import coco_results, evaluate, save_results
+from keepaug.data.reading import read_image
 from keepaug.runs.checkpoint import first_non_finite, read_weights_only
 from keepaug.runs.files import write_atomic, write_bytes_atomic
+from keepaug.runs.seeds import derive_seed
 
 try:
     import detectron2.utils.comm as comm
     from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data import (
+        DatasetCatalog,
+        DatasetFromList,
+        DatasetMapper,
+        MetadataCatalog,
+        build_detection_test_loader,
+    )
+    from detectron2.data import transforms as T
+    from detectron2.data.build import _train_loader_from_config  # the only way to the sampler of a config
     from detectron2.engine import (
         AMPTrainer,
         DefaultTrainer,
@@ -163,6 +178,67 @@ def register(name: str, dataset: CocoDataset) -> None:
     MetadataCatalog.get(name).set(thing_classes=dataset.thing_classes, normalised=dataset)
 
 
+class _Mapper(DatasetMapper):
+    """Detectron2's, with pixels from the project's one reader of images."""
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        record = copy.deepcopy(record)
+        image = np.asarray(read_image(record["file_name"], size=(record["height"], record["width"])))
+        if self.image_format == "BGR":
+            image = np.ascontiguousarray(image[:, :, ::-1])
+        seen = T.AugInput(image)
+        transforms = self.augmentations(seen)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        if self.is_train:
+            self._transform_annotations(record, transforms, seen.image.shape[:2])
+        else:
+            record.pop("annotations", None)
+        return record
+
+
+class _Batches(Sampler[list[tuple[int, int]]]):
+    """Batches of (number of the draw, position) from a sampler's stream, from batch `start` on.
+
+    Args:
+        stream: Detectron2's sampler of this process.
+        size: of a batch.
+        wide: of each image, whether wide and tall ones come apart.
+    """
+
+    def __init__(self, stream: Iterable[int], size: int, wide: Sequence[bool]) -> None:
+        self.stream, self.size, self.wide, self.start = stream, size, wide, 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        buckets: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        number = 0
+        for draw, position in enumerate(self.stream):
+            bucket = buckets[self.wide[position]]
+            bucket.append((draw, position))
+            if len(bucket) == self.size:
+                if number >= self.start:
+                    yield list(bucket)
+                number += 1
+                bucket.clear()
+
+
+class _Samples(Dataset[dict[str, Any]]):
+    """Mapped images; what an augmentation draws depends on the seed and the number of the draw alone."""
+
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: _Mapper, seed: int) -> None:
+        self.records, self.mapper, self.seed = DatasetFromList(records, copy=False), mapper, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        draw, position = item
+        seed = derive_seed(self.seed, "images", comm.get_rank(), draw) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)  # Detectron2's augmentations draw from it
+        return self.mapper(self.records[position])
+
+
+def _as_it_is(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return batch
+
+
 class _Checkpointer(DetectionCheckpointer):
     """Writes to a temporary file, then renames: a kill while saving leaves the previous checkpoint usable."""
 
@@ -246,6 +322,47 @@ class Trainer(DefaultTrainer):
             raise ConfigError(
                 f"Detectron2 cannot build the network of this config ({type(error).__name__}: {reason})"
             ) from error
+
+    @classmethod
+    def build_train_loader(cls, cfg: Any) -> DataLoader[dict[str, Any]]:
+        """The config's sampler and augmentations; its batches can begin anywhere."""
+        parts = _train_loader_from_config(cfg, mapper=_Mapper(cfg, is_train=True))
+        grouped, records = parts["aspect_ratio_grouping"], parts["dataset"]
+        wide = [bool(grouped and record["width"] > record["height"]) for record in records]
+        size = parts["total_batch_size"] // comm.get_world_size()
+        return DataLoader(
+            _Samples(records, parts["mapper"], cfg.SEED),
+            batch_sampler=_Batches(parts["sampler"], size, wide),
+            num_workers=parts["num_workers"],
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # else it would take a number from those of the first step
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: Any, dataset_name: str) -> Any:
+        """Detectron2's, with our mapper."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=_Mapper(cfg, is_train=False))
+
+    def train(self) -> Any:
+        """From where the checkpoint left the batches."""
+        self._trainer.data_loader.batch_sampler.start = self.start_iter
+        return super().train()
+
+    def run_step(self) -> None:
+        """One step; anchors and proposals are sampled from a seed of its own."""
+        torch.manual_seed(derive_seed(self.cfg.SEED, "samples", comm.get_rank(), self.iter))
+        super().run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detectron2's, and the moving average that its RetinaNet divides losses by."""
+        average = getattr(self.checkpointer.model, "loss_normalizer", None)
+        return {**super().state_dict(), "loss_normalizer": average}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        if (average := state_dict.get("loss_normalizer")) is not None:
+            self.checkpointer.model.loss_normalizer = average
 
     @classmethod
     def build_evaluator(cls, cfg: Any, dataset_name: str) -> _Evaluator:

@@ -186,7 +186,7 @@ def evaluate(dataset: CocoDataset, results: list[dict[str, Any]], *, backend: st
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     ready = validate_results(results, dataset)
-    backend, coco_class, eval_class = _load_backend(backend)
+    backend = _load_backend(backend)[0]
     truth = _ground_truth(dataset)
     if not ready:
         found = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
@@ -200,17 +200,7 @@ def evaluate(dataset: CocoDataset, results: list[dict[str, Any]], *, backend: st
             backend=backend,
             notes=["there were no detections at all: every figure is 0"],
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # all print their progress and tables
-        if backend == "hotcoco":
-            index = coco_class(truth)
-        else:
-            index = coco_class()
-            index.dataset = truth
-            index.createIndex()
-        evaluator = eval_class(index, index.loadRes(ready), "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
+    evaluator = score(truth, ready, backend)
     precision = np.asarray(evaluator.eval["precision"])  # (IoU, recall, class, area, max detections)
     return CocoMetrics(
         stats={
@@ -224,6 +214,23 @@ def evaluate(dataset: CocoDataset, results: list[dict[str, Any]], *, backend: st
         num_detections=len(ready),
         backend=backend,
     )
+
+
+def score(truth: dict[str, Any], results: list[dict[str, Any]], backend: str) -> Any:
+    """The evaluator of a backend after its work; pycocotools writes into what it is given, so it is given copies."""
+    backend, coco_class, eval_class = _load_backend(backend)
+    with contextlib.redirect_stdout(io.StringIO()):  # all print their progress and tables
+        if backend == "hotcoco":
+            index = coco_class(truth)
+        else:
+            index = coco_class()
+            index.dataset = truth
+            index.createIndex()
+        evaluator = eval_class(index, index.loadRes([{**result} for result in results]), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
 
 
 def _ground_truth(dataset: CocoDataset) -> dict[str, Any]:
@@ -254,7 +261,7 @@ def _load_backend(backend: str) -> tuple[str, Any, Any]:
         except ImportError as error:
             if backend == "hotcoco":
                 raise ImportError(f"backend 'hotcoco' needs hotcoco: {_REMEDY}") from error
-    if backend in ("auto", "faster"):
+    if backend in ("auto", "faster", "faster-coco-eval"):
         try:
             from faster_coco_eval import COCO, COCOeval_faster
 

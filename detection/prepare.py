@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from yacs.config import CfgNode
 
 from detection.coco import (
@@ -81,6 +83,7 @@ def prepare(job: Job) -> Prepared:
         _refuse_unhonoured(cfg)
     _check_processes(job, cfg, engine)
     notes += _check_output(job, cfg)
+    notes += _decide_seed(job, cfg)
     notes += _check_weights(job, cfg)
 
     train_name, val_name = _only(cfg, "TRAIN"), _only(cfg, "TEST")
@@ -217,6 +220,18 @@ def _decide_device(cfg: CfgNode) -> list[str]:
         cfg.SOLVER.AMP.ENABLED = False
         notes.append("mixed precision is off: it needs a CUDA device")
     return notes
+
+
+def _decide_seed(job: Job, cfg: CfgNode) -> list[str]:
+    """SEED -1 is any, and then the run's for good: a result must name it."""
+    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if cfg.SEED >= 0:
+        return []
+    if job.resume and saved.is_file():
+        cfg.SEED = int(yaml.safe_load(saved.read_text()).get("SEED", -1))
+    if cfg.SEED < 0:
+        cfg.SEED = secrets.randbelow(2**31)
+    return [f"SEED is {cfg.SEED}"]
 
 
 def _refuse_unhonoured(cfg: CfgNode) -> None:

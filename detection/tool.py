@@ -55,11 +55,13 @@ def precision_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
 def changed_settings(before: Mapping[str, Any], cfg: CfgNode) -> list[str]:
     """What a continuation would change of the run that wrote `before`; it may train longer and evaluate otherwise."""
     was, now = plain(flat(before)), plain(flat(cfg))
-    may = (*BOOKKEEPING, *_PRECISION, "SOLVER.MAX_ITER", "TEST.")
+    may = (*(set(BOOKKEEPING) - {"SEED"}), *_PRECISION, "SOLVER.MAX_ITER", "TEST.")
     return [
         f"{key} (was {was[key]!r}, is {value!r})"
         for key, value in now.items()
-        if key in was and was[key] != value and not key.startswith(may)
+        if key in was
+        and was[key] not in (value, *([-1] if key == "SEED" else []))
+        and not key.startswith(may)
     ]
 
 

@@ -7,7 +7,8 @@ Sections: `saliency` (table 3 of the paper as ratios: a step with each saliency 
 (images per second of the input beside a step's), `regions` (ways of choosing a region below the quantile), `fidelity` (share of
 regions that an approximation, or a map carried over from an earlier epoch, allows and the exact map forbids); and, only when
 named, `imagenet` (its input beside timm's), `uda` and `reid` (what Keep adds to a step, a minute each), `reid_evaluation`,
-`reid_reranking` (3 minutes, 10 GB where torchreid is installed) and `reid_large_gallery` (6 GB).
+`reid_reranking` (3 minutes, 10 GB where torchreid is installed), `reid_large_gallery` (6 GB) and
+`coco_evaluation` (every evaluator that is installed).
 The variants take turns, so that a change of the machine's speed hits all of them; the median of the rounds counts.
 """
 
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Section] = {
     "reid_evaluation": ("benchmarks.reid_evaluation", "evaluation_section"),
     "reid_reranking": ("benchmarks.reid_evaluation", "reranking_section"),
     "reid_large_gallery": ("benchmarks.reid_evaluation", "large_gallery_section"),
+    "coco_evaluation": ("benchmarks.coco_evaluation", "coco_evaluation_section"),
     "uda": ("benchmarks.uda_step", "uda_section"),
 }
 """Module and function of each; imported when it runs, with what it compares with."""
