@@ -236,8 +236,8 @@ def load_coco(
     return CocoDataset(
         records=kept,
         thing_classes=[str(entry["name"]) for entry in classes],
-        contiguous_to_json_id=[_typed(entry["id"]) for entry in classes],
-        json_image_ids=[_typed(entries[key]["id"]) for key in chosen],
+        contiguous_to_json_id=[one for entry in classes if (one := _typed(entry["id"])) is not None],
+        json_image_ids=[one for key in chosen if (one := _typed(entries[key]["id"])) is not None],
         json_path=Path(json_path),
         image_root=root,
         notes=notes.lines(),

@@ -255,9 +255,9 @@ def _load_backend(backend: str) -> tuple[str, Any, Any]:
     """Its name and its two classes; "auto" falls back from the fastest to the reference."""
     if backend in ("auto", "hotcoco"):
         try:
-            from hotcoco import COCO, COCOeval
+            import hotcoco
 
-            return "hotcoco", COCO, COCOeval
+            return "hotcoco", hotcoco.COCO, hotcoco.COCOeval
         except ImportError as error:
             if backend == "hotcoco":
                 raise ImportError(f"backend 'hotcoco' needs hotcoco: {_REMEDY}") from error

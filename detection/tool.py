@@ -78,7 +78,7 @@ def _arguments(config: Path, output: Path, given: Sequence[str]) -> list[str]:
     return ["--resume", "--config-file", str(config), *options, "OUTPUT_DIR", str(output), *keys]
 
 
-def _load(path: Path, given: Sequence[str]) -> CfgNode:
+def _load(path: Path | None, given: Sequence[str]) -> CfgNode:
     pairs = [item.partition("=")[::2] for item in given]
     return load_config(path, [part for pair in pairs if pair[0] != "data_root" for part in pair])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from pathlib import Path
@@ -212,7 +213,7 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
             if hasattr(bar, "set_postfix_str"):
                 bar.set_postfix_str(f"loss {values['total_loss']:.3f}", refresh=False)
         path = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
-        recorder.stop_if_asked(done, lambda path=path, at=iteration: _save(path, model, optimizer, at, seed))
+        recorder.stop_if_asked(done, functools.partial(_save, path, model, optimizer, iteration, seed))
         if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
             checkpoint = path
             _save(checkpoint, model, optimizer, iteration, seed)

@@ -51,13 +51,14 @@ class _Watched:
     """A file that remembers why it could not be written: `torch.save` says of a full disk "inline_container.cc"."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, content: bytes) -> int:
         try:
             return self.file.write(content)
         except OSError as error:
-            self.error: OSError | None = error
+            self.error = error
             raise
 
     def __getattr__(self, name: str) -> Any:
