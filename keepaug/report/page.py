@@ -14,6 +14,7 @@ from keepaug.report.aggregate import Group, aggregate, formatted, origin_name
 from keepaug.report.cells import Wanted
 from keepaug.report.pairs import SETTLED, compare
 from keepaug.report.paper import FilledTable, fill_table, load_paper
+from keepaug.runs import files
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
 
@@ -343,6 +344,7 @@ def _html(groups: Sequence[Group], tables: Sequence[FilledTable], title: str) ->
                 )
     page: str = template.render(
         title=title,
+        style=(Path(files.__file__).parent / "page.css").read_text(),
         summary=_summary(groups),
         rates=_rates(groups),
         rates_text=_RATES_TEXT,
