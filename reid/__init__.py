@@ -1,1 +1,1 @@
-"""Person re-identification adapter: `data`, `models`, `training` and `evaluation`; `evaluate` and `rerank` for features alone."""
+"""Person re-identification: data, models, training, evaluation; `evaluate` and `rerank` for features."""

@@ -1,7 +1,7 @@
 """Settings of a re-identification run, and the three recipes of the paper's table 8.
 
-A recipe is a name for six tricks. A trick left at null takes the recipe's value; a trick that is set must agree with the recipe,
-so that the name in a result means what it says (`recipe=custom` allows anything).
+A recipe is a name for six tricks. A trick left at null takes the recipe's value; a trick that is set must
+agree with the recipe, so that the name in a result means what it says (`recipe=custom` allows anything).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "bag_of_tricks": _BAG_OF_TRICKS,
     "bag_of_tricks_keep": {**_BAG_OF_TRICKS, "erasing": "keep"},
 }
-"""The tricks of each recipe (reid-strong-baseline, configs/baseline.yml and softmax_triplet_with_center.yml)."""
+"""Tricks of each recipe (reid-strong-baseline, configs/baseline.yml, softmax_triplet_with_center.yml)."""
 
 
 @dataclass
@@ -174,7 +174,7 @@ class ReidConfig:
 
 
 def resolve(config: ReidConfig) -> ReidConfig:
-    """Fill in the tricks that are null from the recipe (a custom recipe starts from bag_of_tricks); same object.
+    """Fill in the tricks that are null from the recipe (custom: from bag_of_tricks); same object.
 
     Raises:
         ConfigError: a trick that contradicts the recipe.
@@ -186,7 +186,8 @@ def resolve(config: ReidConfig) -> ReidConfig:
             setattr(config, key, value)
         elif config.recipe != "custom" and given != value:
             raise ConfigError(
-                f"recipe={config.recipe} means {key}={value}, got {key}={given}: set recipe=custom for other mixtures"
+                f"recipe={config.recipe} means {key}={value}, got {key}={given}: set recipe=custom for "
+                "other mixtures"
             )
     if config.neck == "none" and config.feature == "after":
         config.feature = "before"  # the same place; one name for it
@@ -207,7 +208,8 @@ def check(config: ReidConfig) -> None:
         )
     if config.arch not in ARCHITECTURES and not config.arch.startswith(TORCHREID):
         raise ConfigError(
-            f"arch is {config.arch!r}; allowed: {', '.join(ARCHITECTURES)}, {TORCHREID}NAME (torchreid:osnet_x1_0)"
+            f"arch is {config.arch!r}; allowed: {', '.join(ARCHITECTURES)}, {TORCHREID}NAME "
+            "(torchreid:osnet_x1_0)"
         )
     if config.arch.startswith(TORCHREID) and (not config.first_relu):
         raise ConfigError(f"first_relu=false is for torchvision's ResNets, not for {config.arch}")

@@ -16,7 +16,8 @@ def torchreid_module(name: str) -> Any:
     """`torchreid.reid.NAME` (0.2.5) or `torchreid.NAME` (1.4).
 
     Raises:
-        ImportError: torchreid is not installed, one of its undeclared dependencies is not, or neither path exists.
+        ImportError: torchreid is not installed, one of its undeclared dependencies is not, or neither path
+            exists.
     """
     top = _import("torchreid")
     if top is None:
@@ -26,7 +27,8 @@ def torchreid_module(name: str) -> Any:
         if module is not None:
             return module
     raise ImportError(
-        f"torchreid {getattr(top, '__version__', '')} has neither torchreid.reid.{name} nor torchreid.{name}; versions 0.2.5 and "
+        f"torchreid {getattr(top, '__version__', '')} has neither torchreid.reid.{name} nor "
+        f"torchreid.{name}; versions 0.2.5 and "
         "1.4 are known to work"
     )
 

@@ -29,8 +29,9 @@ class Distributed:
         world_size: number of processes.
         local_rank: rank on this machine.
         device: where this process computes.
-        joined: whether this object joined the process group, and leaves it; several runs share one that was there before:
-            a group that is left and joined again by one process while another is still in the old one breaks both.
+        joined: whether this object joined the process group, and leaves it; several runs share one that was
+            there before: a group that is left and joined again by one process while another is still in the
+            old one breaks both.
     """
 
     rank: int
@@ -131,10 +132,10 @@ class _Sum(torch.autograd.Function):
 
 
 def gather_all(value: Tensor) -> Tensor:
-    """(N, ...) of each process to (W N, ...) in the order of ranks, with gradients; without a process group, the value itself.
+    """(N, ...) of each process to (W N, ...) in the order of ranks, with gradients; alone, the value itself.
 
-    A loss of the result is the same on every process. DistributedDataParallel's mean over the processes then gives this loss's
-    gradient, as the backward pass sums over them. Every process must give as many rows.
+    A loss of the result is the same on every process. DistributedDataParallel's mean over the processes then
+    gives this loss's gradient, as the backward pass sums over them. Every process must give as many rows.
     """
     if not dist.is_initialized():
         return value
@@ -158,8 +159,8 @@ def gather_rows(value: Tensor, total: int) -> Tensor:
 class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the batches of all processes, on any device (torch's SyncBatchNorm is for GPUs alone).
 
-    Mean and variance in two passes, as BatchNorm on a single process, so that the two agree to rounding. The processes'
-    batches may differ in size.
+    Mean and variance in two passes, as BatchNorm on a single process, so that the two agree to rounding. The
+    processes' batches may differ in size.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -197,7 +198,7 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronize_batchnorm(module: nn.Module) -> nn.Module:
-    """Replace BatchNorm1d and 2d inside by one over all processes, with the same parameters and state_dict keys.
+    """Replace BatchNorm1d and 2d inside by one over all processes, with the same parameters and keys.
 
     Subclasses stay as they are: what they do besides would be lost.
 

@@ -27,7 +27,8 @@ def check_data(
     Args:
         data: the dataset.
         cameras: False evaluates without the camera rule, so that cameras may be missing.
-        allow_unmatched: queries without a match in the gallery are left out of the scores instead of being an error.
+        allow_unmatched: queries without a match in the gallery are left out of the scores instead of being an
+            error.
         allow_duplicates: two files may have the same contents, and a file may be listed twice.
         splits: the ones that are needed.
 
@@ -64,13 +65,14 @@ def check_cameras(data: ReidData, splits: Sequence[str] = SPLITS, *, cameras: bo
     without = [record for record in tested if record.camera is None]
     if without:
         raise ValueError(
-            f"the camera is missing for {len(without)} of {len(tested)} query and gallery images{_paths(without)}; "
+            f"the camera is missing for {len(without)} of {len(tested)} query and gallery "
+            f"images{_paths(without)}; "
             "add it, or set cameras=none to evaluate without the camera rule"
         )
 
 
 def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras: bool = True) -> None:
-    """Raise when the gallery holds no match for a query: its identity is absent, or only its own camera or file has it."""
+    """Raise when a query has no match: its identity is absent, or only its own camera or file has it."""
     present: dict[int, list[Record]] = defaultdict(list)
     for record in gallery:
         present[record.identity].append(record)
@@ -78,15 +80,19 @@ def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras
     if absent:
         identities = sorted({record.identity for record in absent})
         raise ValueError(
-            f"{len(identities)} of {len({record.identity for record in query})} query identities do not appear in the gallery "
-            f"(identities {_some(identities)}; {len(absent)} of {len(query)} queries{_paths(absent)}); the gallery has "
-            f"identities {_some(sorted(present))}. Were query and gallery numbered apart? allow_unmatched=true leaves them out"
+            f"{len(identities)} of {len({record.identity for record in query})} query identities do not "
+            "appear in the gallery "
+            f"(identities {_some(identities)}; {len(absent)} of {len(query)} queries{_paths(absent)}); the "
+            "gallery has "
+            f"identities {_some(sorted(present))}. Were query and gallery numbered apart? "
+            "allow_unmatched=true leaves them out"
         )
     others = [[one for one in present[record.identity] if one.path != record.path] for record in query]
     alone = [record for record, found in zip(query, others, strict=True) if not found]
     if alone:
         raise ValueError(
-            f"{len(alone)} of {len(query)} queries have no match but their own file{_paths(alone)}, which does not count; "
+            f"{len(alone)} of {len(query)} queries have no match but their own file{_paths(alone)}, which "
+            "does not count; "
             "allow_unmatched=true leaves these queries out"
         )
     if not cameras:
@@ -99,14 +105,16 @@ def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras
     if alone:
         number = Counter(record.camera for record in gallery)
         raise ValueError(
-            f"{len(alone)} of {len(query)} queries have no match from another camera{_paths(alone)}; the gallery's images by "
-            f"camera: {dict(sorted(number.items(), key=str))}. Set cameras=none to count matches from the same camera, or "
+            f"{len(alone)} of {len(query)} queries have no match from another camera{_paths(alone)}; the "
+            "gallery's images by "
+            f"camera: {dict(sorted(number.items(), key=str))}. Set cameras=none to count matches from the "
+            "same camera, or "
             "allow_unmatched=true to leave these queries out"
         )
 
 
 def same_files(query: Sequence[Record], gallery: Sequence[Record]) -> list[tuple[int, int]]:
-    """Pairs (query, gallery image) that are one file, by path or by contents; only files of equal size are read."""
+    """Pairs (query, gallery image) of one file, by path or contents; only files of equal size are read."""
     sizes = {record.path: record.path.stat().st_size for record in (*query, *gallery)}
     common = {sizes[record.path] for record in query} & {sizes[record.path] for record in gallery}
     contents = {
@@ -156,7 +164,8 @@ def check_duplicates(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
         same += [" = ".join(names) for names in by_content.values() if len(names) > 1]
     if same:
         raise ValueError(
-            f"{len(same)} image(s) exist more than once under different names: {_some(same)}; remove the copies, or set "
+            f"{len(same)} image(s) exist more than once under different names: {_some(same)}; remove the "
+            "copies, or set "
             "allow_duplicates=true"
         )
 

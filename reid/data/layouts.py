@@ -29,7 +29,7 @@ __all__ = [
 
 SPLITS = ("train", "query", "gallery")
 JUNK = -1
-"""The identity of images that the protocol leaves out; 0 (false detections, distractors) stays in the gallery."""
+"""The identity of images that the protocol leaves out; 0 (false detections) stays in the gallery."""
 OFFICIAL_SIZES = {
     "market1501": (12936, 3368, 15913),  # the gallery without its 3,819 junk images
     "dukemtmc": (16522, 2228, 17661),
@@ -105,8 +105,8 @@ def open_data(layout: str, root: str | Path) -> ReidData:
 
     Args:
         layout: one of `LAYOUTS`.
-        root: the dataset's folder or one above it; or a CSV file, whatever the layout, with the columns path (relative to
-            the file), identity, camera (may be empty) and split (train, query or gallery).
+        root: the dataset's folder or one above it; or a CSV file, whatever the layout, with the columns path
+            (relative to the file), identity, camera (may be empty) and split (train, query or gallery).
 
     Raises:
         FileNotFoundError: the folder, the file or a part of the layout is missing.
@@ -130,7 +130,8 @@ def name_of(data: ReidData, given: str = "") -> str:
     official = data.layout if OFFICIAL_SIZES.get(data.layout) == sizes else ""
     if given in OFFICIAL_SIZES and given != official:
         raise ConfigError(
-            f"data_name={given} is the name of the official data with {OFFICIAL_SIZES[given]} images for training, query and "
+            f"data_name={given} is the name of the official data with {OFFICIAL_SIZES[given]} images for "
+            "training, query and "
             f"gallery; {data.root} has {sizes} in the layout {data.layout}: choose another name"
         )
     if given or official:
@@ -147,7 +148,8 @@ def _read_market(layout: str, root: Path) -> ReidData:
     if base is None:
         found = sorted(path.name for path in root.iterdir())[:10]
         raise FileNotFoundError(
-            f"{root} is not in the {layout} layout: expected the folders {', '.join(folders.values())}, found "
+            f"{root} is not in the {layout} layout: expected the folders {', '.join(folders.values())}, "
+            "found "
             f"{', '.join(found) or 'nothing'}"
         )
     data = ReidData(layout, base, [], [], [])
@@ -165,7 +167,8 @@ def _read_market(layout: str, root: Path) -> ReidData:
             f"file name(s) in {base / folder} are not IDENTITY_cCAMERA..., such as 0002_c1s1_000451_03.jpg",
         )
     for split, records in listed.items():
-        # Identity 0 is nobody in the published galleries, which have it nowhere else; a set numbered from 0 has.
+        # Identity 0 is nobody in the published galleries, which have it nowhere else; a set numbered from 0
+        # has.
         kept = [record for record in records if record.identity >= 0]
         if len(kept) < len(records):
             data.left_out[split] = len(records) - len(kept)
@@ -243,7 +246,7 @@ def _read_csv(path: Path) -> ReidData:
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of `COLUMNS` and their "line"; columns in any order and case, between commas, semicolons or tabs."""
+    """Rows of `COLUMNS` and "line"; columns in any order and case, between commas, semicolons or tabs."""
     text = _decoded(path.read_bytes())
     head = next((line for line in text.splitlines() if line.strip()), "")
     # What the header is divided by: spreadsheets write semicolons where the comma is the decimal sign.
@@ -259,7 +262,8 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
                 names = [cell.strip().lower() for cell in cells]
                 if missing := [column for column in COLUMNS if column not in names]:
                     raise ValueError(
-                        f"{path} lacks the column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}, found "
+                        f"{path} lacks the column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}, "
+                        "found "
                         f"{', '.join(names)}"
                     )
                 continue
@@ -293,7 +297,7 @@ def _existing(base: Path, name: str) -> Path:
 
 
 def _numbers(names: Iterable[str]) -> dict[str, int]:
-    """Whole numbers keep their value if all names are such and differ in it; otherwise positions in alphabetical order."""
+    """Whole numbers keep their value if all are such and differ in it; otherwise alphabetical places."""
     unique = sorted(set(names))
     if all(name.isascii() and name.isdecimal() for name in unique):
         values = {name: int(name) for name in unique}
@@ -318,7 +322,8 @@ def _images(folder: Path) -> list[Path]:
     others = sorted(path.name for path in files if path.suffix.lower() in _OTHER_IMAGES)
     if others:
         raise ValueError(
-            f"{folder} has {len(others)} image(s) of a kind that this layout does not have: {', '.join(others[:3])}; "
+            f"{folder} has {len(others)} image(s) of a kind that this layout does not have: "
+            f"{', '.join(others[:3])}; "
             f"convert them to one of {', '.join(_EXTENSIONS)}"
         )
     folders = (
@@ -326,7 +331,8 @@ def _images(folder: Path) -> list[Path]:
     )
     if folders:
         raise ValueError(
-            f"{folder} has no images but {len(folders)} folder(s): {', '.join(folders[:3])}; this layout has all images "
+            f"{folder} has no images but {len(folders)} folder(s): {', '.join(folders[:3])}; this layout "
+            "has all images "
             "directly in it (a CSV file lists images wherever they lie: root=FILE.csv)"
         )
     return images

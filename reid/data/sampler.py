@@ -22,10 +22,11 @@ _AHEAD = 2  # batches read in advance
 class IdentitySampler:
     """P x K batches of an epoch as a function of seed and epoch.
 
-    As in Bag of Tricks, an identity with n images gives n // K groups of K an epoch (one, filled up with repeats, if n <= K), and a
-    batch has groups of P different identities. Unlike there, an identity goes on in the next epoch with the images that were left
-    over (each pass over them has a new order), and no group is dropped: groups are dealt to the batches in turn, which keeps equal
-    identities apart, and the few missing groups are filled in from other identities.
+    As in Bag of Tricks, an identity with n images gives n // K groups of K an epoch (one, filled up with
+    repeats, if n <= K), and a batch has groups of P different identities. Unlike there, an identity goes on
+    in the next epoch with the images that were left over (each pass over them has a new order), and no group
+    is dropped: groups are dealt to the batches in turn, which keeps equal identities apart, and the few
+    missing groups are filled in from other identities.
 
     Args:
         labels: (N,) int64 class of each image.
@@ -43,7 +44,8 @@ class IdentitySampler:
         self.members = [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
         if len(self.members) < identities:
             raise ValueError(
-                f"a batch needs {identities} identities, and there are {len(self.members)} with {len(labels)} images: "
+                f"a batch needs {identities} identities, and there are {len(self.members)} with "
+                f"{len(labels)} images: "
                 f"set identities={max(2, len(self.members))} or less"
             )
         self._passes: dict[int, tuple[int, Tensor]] = {}  # the last one of each identity, to go on from
@@ -111,7 +113,8 @@ class IdentitySampler:
     def _pass(self, identity: int, number: int) -> Tensor:
         """All images of an identity in the order of its `number`-th pass.
 
-        An epoch that begins with the rest of one pass goes on with the images of the next that were not in it.
+        An epoch that begins with the rest of one pass goes on with the images of the next that were not in
+        it.
         """
         member, taken = self.members[identity], self.groups[identity] * self.num_images
         last, order = self._passes.get(identity, (-1, member))
@@ -170,7 +173,8 @@ class IdentityLoader(Loader):
     ) -> None:
         if sampler.num_identities % world_size:
             raise ValueError(
-                f"{sampler.num_identities} identities per batch cannot be divided over {world_size} processes: each takes whole "
+                f"{sampler.num_identities} identities per batch cannot be divided over {world_size} "
+                "processes: each takes whole "
                 f"identities; set identities to a multiple of {world_size}"
             )
         super().__init__(

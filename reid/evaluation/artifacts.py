@@ -89,9 +89,10 @@ def _ranked(path: Path, config: ReidConfig, tested: TestSet, scored: Scored) -> 
 def erased_importance(
     config: ReidConfig, network: ReidNetwork, train: IdentityLoader, device: torch.device
 ) -> dict[str, float]:
-    """Percentage of erased regions above the tau-quantile of importance, by RandomErasing and by KeepRandomErasing.
+    """Percentage of erased regions above the tau-quantile, by RandomErasing and by KeepRandomErasing.
 
-    Measured on some training images with the saliency of the trained network; nothing where nothing is erased or drawn.
+    Measured on some training images with the saliency of the trained network; nothing where nothing is erased
+    or drawn.
     """
     if not config.pictures or config.erasing == "none":
         return {}

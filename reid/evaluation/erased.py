@@ -1,4 +1,4 @@
-"""How often erasing takes what matters: regions above the tau-quantile of importance among regions of their own size."""
+"""How often erasing takes what matters: regions above the tau-quantile among those of their own size."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ErasingShares(NamedTuple):
 def is_important(regions: Regions, heat: Tensor, *, tau: float = 0.6) -> Tensor:
     """Whether each region is above the tau-quantile of its image's regions of the same size (Algorithm 1).
 
-    Counted here from the scores of all candidates, not with the sampling's code: above are regions with at least
-    max(1, floor(tau n)) of the n candidates scoring strictly lower.
+    Counted here from the scores of all candidates, not with the sampling's code: above are regions with at
+    least max(1, floor(tau n)) of the n candidates scoring strictly lower.
 
     Args:
         regions: one per image, inside it; height 0 where nothing is erased.

@@ -28,8 +28,8 @@ def export_onnx(
 ) -> Path:
     """Write a network that takes (N, 3, height, width) float32 "images" and gives "features", for any N.
 
-    The file is written after onnxruntime has given, on batches of 1 and 3, what torch gives. The module is copied, in evaluation
-    mode on the CPU, and left as it is.
+    The file is written after onnxruntime has given, on batches of 1 and 3, what torch gives. The module is
+    copied, in evaluation mode on the CPU, and left as it is.
 
     Args:
         path: the file.

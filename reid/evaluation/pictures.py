@@ -46,10 +46,10 @@ def draw_ranked_lists(
     top: int = 10,
     size: tuple[int, int] = (128, 64),
 ) -> Path:
-    """A row for each query: the query, then the nearest gallery images, right ones framed green and wrong ones red.
+    """A row for each query: itself, then the nearest gallery images, green frames right and red ones wrong.
 
-    Camera and distance stand below each. What is junk for the query (its own camera, negative identities) is left out, as in
-    the evaluation.
+    Camera and distance stand below each. What is junk for the query (its own camera, negative identities) is
+    left out, as in the evaluation.
 
     Args:
         path: PNG file.
@@ -171,7 +171,8 @@ def draw_erasing(
 ) -> Path:
     """Four rows: the images, their saliency over them, what RandomErasing and what KeepRandomErasing erases.
 
-    Both erase regions of the same sizes. A red frame: the region is above the tau-quantile of importance; green: it is not.
+    Both erase regions of the same sizes. A red frame: the region is above the tau-quantile of importance;
+    green: it is not.
 
     Args:
         path: PNG file.
@@ -193,7 +194,8 @@ def draw_erasing(
     """
     if images.ndim != 4 or not len(images) or heat.shape != (len(images), *images.shape[2:]):
         raise ValueError(
-            f"expected (N, 3, H, W) images and (N, H, W) saliency, got {tuple(images.shape)} and {tuple(heat.shape)}"
+            f"expected (N, 3, H, W) images and (N, H, W) saliency, got {tuple(images.shape)} and "
+            f"{tuple(heat.shape)}"
         )
     images, heat = images.detach().float().cpu(), heat.detach().float().cpu()
     shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))

@@ -1,9 +1,10 @@
 """Re-identification scores by the Market-1501 protocol: CMC, mAP and mINP, exact, in chunks of queries.
 
-Positives are listed once by identity. Per chunk of queries: one matrix product, junk to infinity, the *values* sorted, and the
-positives looked up among them by bisection: the rank of a positive is the number of smaller distances, so that no index has
-to be carried through the sort and no matrix of matches is built. On a CPU the sort is numpy's, in place: it is vectorised
-(45 times torch's, 7 times counting comparisons, at Market-1501's size).
+Positives are listed once by identity. Per chunk of queries: one matrix product, junk to infinity, the
+*values* sorted, and the positives looked up among them by bisection: the rank of a positive is the number of
+smaller distances, so that no index has to be carried through the sort and no matrix of matches is built. On a
+CPU the sort is numpy's, in place: it is vectorised (45 times torch's, 7 times counting comparisons, at
+Market-1501's size).
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ def evaluate(
 ) -> ReidMetrics:
     """Score the ranking of the gallery by distance for every query.
 
-    A gallery image of the query's identity and camera is junk for that query, and so is an image of a negative identity
-    (-1, distractors that the protocol ignores): neither helps nor harms. Identity 0 (false detections) is never a match, as
-    no query has it. All arguments may be tensors, arrays of numpy, or lists.
+    A gallery image of the query's identity and camera is junk for that query, and so is an image of a
+    negative identity (-1, distractors that the protocol ignores): neither helps nor harms. Identity 0 (false
+    detections) is never a match, as no query has it. All arguments may be tensors, arrays of numpy, or lists.
 
     Args:
         query_features: (Q, D) floating; half precision is scored in float32, also under autocast.
@@ -90,20 +91,21 @@ def evaluate(
         gallery_ids: (G,) of the same kind.
         query_cameras: (Q,) integers or texts; None for both evaluates without the camera rule.
         gallery_cameras: (G,) of the same kind.
-        excluded: (M, 2) integer, pairs (query, gallery image) that are junk for each other: one file in both, which would
-            be its own nearest match.
+        excluded: (M, 2) integer, pairs (query, gallery image) that are junk for each other: one file in both,
+            which would be its own nearest match.
         metric: "cosine" or "euclidean".
         ties: a match at the same distance as a wrong image is ranked behind it ("pessimistic") or before it
             ("optimistic"): the result does not depend on the order of the gallery.
         max_rank: length of the CMC curve.
-        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries if that takes no more than 512 MB.
-            Features are not copied.
+        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries if that takes no more than
+            512 MB. Features are not copied.
 
     Returns:
         The scores.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, or no query with a match in the gallery.
+        ValueError: shapes that do not fit, features that are not finite, or no query with a match in the
+            gallery.
         TypeError: features not floating point, or identities not integer.
     """
     query, gallery = as_features(query_features, gallery_features)
@@ -130,7 +132,8 @@ def evaluate_distances(
     """Score given distances, those of re-ranking for example.
 
     Args:
-        distances: (Q, G) floating, smaller is nearer, left as it is; or its chunks of rows, in order, which are overwritten.
+        distances: (Q, G) floating, smaller is nearer, left as it is; or its chunks of rows, in order, which
+            are overwritten.
         query_ids: as in `evaluate`.
         gallery_ids: as in `evaluate`.
         query_cameras: as in `evaluate`.
@@ -179,10 +182,12 @@ def distance_chunks(
         query_features: (Q, D) floating.
         gallery_features: (G, D).
         metric: "cosine" or "euclidean".
-        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries if that takes no more than 512 MB.
+        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries if that takes no more than
+            512 MB.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, unknown metric. At once, not at the first chunk.
+        ValueError: shapes that do not fit, features that are not finite, unknown metric. At once, not at the
+            first chunk.
         TypeError: features that are not floating point.
     """
     check_features(query_features, gallery_features)
@@ -226,10 +231,11 @@ def _chunk_size(num_gallery: int) -> int:
 
 
 def _squares(name: str, features: Tensor) -> Tensor:
-    """(N,) squared lengths, in float32 at least; told from them in passing whether all features are finite."""
+    """(N,) squared lengths, in float32 at least, by which infinite features and NaN are found too."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     squares = torch.empty(len(features), dtype=dtype, device=features.device)
-    # Into a vector that is there: small results between large temporary ones would fragment the heap by gigabytes.
+    # Into a vector that is there: small results between large temporary ones would fragment the heap by
+    # gigabytes.
     for part, target in zip(features.detach().split(_BLOCK), squares.split(_BLOCK), strict=True):
         torch.sum(part.to(dtype).square(), dim=1, out=target)
     if not bool(torch.isfinite(squares).all()):
@@ -239,7 +245,7 @@ def _squares(name: str, features: Tensor) -> Tensor:
 
 @dataclass
 class _Sums:
-    """Per chunk: rank of the first match, average precision and P / rank of the last, of the queries with a match."""
+    """Per chunk, of queries with a match: rank of the first, average precision, P / rank of the last."""
 
     first: list[Tensor] = field(default_factory=list)
     precision: list[Tensor] = field(default_factory=list)
@@ -278,7 +284,8 @@ class _Protocol:
         part = slice(self.done, self.done + len(distances))
         if distances.ndim != 2 or distances.shape[1] != self.num_gallery or part.stop > self.num_queries:
             raise ValueError(
-                f"distances must be rows of {self.num_gallery} gallery images for {self.num_queries} queries; got "
+                f"distances must be rows of {self.num_gallery} gallery images for {self.num_queries} "
+                "queries; got "
                 f"{tuple(distances.shape)} after {self.done} rows"
             )
         self.done = part.stop
@@ -367,7 +374,8 @@ def check_features(query: Tensor, gallery: Tensor) -> None:
     """Refuse what is no pair of (Q, D) and (G, D) floating features of one dtype and device."""
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(
-            f"features must be (Q, D) and (G, D), got {tuple(query.shape)} and {tuple(gallery.shape)}; flatten or pool them"
+            f"features must be (Q, D) and (G, D), got {tuple(query.shape)} and {tuple(gallery.shape)}; "
+            "flatten or pool them"
         )
     if not len(query) or not len(gallery):
         raise ValueError(
@@ -402,7 +410,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
     wanted = array.dtype if array.dtype.kind == "f" else np.dtype(np.int64)
     if wanted.itemsize > 8:  # extended precision, which torch lacks
         wanted = np.dtype(np.float64)
-    # Torch takes neither foreign byte orders nor negative strides, and warns about arrays it could not write to.
+    # Torch takes neither foreign byte orders nor negative strides, and warns about arrays it could not write
+    # to.
     return torch.from_numpy(np.require(array, wanted.newbyteorder("="), ["C", "W"]))
 
 
@@ -461,7 +470,8 @@ class _Labels(NamedTuple):
         return cls(query, gallery, *cameras, pairs)
 
     def to(self, device: torch.device) -> _Labels:
-        return _Labels(*(None if value is None else value.to(device) for value in self))  # type: ignore[arg-type]
+        moved: Any = [None if value is None else value.to(device) for value in self]
+        return _Labels(*moved)
 
 
 def _numbers(name: str, query: Any, gallery: Any) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,14 @@
 """k-reciprocal re-ranking (Zhong et al., CVPR 2017), sparse and in blocks.
 
-Only the k1 + 1 nearest neighbours of an image decide its k-reciprocal set, so no more is kept of the (N, N) distances, N queries
-and gallery together: each symmetric block is computed once, offers its candidates to the rows and to the columns, and is
-forgotten. The sets, the weights and the Jaccard distances are sparse matrices of some hundred entries a row.
+Only the k1 + 1 nearest neighbours of an image decide its k-reciprocal set, so no more is kept of the (N, N)
+distances, N queries and gallery together: each symmetric block is computed once, offers its candidates to the
+rows and to the columns, and is forgotten. The sets, the weights and the Jaccard distances are sparse matrices
+of some hundred entries a row.
 
-Which distance: the formula's d is the *squared* Euclidean distance, of normalized features for "cosine" (2 - 2 cos), divided by the
-row's largest one, as in the authors' code. torchreid's function squares what it is given, and its engine gives it squared
-distances already (for "cosine": 1 - cos); given true distances it computes what is computed here.
+Which distance: the formula's d is the *squared* Euclidean distance, of normalized features for "cosine" (2 -
+2 cos), divided by the row's largest one, as in the authors' code. torchreid's function squares what it is
+given, and its engine gives it squared distances already (for "cosine": 1 - cos); given true distances it
+computes what is computed here.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def rerank(
     """Distances after re-ranking, for `reid.evaluation.protocol.evaluate_distances`.
 
     Args:
-        query_features: (Q, D) floating; half precision is computed in float32. A tensor, an array of numpy, or lists.
+        query_features: (Q, D) floating; half precision is computed in float32. A tensor, an array of numpy,
+            or lists.
         gallery_features: (G, D).
         k1: neighbours that make a k-reciprocal set (section 3.2).
         k2: neighbours averaged by the local query expansion (section 3.4), at most k1 + 1; 1 leaves it out.
@@ -113,7 +116,7 @@ def rerank_distances(
 
 
 class _Distances(Protocol):
-    """Squared distances between all images, queries first: blocks of them, and those at the places of a CSR matrix."""
+    """Squared distances between all images, queries first: in blocks, and at the places of a CSR matrix."""
 
     num: int
 
@@ -151,7 +154,8 @@ class _FeatureDistances:
             pattern = torch.sparse_csr_tensor(
                 starts, second, features.new_zeros(len(second)), shape, check_invariants=False
             )
-            # Inner products at the pattern's places alone, read in place: 20 times a product of gathered rows.
+            # Inner products at the pattern's places alone, read in place: 20 times a product of gathered
+            # rows.
             inner = torch.sparse.sampled_addmm(pattern, features, features.T, beta=0).values()
         return (halves[first] + halves[second] - inner).mul_(2).clamp_(min=0).cpu()
 
@@ -199,7 +203,7 @@ def _rerank(
 def _nearest(
     source: _Distances, num_queries: int, count: int, block: int
 ) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """(N, count) nearest images, nearest first (the lower index at equal distances); (N,) largest distances; (Q, G) distances."""
+    """(N, count) nearest images, nearest first (then the lower index); (N,) largest, (Q, G) distances."""
     num = source.num
     values = torch.full((num, count), torch.inf)
     indices = torch.zeros(num, count, dtype=torch.int64)
@@ -223,7 +227,7 @@ def _nearest(
 
 
 def _offer(part: Tensor, offset: int, rows: slice, values: Tensor, indices: Tensor) -> None:
-    """Take from a block (rows, columns from `offset` on) what is nearer than the rows' furthest neighbours so far.
+    """Take from a block (columns from `offset` on) what is nearer than the rows' furthest neighbours so far.
 
     Blocks come in the order of their columns, so that a stable sort prefers the lower index.
     """
@@ -294,7 +298,7 @@ def _expanded_sets(neighbours: np.ndarray, k1: int, sparse: Any) -> Any:
 
 
 def _add_jaccard(result: Tensor, members: Any, num_queries: int, weight: float) -> None:
-    """Add `weight` x the Jaccard distance (Eq. 10): sum of minima over sum of maxima, both rows summing to 1."""
+    """Add `weight` x the Jaccard distance (Eq. 10): sum of minima over sum of maxima, rows summing to 1."""
     queries, gallery = members[:num_queries].tocsr(), members[num_queries:].tocsc()
     num_gallery = gallery.shape[0]
     lengths = np.diff(gallery.indptr)

@@ -23,7 +23,8 @@ def evaluate_weights(
 ) -> dict[str, dict[str, float]]:
     """Score trained weights on the config's test sets; writes evaluation.json and pictures, no result.json.
 
-    What the weights say about the network (architecture, neck, image size, normalization) goes before the config.
+    What the weights say about the network (architecture, neck, image size, normalization) goes before the
+    config.
 
     Args:
         config: settings of data and evaluation.

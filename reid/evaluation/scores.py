@@ -65,7 +65,7 @@ def in_percent(found: ReidMetrics) -> dict[str, float]:
 
 
 def rerank_scores(scored: Scored, tested: TestSet, config: ReidConfig) -> dict[str, float]:
-    """The scores after re-ranking (k1, k2, lambda of the config), with "_reranked" behind their names, in percent."""
+    """Scores in percent after re-ranking (k1, k2, lambda of the config), "_reranked" behind their names."""
     distances = rerank(
         scored.query,
         scored.gallery,

@@ -18,13 +18,14 @@ __all__ = ["ReidNetwork", "build_reid_network"]
 
 
 class ReidNetwork(nn.Module):
-    """Features before the neck for the triplet and center losses, after it for the identity loss and for the ranking.
+    """Features before the neck for triplet and center loss, after it for identity loss and ranking.
 
     Args:
         backbone: images to features (N, D).
         feature_dim: D.
         num_identities: classes of the identity classifier.
-        neck: "bnneck" (BatchNorm with a bias frozen at 0, then a classifier without bias) or "none" (a classifier with bias).
+        neck: "bnneck" (BatchNorm with a bias frozen at 0, then a classifier without bias) or "none" (a
+            classifier with bias).
     """
 
     def __init__(

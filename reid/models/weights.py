@@ -1,4 +1,4 @@
-"""ImageNet weights into a backbone, trained weights into a network; whatever does not fit is an error that names the keys."""
+"""Weights into a backbone or a whole network; whatever does not fit is an error that names the keys."""
 
 from __future__ import annotations
 
@@ -73,11 +73,13 @@ def load_backbone(
     last_stride: int | None = None,
     first_relu: bool | None = None,
 ) -> dict[str, Any]:
-    """Put trained weights into the backbone; what is no part of it, classification layers above all, is left out.
+    """Put trained weights into the backbone; what is no part of it, heads above all, is left out.
 
-    Takes torchvision's and torchreid's state dicts (its `model.pth.tar-N` too), the `weights.pt` of a classifier's run, what
-    `tools/convert_backbone.py --reverse` writes, and the weights of a re-identification run, whatever its identities were:
-    its BNNeck comes along. Whatever prefix the keys have (`module.`, `base.`, `backbone.`) is found.
+    Takes torchvision's and torchreid's state dicts (its `model.pth.tar-N` too), the `weights.pt` of a
+    classifier's run, what
+    `tools/convert_backbone.py --reverse` writes, and the weights of a re-identification run, whatever its
+    identities were: its BNNeck comes along. Whatever prefix the keys have (`module.`, `base.`, `backbone.`)
+    is found.
 
     Args:
         network: the network whose backbone is filled.
@@ -92,7 +94,8 @@ def load_backbone(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: keys or shapes that do not fit, values that are not finite, another normalization, several networks.
+        ValueError: keys or shapes that do not fit, values that are not finite, another normalization, several
+            networks.
     """
     content = _read(path)
     for key, given in (("mean", mean), ("std", std)):
@@ -104,8 +107,10 @@ def load_backbone(
     for key, value in (("last_stride", last_stride), ("first_relu", first_relu)):
         if content.get("kind") == KIND and value is not None and content.get(key) not in (value, None):
             raise ConfigError(
-                f"{path} was trained with {key}={content[key]}, the config says {key}={value}: the features would be "
-                f"others; set {key}={str(content[key]).lower()} (and recipe=custom, if the recipe means another)"
+                f"{path} was trained with {key}={content[key]}, the config says {key}={value}: the "
+                "features would be "
+                f"others; set {key}={str(content[key]).lower()} (and recipe=custom, if the recipe means "
+                "another)"
             )
     if content.get("color_order", "RGB") != "RGB":
         raise ConfigError(f"{path} wants {content['color_order']} images; ReID reads RGB")
@@ -136,7 +141,8 @@ def _backbone_of(backbone: nn.Module, found: Mapping[str, Tensor], path: str | P
     ]
     if different:
         raise ConfigError(
-            f"{path} holds several networks that differ, below {', '.join(repr(one) for one in (complete[0], *different))}: "
+            f"{path} holds several networks that differ, below "
+            f"{', '.join(repr(one) for one in (complete[0], *different))}: "
             "save the one that is meant in a file of its own"
         )
     prefix = (complete or prefixes or [""])[0]
@@ -204,7 +210,8 @@ def load_trained(path: str | Path) -> dict[str, Any]:
     content = _read(path)
     if content.get("kind") != KIND:
         raise ValueError(
-            f"{path} holds no trained ReID network (keys: {', '.join(map(str, list(content)[:5]))}); --eval-only takes the "
+            f"{path} holds no trained ReID network (keys: {', '.join(map(str, list(content)[:5]))}); "
+            "--eval-only takes the "
             "weights.pt or best.pt of a ReID run, weights=FILE takes ImageNet weights"
         )
     return content

@@ -1,8 +1,9 @@
 """Training and testing on torchreid's Engine.
 
-torchreid's loop over batches, its registration of networks and optimizers and its model modes are used as they are; `forward_backward`
-is ours. What its Engine gets wrong is overridden here: it opens frozen parameters each epoch, tests by a protocol that fails on
-small galleries and returns the last target's rank-1 alone, and saves checkpoints that cannot be read back.
+torchreid's loop over batches, its registration of networks and optimizers and its model modes are used as
+they are; `forward_backward` is ours. What its Engine gets wrong is overridden here: it opens frozen
+parameters each epoch, tests by a protocol that fails on small galleries and returns the last target's rank-1
+alone, and saves checkpoints that cannot be read back.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class KeepEngine(_Engine):
         return min(total, self.config.max_steps) if self.config.max_steps else total
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        """Train to the end, with an evaluation every `eval_every` epochs and after the last; checkpoints after each epoch.
+        """Train to the end; evaluate every `eval_every` epochs and at the end, checkpoint after each epoch.
 
         torchreid's own arguments are not taken: the settings are in the config.
         """
@@ -280,12 +281,13 @@ class KeepEngine(_Engine):
         self.recorder, self.step, self.best = recorder, state["step"], state.get("best", -1.0)
         if self.step > self.total_steps:
             raise ConfigError(
-                f"{recorder.path} holds a run of {self.step} steps, more than the {self.total_steps} asked for: raise "
+                f"{recorder.path} holds a run of {self.step} steps, more than the {self.total_steps} asked "
+                "for: raise "
                 "epochs or max_steps, or choose another folder"
             )
 
     def save(self) -> None:
-        """Write the checkpoint: everything that the rest of the run depends on, as tensors and plain numbers."""
+        """Write the checkpoint: all that the rest of the run depends on, as tensors and plain numbers."""
         if self.recorder is not None:
             about = describe_network(self.config, self.datamanager.labels, self.recorder.provenance)
             self.recorder.save(self.step, **about, best=self.best)
@@ -297,5 +299,5 @@ class KeepEngine(_Engine):
             save_trained(self.network, self.recorder.path / name, about)
 
     def save_model(self, epoch: int, rank1: float, save_dir: str, is_best: bool = False) -> None:
-        """`save`, under torchreid's name; its own checkpoint holds a numpy number, which weights_only loading refuses."""
+        """`save`, by torchreid's name; its own checkpoints hold numpy numbers, which weights_only refuses."""
         self.save()

@@ -1,4 +1,4 @@
-"""Random erasing inside the training step: after mirror, padding, crop and normalization (paper, section 4.4)."""
+"""Random erasing in the training step: after mirror, padding, crop and normalization (section 4.4)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def draw_erasing(
 ) -> Draw | None:
     """Which images of all processes are erased and how large their regions are; None without erasing.
 
-    All processes draw for the whole batch from equal generators, so that they together erase what one process would.
+    All processes draw for the whole batch from equal generators, so that they together erase what one process
+    would.
 
     Args:
         eraser: from `build_eraser`.
@@ -86,7 +87,8 @@ def erase(
         heat: from `heat_of`.
         drawn: from `draw_erasing`.
         regions_generator: the one of `draw_erasing`.
-        fill_generator: of this process: random filling is the only thing that differs between numbers of processes.
+        fill_generator: of this process: random filling is the only thing that differs between numbers of
+            processes.
         world: this process among others; None: it is alone.
 
     Returns:

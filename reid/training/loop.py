@@ -25,14 +25,15 @@ __all__ = ["train"]
 def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
     """Train and evaluate; everything ends up in the folder `output`.
 
-    Interrupted at any moment and called again with `resume`, it ends with the same weights as without the interruption, bit for
-    bit on a CPU.
+    Interrupted at any moment and called again with `resume`, it ends with the same weights as without the
+    interruption, bit for bit on a CPU.
 
     Args:
         config: settings; tricks that are None are filled in from the recipe.
-        output: run folder: checkpoint.pt, weights.pt (last), best.pt (highest mAP), metrics.jsonl, result.json, pictures.
-        resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet), for more epochs than before
-            if `epochs` says so.
+        output: run folder: checkpoint.pt, weights.pt (last), best.pt (highest mAP), metrics.jsonl,
+            result.json, pictures.
+        resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet), for more
+            epochs than before if `epochs` says so.
 
     Returns:
         The metrics of result.json, in percent; nothing on processes other than the main one.
@@ -88,12 +89,14 @@ def _announce(manager: DataManager) -> None:
         for split, number in one.data.left_out.items()
     )
     print(
-        f"{manager.identity['name']}: {sizes}, {manager.num_train_pids} training identities {left_out}".rstrip(),
+        f"{manager.identity['name']}: {sizes}, {manager.num_train_pids} training identities "
+        f"{left_out}".rstrip(),
         flush=True,
     )
     sampler = manager.train_loader.sampler
     print(
-        f"{len(sampler)} batches of {sampler.num_identities} identities x {sampler.num_images} images per epoch use "
+        f"{len(sampler)} batches of {sampler.num_identities} identities x {sampler.num_images} images per "
+        "epoch use "
         f"{100 * sampler.share(manager.train_loader.epoch):.1f} % of the images; every image is used within "
         f"{sampler.epochs_to_cover} epoch(s)",
         flush=True,

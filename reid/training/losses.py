@@ -12,7 +12,7 @@ __all__ = ["CenterLoss", "batch_hard_triplet", "learning_rate"]
 
 
 def batch_hard_triplet(features: Tensor, labels: Tensor, *, margin: float = 0.3) -> Tensor:
-    """Mean over the batch of max(0, farthest positive - nearest negative + margin), Euclidean (Hermans et al., 2017).
+    """Mean of max(0, farthest positive - nearest negative + margin), Euclidean (Hermans et al., 2017).
 
     Computed in float32, also under autocast: distances between near features cancel in bfloat16.
 
@@ -40,7 +40,7 @@ def batch_hard_triplet(features: Tensor, labels: Tensor, *, margin: float = 0.3)
 
 
 class CenterLoss(nn.Module):
-    """Mean squared distance of the features to their identity's center (Wen et al., 2016); no factor 1/2, as in the release.
+    """Mean squared distance to the identity's center (Wen et al., 2016); no factor 1/2, as in the release.
 
     Args:
         num_identities: number of centers.
@@ -66,7 +66,7 @@ class CenterLoss(nn.Module):
             return ((features.float() - self.centres[labels]) ** 2).sum(dim=1).mean()
 
     def rescale_gradient(self, weight: float) -> None:
-        """Undo the loss's weight for the centers, which learn at their own rate (reid-strong-baseline's trainer)."""
+        """Undo the loss's weight for the centers, which learn at their own rate (reid-strong-baseline)."""
         if self.centres.grad is not None:
             self.centres.grad.mul_(1 / weight)
 
@@ -80,11 +80,11 @@ def learning_rate(
     milestones: Sequence[int] = (40, 70),
     gamma: float = 0.1,
 ) -> float:
-    """The rate of an epoch, constant within it: linear warm-up, then steps (reid-strong-baseline's WarmupMultiStepLR).
+    """The rate of an epoch: linear warm-up, then steps (reid-strong-baseline's WarmupMultiStepLR).
 
     Args:
-        epoch: from 0. The released code counts from 1: its first epoch has a tenth of the way behind it, and the rate falls
-            when epoch 40 begins.
+        epoch: from 0. The released code counts from 1: its first epoch has a tenth of the way behind it, and
+            the rate falls when epoch 40 begins.
         base: after the warm-up.
         warmup_epochs: length of the warm-up.
         warmup_factor: where the warm-up begins, relative to `base`.

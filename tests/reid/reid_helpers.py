@@ -41,7 +41,7 @@ def write_image(
 def write_market(
     root: Path, *, train: int = 6, test: int = 4, images: int = 3, extension: str = "png"
 ) -> Path:
-    """`train` identities with `images` images each; `test` others with a query by camera 1 and gallery images by 2 and 3."""
+    """`train` identities with `images` images; `test` others: a query by camera 1, gallery by 2 and 3."""
     for identity in range(1, train + 1):
         for number in range(images):
             write_image(

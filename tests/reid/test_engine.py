@@ -202,7 +202,7 @@ def test_other_identities_cannot_be_resumed(make: Make, tmp_path: Path) -> None:
 def test_erasing_happens_after_normalisation_on_the_geometry_view(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the network is given differs from the normalised batch in the erased boxes alone, filled with the raw mean."""
+    """The network's input differs from the normalised batch in the erased boxes alone: the raw mean."""
     engine = make("p=1.0", "erasing=keep")
     seen: dict[str, Any] = {}
     original = reid.training.erasing.saliency_map
@@ -304,7 +304,7 @@ def test_random_erasing_needs_no_saliency(make: Make, monkeypatch: pytest.Monkey
 
 
 def test_centres_learn_at_their_own_rate(make: Make) -> None:
-    """One step moves a centre by lr x the gradient of the unweighted loss: 0.5 x 2 x (its images' share of the batch)."""
+    """One step moves a centre by lr x the unweighted loss's gradient: 0.5 x 2 x (its share of the batch)."""
     engine = make("erasing=none", "recipe=custom")
     before = engine.center.centres.detach().clone()
     features: list[torch.Tensor] = []

@@ -177,7 +177,7 @@ train(tiny_config(Path({market!r}), *{overrides!r}), {output!r})
 def test_killed_asked_to_stop_and_resumed_equals_uninterrupted(
     market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between two checkpoints in the second epoch, then stopped by a signal; the end is bit for bit the same."""
+    """Killed between two checkpoints, then stopped by a signal; the end is bit for bit the same."""
     overrides = [
         "identities=2",
         "arch=torchreid:osnet_x0_25",
@@ -269,14 +269,17 @@ def test_table_8_takes_the_recipe_from_pretrained_weights_alone() -> None:
     configs = ROOT / "configs"
     wanted = {(cell.row, cell.column): resolve_cell(cell, lambda name: TOOL, configs) for cell in cells}
 
+    sizes = dict(zip(SPLITS, OFFICIAL_SIZES["market1501"], strict=True))
+
     def num_run(recipe: str, *overrides: str, weights: bool = True) -> int:
         config = resolve(load_config(ReidConfig, configs / "reid" / f"r101_{recipe}.yaml", list(overrides)))
         result = {
-            "schema": 2, "kind": "reid", "name": "n", "seed": 0, "synthetic": False, "shortened": False, "extra": {},
+            "schema": 2, "kind": "reid", "name": "n", "seed": 0, "synthetic": False, "shortened": False,
+            "extra": {}, "started_from": {"file": "w", "sha256": "s", "provenance": {}} if weights else None,
             "hardware": {"gpus": [], "cpu": "c", "cores": 1}, "engine": None, "folder": "f", "revision": None,
             "metrics": {"rank1": 95.0, "mAP": 87.0}, "precision": {}, "config": to_dict(config),
-            "dataset": {"name": "market1501", "checksum": "c", "sizes": dict(zip(SPLITS, OFFICIAL_SIZES["market1501"], strict=True))},
-            "recipe": recipe_of(config), "started_from": {"file": "w", "sha256": "s", "provenance": {}} if weights else None,
+            "dataset": {"name": "market1501", "checksum": "c", "sizes": sizes},
+            "recipe": recipe_of(config),
         }  # fmt: skip
         return fill_table(table, aggregate([result]), wanted).num_run
 

@@ -86,7 +86,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list
 
 
 def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """Largest difference of a tensor relative to its largest element (of those that are not 0 up to rounding)."""
+    """Largest difference relative to the tensor's largest element (if not 0 up to rounding)."""
     assert first.keys() == second.keys()
     rounding = 1e-5 * max(
         float(value.abs().max()) for value in first.values()

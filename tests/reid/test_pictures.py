@@ -1,4 +1,4 @@
-"""Ranked lists show the ranking that is scored; the erasing sheet shows regions of equal sizes, framed by importance."""
+"""Ranked lists show the ranking that is scored; the erasing sheet regions of equal sizes, framed."""
 
 from __future__ import annotations
 

@@ -35,29 +35,38 @@ def network(seed: int, identities: int, arch: str = "resnet18", **options: Any) 
     return made
 
 
+def below(prefix: str, plain: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{key}": value for key, value in plain.items()}
+
+
 # What projects save a trained network as: all from the backbone's plain tensors.
 WRAPPED: dict[str, Any] = {
     "plain": lambda plain: plain,
-    "module": lambda plain: {f"module.{key}": value for key, value in plain.items()},
-    "base": lambda plain: {f"base.{key}": value for key, value in plain.items()}
-    | {"bottleneck.weight": torch.ones(512), "classifier.weight": torch.ones(9, 512)},
-    "backbone": lambda plain: {"model": {f"backbone.{key}": value for key, value in plain.items()}, "iteration": 9},
-    "module.base": lambda plain: {"state_dict": {f"module.base.{key}": value for key, value in plain.items()}},
+    "module": lambda plain: below("module", plain),
+    "base": lambda plain: (
+        below("base", plain) | {"bottleneck.weight": torch.ones(512), "classifier.weight": torch.ones(9, 512)}
+    ),
+    "backbone": lambda plain: {"model": below("backbone", plain), "iteration": 9},
+    "module.base": lambda plain: {"state_dict": below("module.base", plain)},
     "Lightning": lambda plain: {
-        "state_dict": {f"model.backbone.{key}": value for key, value in plain.items()} | {"loss.centers": torch.ones(3)},
+        "state_dict": below("model.backbone", plain) | {"loss.centers": torch.ones(3)},
         "epoch": 3,
     },
-    "parameters": lambda plain: {"network": OrderedDict((k, nn.Parameter(v)) for k, v in plain.items() if v.dtype.is_floating_point)},
+    "parameters": lambda plain: {
+        "network": OrderedDict(
+            (key, nn.Parameter(value)) for key, value in plain.items() if value.is_floating_point()
+        )
+    },
     "torchreid": lambda plain: {
-        "state_dict": {f"module.{key}": value for key, value in plain.items()}
+        "state_dict": below("module", plain)
         | {"module.classifier.weight": torch.ones(751, 512), "module.classifier.bias": torch.ones(751)},
         "epoch": np.int64(60),
         "rank1": np.float64(0.94),
         "optimizer": {"state": {}, "param_groups": []},
         "scheduler": {"last_epoch": 60},
     },
-    "twice the same": lambda plain: {f"{side}.{key}": value for side in ("student", "teacher") for key, value in plain.items()},
-}  # fmt: skip
+    "twice the same": lambda plain: below("student", plain) | below("teacher", plain),
+}
 
 
 @pytest.mark.parametrize("form", WRAPPED)

@@ -1,4 +1,4 @@
-"""What people bring: encodings, separators and spellings of CSV files, hidden files, copies, labels that come back."""
+"""What people bring: CSV files of any spelling, hidden files, copies, labels that come back."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def test_different_texts_are_different_identities(folder: Path, names: tuple[str
 
 
 def test_numbers_stay_numbers(folder: Path) -> None:
-    text = "path,identity,camera,split\nimages/0.png,0,3,query\nimages/1.png,0,12,gallery\nimages/2.png,0040,1,train\n"
+    text = "path,identity,camera,split\nimages/0.png,0,3,query\nimages/1.png,0,12,gallery\n"
+    text += "images/2.png,0040,1,train\n"
     (folder / "list.csv").write_text(text)
     data = open_data("csv", folder / "list.csv")
     assert [data.query[0].identity, data.train[0].identity, data.gallery[0].camera] == [0, 40, 12]

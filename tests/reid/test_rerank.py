@@ -1,4 +1,4 @@
-"""Re-ranking against the paper's sets written out one by one, and against torchreid's function given true distances."""
+"""Re-ranking against the paper's sets written out, and torchreid's function given true distances."""
 
 from __future__ import annotations
 

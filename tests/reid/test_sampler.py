@@ -1,4 +1,4 @@
-"""P x K batches: what torchreid's sampler drops, ours uses; every image in the long run; the same in any number of processes."""
+"""P x K batches: every image in the long run, the same in any number of processes."""
 
 from __future__ import annotations
 

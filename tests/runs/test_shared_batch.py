@@ -31,7 +31,7 @@ def batch(name: str, turn: int) -> Tensor:
 
 
 def passes(layer: nn.Module, name: str, part: slice) -> dict[str, Any]:
-    """Two steps: outputs, the gradient of a loss that weighs images differently, parameters' gradients, statistics."""
+    """Two steps: outputs, gradients of a loss that weighs images differently, statistics."""
     found: dict[str, Any] = {}
     for turn in range(2):
         inputs = batch(name, turn)[part].requires_grad_()

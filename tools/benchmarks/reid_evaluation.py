@@ -1,8 +1,8 @@
 """Evaluation and re-ranking against torchreid's, for `tools/benchmark.py`.
 
-Every variant starts from the features, so that the time of the distances is in all of them. Fast variants take turns in one
-process; memory, and the time of the slow ones, is measured in a process of its own: the largest resident size sampled every
-few milliseconds, less that with the features alone.
+Every variant starts from the features, so that the time of the distances is in all of them. Fast variants
+take turns in one process; memory, and the time of the slow ones, is measured in a process of its own: the
+largest resident size sampled every few milliseconds, less that with the features alone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class _Set(NamedTuple):
 def _draw(size: Sequence[int]) -> _Set:
     queries, gallery, dimensions = size
     generator = make_generator(0, "benchmark", "features")
-    # Of few intrinsic dimensions, as trained features are; at Market-1501's size mAP 0.86, as Bag of Tricks reaches.
+    # Of few intrinsic dimensions, as trained features are; at Market-1501's size mAP 0.86, as Bag of Tricks
+    # reaches.
     inner = min(64, dimensions)
     centres = torch.randn(751, inner, generator=generator)
     basis = torch.randn(inner, dimensions, generator=generator)
@@ -163,7 +164,8 @@ VARIANTS: dict[str, Callable[[_Set], object]] = {
 def measure(variants: Sequence[str], size: Sequence[int], threads: int, processor_time: bool) -> None:
     """Run variants and print {"seconds", "megabytes"} of each as JSON: what the process of its own does.
 
-    Memory that an earlier variant left to this process's allocator is not seen again: one variant for figures that count.
+    Memory that an earlier variant left to this process's allocator is not seen again: one variant for figures
+    that count.
 
     Raises:
         ModuleNotFoundError: without psutil.
