@@ -236,8 +236,8 @@ def load_coco(
     return CocoDataset(
         records=kept,
         thing_classes=[str(entry["name"]) for entry in classes],
-        contiguous_to_json_id=[one for entry in classes if (one := _typed(entry["id"])) is not None],
-        json_image_ids=[one for key in chosen if (one := _typed(entries[key]["id"])) is not None],
+        contiguous_to_json_id=[entry["id"] for entry in classes],
+        json_image_ids=[entries[key]["id"] for key in chosen],
         json_path=Path(json_path),
         image_root=root,
         notes=notes.lines(),
@@ -314,7 +314,7 @@ def _by_id(
         elif "name" in needed and not isinstance(entry["name"], str | int | float):
             problems.add("a category name is no text", f"{kind} {entry['id']!r}: {entry['name']!r}")
         else:
-            found[key] = entry
+            found[key] = {**entry, "id": _typed(entry["id"])}
     return found
 
 

@@ -263,9 +263,10 @@ def _load_backend(backend: str) -> tuple[str, Any, Any]:
                 raise ImportError(f"backend 'hotcoco' needs hotcoco: {_REMEDY}") from error
     if backend in ("auto", "faster", "faster-coco-eval"):
         try:
-            from faster_coco_eval import COCO, COCOeval_faster
+            from faster_coco_eval import COCO as FasterCOCO
+            from faster_coco_eval import COCOeval_faster
 
-            return "faster-coco-eval", COCO, COCOeval_faster
+            return "faster-coco-eval", FasterCOCO, COCOeval_faster
         except ImportError as error:
             if backend == "faster":
                 raise ImportError(

@@ -121,7 +121,7 @@ def scored_split(job: Job) -> CocoDataset:
     """The split that `--results-json` is scored on; its images need not be there."""
     assert job.results_json is not None
     cfg = _config(job, choose_engine(job.engine)[0])
-    name = _only(cfg, "TEST")
+    name = _only(cfg, "TEST") if cfg.DATASETS.TEST else "coco_2017_val"  # without --config-file
     paths = _find(job, [name])[name]
     return load_coco(
         paths.json_path, paths.image_root, max_images=job.max_images, strict_boxes=job.strict_boxes

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from convert_helpers import caffe2
+from PIL import Image
 from torchvision.models import resnet18
 
 from detection.architecture import Architecture
+from detection.coco import CocoPaths, load_coco
 from detection.config import ConfigError
 from detection.convert import convert
 from detection.driver import run
@@ -283,3 +286,67 @@ def test_a_detectors_folder_and_its_backbone_are_fixed_at_its_first_step(root: P
     after = json.loads((folder / "result.json").read_text())
     assert after["started_from"] == before["started_from"]
     assert after["metrics"] == before["metrics"]
+
+
+@pytest.fixture
+def own(root: Path, tmp_path: Path) -> dict[str, CocoPaths]:
+    """The drawn data as somebody's own: no card, other names, ids from 0, one empty box, 16-bit grey."""
+    data = json.loads((root / "annotations" / "instances_train2017.json").read_text())
+    shutil.copytree(root / "train2017", tmp_path / "photos")
+    for number, annotation in enumerate(data["annotations"]):
+        annotation["id"] = number
+    data["annotations"][0] |= {"bbox": [0, 0, 0, 0], "iscrowd": None}
+    for image in data["images"]:
+        path = tmp_path / "photos" / image["file_name"]
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+        image["file_name"] = f"far\\{path.stem}.tif"
+        Image.fromarray(grey).save(path.with_suffix(".tif"))
+    (tmp_path / "animals.json").write_text(json.dumps(data))
+    paths = CocoPaths(tmp_path / "animals.json", tmp_path / "photos")
+    return {"train": paths, "val": paths}
+
+
+@pytest.mark.parametrize("engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)])
+def test_own_data_in_either_engine(engine: str, own: dict, tmp_path: Path) -> None:
+    opts = ("SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "INPUT.MIN_SIZE_TRAIN", "(64,)", "SEED", "-1")
+    mine = job(tmp_path, tmp_path / "run", *opts, engine=engine, max_images=3, data_root=None, **own)
+    assert run(mine) is not None
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["dataset"]["name"] == "animals"
+    assert result["dataset"]["sizes"] == {"train": 3, "val": 3}
+    assert result["shortened"]
+    assert result["seed"] >= 0
+    again = prepare(dataclasses.replace(mine, resume=True))
+    assert result["seed"] == again.cfg.SEED
+    other = dataclasses.replace(mine, resume=True, opts=(*mine.opts[:-1], str(result["seed"] + 1)))
+    with pytest.raises(ValueError, match=r"would change the run.*SEED"):
+        run(other)
+    with pytest.raises(ValueError, match="no area and is dropped"):
+        prepare(dataclasses.replace(mine, strict_boxes=True))
+
+
+@pytest.mark.detectron2
+def test_pixels_of_both_engines_come_from_one_reader(own: dict, tmp_path: Path) -> None:
+    from detectron2.config import get_cfg
+
+    from detection.detectron2_engine import _Mapper
+    from detection.torchvision_engine.data import EvaluationImages
+
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FORMAT = 96, "RGB"
+    records = load_coco(own["val"].json_path, own["val"].image_root, images=True).records
+    wanted = EvaluationImages(records, cfg)[0]
+    found = _Mapper(cfg, is_train=False)(records[0])["image"]
+    assert torch.equal(found, wanted)
+    assert wanted.float().std() > 5
+
+
+def test_results_are_scored_again_without_a_config(own: dict, tmp_path: Path) -> None:
+    data = json.loads(own["val"].json_path.read_text())
+    truth = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in data["annotations"]
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(truth[1:]))
+    for backend in ("hotcoco", "pycocotools"):
+        again = Job(None, eval_only=True, results_json=tmp_path / "r.json", backend=backend, **own)
+        assert run(again).stats["AP"] == pytest.approx(100)
