@@ -9,10 +9,11 @@ from typing import Any
 from yacs.config import CfgNode
 
 from detection.config import defaults, flat, load_config
+from detection.sidecar import read_sidecar
 from keepaug.runs.planning import Tool
 from keepaug.runs.result import plain
 
-__all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "has_run", "precision_of", "recipe_of"]
+__all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "has_run", "origin_of", "precision_of", "recipe_of"]
 
 # Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts from is
 # compared by its contents (`started_from` of a result), not by its path.
@@ -28,6 +29,12 @@ BOOKKEEPING = (
     "SEED",
 )
 _PRECISION = ("SOLVER.AMP.", "CUDNN_BENCHMARK", "FLOAT32_PRECISION")
+
+
+def origin_of(weights: str) -> str:
+    """The file that a run from these weights says it started from: the classifier's, where a sidecar names it."""
+    sidecar = read_sidecar(weights) if weights else None
+    return weights if sidecar is None else str(Path(weights).with_name(sidecar.source))
 
 
 def recipe_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +112,6 @@ TOOL = Tool(
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
         "DATALOADER.NUM_WORKERS": 0,
     },
-    origin=lambda cfg: str(cfg.MODEL.WEIGHTS),
+    origin=lambda cfg: origin_of(str(cfg.MODEL.WEIGHTS)),
     processes="--num-gpus",
 )
