@@ -19,6 +19,7 @@ from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors, is_synthetic
 from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, read_eval, read_train
 from keepaug.data.images import FileImages, Images, MemoryImages, decode_all
+from keepaug.data.reading import ImageError
 from keepaug.runs.config import ConfigError
 
 __all__ = ["Datasets", "open_datasets"]
@@ -127,8 +128,14 @@ def _files(
         return files[0].take(some.tolist()), files[1][some]
 
     train, val = limited(train, config.limit_train), limited(val, config.limit_val)
+    problems = []
     for part, files in (("val", val), ("train", train)):
-        check_images(files[0], description=f"checking {name}/{part}")
+        try:
+            check_images(files[0], description=f"checking {name}/{part}")
+        except ImageError as error:
+            problems.append(f"{part}: {error}")
+    if problems:
+        raise ImageError("; ".join(problems))
     side = config.image_size
     return Datasets(
         FileImages(*train, classes, read=partial(read_train, size=side), policy=build_policy(config)),

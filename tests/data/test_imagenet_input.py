@@ -125,3 +125,19 @@ def test_evaluation_is_resize_and_centre_crop(tmp_path: Path) -> None:
     photo(300, 500).save(tmp_path / "a.png")
     steps = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
     assert torch.equal(read_eval(tmp_path / "a.png"), steps(read_image(tmp_path / "a.png")))
+
+
+def test_broken_files_of_both_splits_are_named_before_training(tmp_path: Path) -> None:
+    from keepaug.classify.config import ClassifyConfig
+    from keepaug.classify.datasets import open_datasets
+
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            photo(40, 50).save(tmp_path / split / name / "1.jpg")
+        (tmp_path / split / "b" / "1.jpg").write_bytes(b"")
+    config = ClassifyConfig(dataset="imagenet", root=str(tmp_path), loading="files")
+    with pytest.raises(
+        ImageError, match=r"val: 1 of 2 .*val/b/1\.jpg is empty.*train: 1 of 2 .*train/b/1\.jpg is empty"
+    ):
+        open_datasets(config)
