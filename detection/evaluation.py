@@ -217,16 +217,17 @@ def evaluate(dataset: CocoDataset, results: list[dict[str, Any]], *, backend: st
 
 
 def score(truth: dict[str, Any], results: list[dict[str, Any]], backend: str) -> Any:
-    """The evaluator of a backend after its work; pycocotools writes into what it is given, so it is given copies."""
+    """The evaluator of a backend after its work; pycocotools writes into what it gets, so it gets copies."""
     backend, coco_class, eval_class = _load_backend(backend)
     with contextlib.redirect_stdout(io.StringIO()):  # all print their progress and tables
         if backend == "hotcoco":
             index = coco_class(truth)
         else:
             index = coco_class()
-            index.dataset = truth
+            index.dataset = {**truth, "annotations": [{**box} for box in truth["annotations"]]}
             index.createIndex()
-        evaluator = eval_class(index, index.loadRes([{**result} for result in results]), "bbox")
+            results = [{**result} for result in results]
+        evaluator = eval_class(index, index.loadRes(results), "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
