@@ -1,8 +1,8 @@
 """COCO annotations: where they lie, and as the normalised set that both engines and every evaluator take.
 
-`load_coco` reads an annotation file once: every field gets its type or is refused, ids are renumbered, boxes that cannot be
-learnt are dropped and counted, images are found. All problems are reported at once, among them those that otherwise show as an
-AP of 0 after hours of training.
+`load_coco` reads an annotation file once: every field gets its type or is refused, ids are renumbered, boxes
+that cannot be learnt are dropped and counted, images are found. All problems are reported at once, among them
+those that otherwise show as an AP of 0 after hours of training.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class CocoDataset:
 
     Attributes:
         records: one dict per image, in the order of the file's ids, with Detectron2's keys: `file_name`,
-            `image_id` from 1 without gaps, `height`, `width`, `annotations` (`bbox` [x, y, width, height] in pixels,
-            `area` in pixels, `category_id` counted from 0 without gaps, `iscrowd` 0 or 1).
+            `image_id` from 1 without gaps, `height`, `width`, `annotations` (`bbox` [x, y, width, height] in
+            pixels, `area` in pixels, `category_id` counted from 0 without gaps, `iscrowd` 0 or 1).
         thing_classes: class names, by contiguous id.
         contiguous_to_json_id: the file's category id, by contiguous id.
         json_image_ids: the file's image id of `image_id` 1, 2, ...
@@ -173,10 +173,10 @@ def load_coco(
     tolerance: float = 2.0,
     images: bool = False,
 ) -> CocoDataset:
-    """Read, check and normalise one split.
+    """Read, check and normalize one split.
 
-    Boxes without area in their image are dropped (they can neither be learnt nor found); boxes that leave it are left to the
-    engines, which clip them after resizing.
+    Boxes without area in their image are dropped (they can neither be learnt nor found); boxes that leave it
+    are left to the engines, which clip them after resizing.
 
     Args:
         json_path: an instance annotation file.
@@ -186,10 +186,12 @@ def load_coco(
         num_classes_key: the config key to name when that number is wrong.
         strict_boxes: refuse boxes that would be dropped or clipped.
         tolerance: pixels by which a box may leave its image (COCO's coordinates are rounded).
-        images: also find every image file, by the end of its name where only that is unique, and read it once.
+        images: also find every image file, by the end of its name where only that is unique, and read it
+            once.
 
     Raises:
-        CocoDataError: lists every kind of problem with its count and first examples, or the image files that cannot be read.
+        CocoDataError: lists every kind of problem with its count and first examples, or the image files that
+            cannot be read.
     """
     data = _read_json(json_path)
     problems, notes = _Problems(), _Problems()
@@ -258,7 +260,8 @@ def check_same_categories(train: CocoDataset, val: CocoDataset) -> None:
     if differing:
         examples = "; ".join(f"id {id_}: {ours.get(id_)!r} / {theirs.get(id_)!r}" for id_ in differing[:3])
         raise CocoDataError(
-            f"{train.json_path} and {val.json_path} have {len(differing)} different categories ({examples}); the same "
+            f"{train.json_path} and {val.json_path} have {len(differing)} different categories "
+            f"({examples}); the same "
             "class would get two numbers"
         )
 
@@ -389,7 +392,8 @@ def _fill(
         record["annotations"].append(ready)
     if leaving > max(OUTSIDE_COUNT, OUTSIDE_SHARE * len(annotations)) or (corners and leaving > 1):
         problems.add(
-            f"{leaving} of {len(annotations)} boxes leave their images or lie outside: are they corners, or of another image size?"
+            f"{leaving} of {len(annotations)} boxes leave their images or lie outside: are they corners, or "
+            f"of another image size?"
         )
     if annotations and not kept and not problems.counts:
         problems.add(

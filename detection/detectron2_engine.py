@@ -1,9 +1,10 @@
 """Detectron2 as the engine: its trainer, data loaders, evaluator and checkpoints under our checks.
 
-This is the reference engine. What differs from Detectron2's own training script: images are read by the project's one reader,
-what is drawn depends on the seed and the iteration alone, so that a resumed run is the uninterrupted one, checkpoints are replaced
-atomically, several CPU processes work, and after loading the weights every backbone tensor is compared with the file, because
-Detectron2 only warns when nothing was loaded.
+This is the reference engine. What differs from Detectron2's own training script: images are read by the
+project's one reader, what is drawn depends on the seed and the iteration alone, so that a resumed run is the
+uninterrupted one, checkpoints are replaced atomically, several CPU processes work, and after loading the
+weights every backbone tensor is compared with the file, because Detectron2 only warns when nothing was
+loaded.
 """
 
 from __future__ import annotations
@@ -390,7 +391,8 @@ def run(
         cfg: Detectron2's own config, its device decided.
         train: the training split; None with `eval_only`.
         val: the split to evaluate on.
-        resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate that checkpoint.
+        resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate that
+            checkpoint.
         eval_only: evaluate `cfg.MODEL.WEIGHTS`, which must be a whole detector.
 
     Raises:
@@ -433,7 +435,8 @@ def _refuse_other_engine(checkpoint: str) -> None:
     """Detectron2 would go on without optimizer and iteration, and say nothing."""
     if "trainer" not in read_weights_only(checkpoint):
         raise ValueError(
-            f"{checkpoint} was not written by Detectron2's trainer; resume it with --engine torchvision, or start a "
+            f"{checkpoint} was not written by Detectron2's trainer; resume it with --engine torchvision, or "
+            f"start a "
             "new run from it with MODEL.WEIGHTS"
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.evaluation import CocoMetrics, evaluate, load_results, save_results
-from detection.prepare import Job, Prepared, prepare, scored_split
+from detection.prepare import DetectorJob, Prepared, prepare, scored_split
 from detection.sidecar import started_from
 from detection.tool import changed_settings, has_run, precision_of, recipe_of
 from keepaug.runs.files import write_json_atomic
@@ -23,7 +23,7 @@ from keepaug.runs.result import FILE_NAME
 RESULTS_FILE = "inference/coco_instances_results.json"
 
 
-def run(job: Job) -> CocoMetrics | None:
+def run(job: DetectorJob) -> CocoMetrics | None:
     """Do the job; on the first machine also score, draw and record it.
 
     Returns:
@@ -57,7 +57,7 @@ def run(job: Job) -> CocoMetrics | None:
         return metrics
 
 
-def open_recorder(job: Job, prepared: Prepared) -> Recorder:
+def open_recorder(job: DetectorJob, prepared: Prepared) -> Recorder:
     """The run's folder, locked; see `keepaug.runs.recorder`."""
     cfg = prepared.cfg
     return Recorder(
@@ -75,7 +75,7 @@ def open_recorder(job: Job, prepared: Prepared) -> Recorder:
     )
 
 
-def claim(job: Job, prepared: Prepared, recorder: Recorder) -> None:
+def claim(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
     """Make the folder this run's.
 
     Raises:
@@ -97,7 +97,7 @@ def claim(job: Job, prepared: Prepared, recorder: Recorder) -> None:
     )
 
 
-def rescore(job: Job) -> CocoMetrics:
+def rescore(job: DetectorJob) -> CocoMetrics:
     """Score a results JSON again, without any engine; leaves the figures beside it."""
     if not job.eval_only:
         raise ConfigError("--results-json re-scores results and trains nothing: add --eval-only")
@@ -112,7 +112,7 @@ def rescore(job: Job) -> CocoMetrics:
     return metrics
 
 
-def _run_detectron2(job: Job, prepared: Prepared) -> None:
+def _run_detectron2(job: DetectorJob, prepared: Prepared) -> None:
     from detection import detectron2_engine
 
     work = functools.partial(
@@ -132,7 +132,7 @@ def _run_detectron2(job: Job, prepared: Prepared) -> None:
     )
 
 
-def _run_torchvision(job: Job, prepared: Prepared, recorder: Recorder) -> None:
+def _run_torchvision(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
     from detection.torchvision_engine.loop import last_checkpoint, predict, restore_model, train
 
     cfg = prepared.cfg
@@ -145,7 +145,7 @@ def _run_torchvision(job: Job, prepared: Prepared, recorder: Recorder) -> None:
     save_results(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, predict(cfg, model, prepared.val))
 
 
-def _score(job: Job, val: CocoDataset, results: list[dict[str, Any]], output: Path) -> CocoMetrics:
+def _score(job: DetectorJob, val: CocoDataset, results: list[dict[str, Any]], output: Path) -> CocoMetrics:
     metrics = evaluate(val, results, backend=job.backend)
     write_json_atomic(output / "evaluation.json", metrics.to_dict())
     print(metrics.table(), flush=True)
@@ -154,7 +154,7 @@ def _score(job: Job, val: CocoDataset, results: list[dict[str, Any]], output: Pa
     return metrics
 
 
-def _draw(job: Job, val: CocoDataset, results: list[dict[str, Any]], folder: Path) -> None:
+def _draw(job: DetectorJob, val: CocoDataset, results: list[dict[str, Any]], folder: Path) -> None:
     from detection.draw import draw_predictions
 
     for path in draw_predictions(val, results, folder, num_images=job.draw):
@@ -166,7 +166,7 @@ def _pictures(output: Path) -> dict[str, str]:
     return {path.stem: path.relative_to(output).as_posix() for path in found}
 
 
-def _record(job: Job, prepared: Prepared, metrics: CocoMetrics, recorder: Recorder) -> None:
+def _record(job: DetectorJob, prepared: Prepared, metrics: CocoMetrics, recorder: Recorder) -> None:
     recorder.finish(
         metrics.metrics,
         artifacts={"results": RESULTS_FILE, "evaluation": "evaluation.json", **_pictures(recorder.path)},

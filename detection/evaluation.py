@@ -1,8 +1,9 @@
 """COCO's twelve box figures from a results list.
 
-pycocotools is the reference and what is left where nothing faster is installed; hotcoco gives the same figures, per class too,
-in a fiftieth of the time. The evaluators see the normalised set alone, and results that were validated first: they accept NaN
-scores and unknown ids silently, drop annotations numbered 0, and crash on an empty list.
+pycocotools is the reference and what is left where nothing faster is installed; hotcoco gives the same
+figures, per class too, in a fiftieth of the time. The evaluators see the normalised set alone, and results
+that were validated first: they accept NaN scores and unknown ids silently, drop annotations numbered 0, and
+crash on an empty list.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ def _complaint(entry: Any, images: dict[Any, int], categories: dict[Any, int]) -
         return f"image id {entry['image_id']!r:.80} is not in the annotation file; results of another split?"
     if _key(entry["category_id"]) not in categories:
         return (
-            f"category id {entry['category_id']!r:.80} is not in the annotation file; contiguous class numbers "
+            f"category id {entry['category_id']!r:.80} is not in the annotation file; contiguous class "
+            f"numbers "
             "must be mapped back to the file's ids"
         )
     if _number(entry["score"]) is None:
@@ -175,8 +177,8 @@ def evaluate(dataset: CocoDataset, results: list[dict[str, Any]], *, backend: st
         dataset: the split.
         results: COCO results: `image_id`, `category_id` (the annotation file's own ids), `bbox` [x, y, width,
             height] in pixels, `score`.
-        backend: "pycocotools" is the reference; "hotcoco" and "faster" (faster-coco-eval) give the same figures to
-            1e-9 faster; "auto" takes the fastest that is installed.
+        backend: "pycocotools" is the reference; "hotcoco" and "faster" (faster-coco-eval) give the same
+            figures to 1e-9 faster; "auto" takes the fastest that is installed.
 
     Raises:
         ResultsError: the results cannot be scored.

@@ -34,7 +34,7 @@ FULL_COCO = {"train": 118_287, "val": 5_000}
 
 
 @dataclass(frozen=True)
-class Job:
+class DetectorJob:
     """One call of the tool; the fields are its options (see `tools/train_detector.py --help`)."""
 
     config_file: Path | None
@@ -69,7 +69,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: DetectorJob) -> Prepared:
     """Check config, engine, data and weights; nothing is trained or written.
 
     Raises:
@@ -117,7 +117,7 @@ def prepare(job: Job) -> Prepared:
     )
 
 
-def scored_split(job: Job) -> CocoDataset:
+def scored_split(job: DetectorJob) -> CocoDataset:
     """The split that `--results-json` is scored on; its images need not be there."""
     assert job.results_json is not None
     cfg = _config(job, choose_engine(job.engine)[0])
@@ -139,7 +139,8 @@ def choose_engine(engine: str) -> tuple[str, list[str]]:
     installed = importlib.util.find_spec("detectron2") is not None
     if engine == "detectron2" and not installed:
         raise ConfigError(
-            "--engine detectron2, but Detectron2 is not installed: python tools/install_detectron2_wheel.py, or "
+            "--engine detectron2, but Detectron2 is not installed: python "
+            "tools/install_detectron2_wheel.py, or "
             "build it from https://github.com/facebookresearch/detectron2; --engine torchvision does without"
         )
     if engine != "auto":
@@ -147,7 +148,8 @@ def choose_engine(engine: str) -> tuple[str, list[str]]:
     if installed:
         return "detectron2", ["engine: detectron2 (installed; --engine torchvision is the other one)"]
     return "torchvision", [
-        "engine: torchvision (Detectron2 is not installed); its training differs in small ways, so its results "
+        "engine: torchvision (Detectron2 is not installed); its training differs in small ways, so its "
+        "results "
         "are labelled and never stand beside the paper's"
     ]
 
@@ -177,7 +179,7 @@ def known_keys(engine: str) -> CfgNode | None:
     return get_cfg()
 
 
-def _config(job: Job, engine: str) -> CfgNode:
+def _config(job: DetectorJob, engine: str) -> CfgNode:
     cfg = load_config(job.config_file, list(job.opts), known=known_keys(engine))
     if job.max_images is not None and job.max_images < 1:
         raise ConfigError(f"--max-images is {job.max_images}; expected 1 or more")
@@ -191,7 +193,7 @@ def _only(cfg: CfgNode, split: str) -> str:
     return str(names[0])
 
 
-def _find(job: Job, names: Sequence[str]) -> dict[str, CocoPaths]:
+def _find(job: DetectorJob, names: Sequence[str]) -> dict[str, CocoPaths]:
     data_root = job.data_root
     if data_root is None and (job.train is None or job.val is None):
         # Detectron2's own place
@@ -222,7 +224,7 @@ def _decide_device(cfg: CfgNode) -> list[str]:
     return notes
 
 
-def _decide_seed(job: Job, cfg: CfgNode) -> list[str]:
+def _decide_seed(job: DetectorJob, cfg: CfgNode) -> list[str]:
     """SEED -1 is any, and then the run's for good: a result must name it."""
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if cfg.SEED >= 0:
@@ -242,11 +244,12 @@ def _refuse_unhonoured(cfg: CfgNode) -> None:
         raise ConfigError("the torchvision engine does not honour: " + "; ".join(map(str, keys)))
 
 
-def _check_processes(job: Job, cfg: CfgNode, engine: str) -> None:
+def _check_processes(job: DetectorJob, cfg: CfgNode, engine: str) -> None:
     processes = job.num_gpus * job.num_machines
     if job.num_gpus < 1 or job.num_machines < 1 or not 0 <= job.machine_rank < job.num_machines:
         raise ConfigError(
-            f"--num-gpus {job.num_gpus} --num-machines {job.num_machines} --machine-rank {job.machine_rank}: the "
+            f"--num-gpus {job.num_gpus} --num-machines {job.num_machines} --machine-rank "
+            f"{job.machine_rank}: the "
             "first two must be 1 or more, the rank below the number of machines (on a CPU, --num-gpus counts "
             "processes)"
         )
@@ -255,7 +258,8 @@ def _check_processes(job: Job, cfg: CfgNode, engine: str) -> None:
         raise ConfigError(f"--num-gpus {job.num_gpus}, but this machine has {available}")
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all processes together and cannot "
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all processes together and "
+            f"cannot "
             f"be split over {processes}"
         )
     if engine == "torchvision" and processes > 1:
@@ -264,7 +268,7 @@ def _check_processes(job: Job, cfg: CfgNode, engine: str) -> None:
         )
 
 
-def _check_output(job: Job, cfg: CfgNode) -> list[str]:
+def _check_output(job: DetectorJob, cfg: CfgNode) -> list[str]:
     """What the recorder cannot say, since checkpoints are the engines' own."""
     output = Path(cfg.OUTPUT_DIR)
     marked = (output / "last_checkpoint").is_file()
@@ -272,7 +276,8 @@ def _check_output(job: Job, cfg: CfgNode) -> list[str]:
         raise ConfigError(f"--eval-only --resume, but there is no checkpoint in {output}")
     if job.resume and has_run(output) and not marked:
         raise ConfigError(
-            f"{output} holds checkpoints and no file last_checkpoint that names one: write the newest one's name into "
+            f"{output} holds checkpoints and no file last_checkpoint that names one: write the newest one's "
+            f"name into "
             f"{output / 'last_checkpoint'}, or start a new run in another OUTPUT_DIR"
         )
     if job.resume and not marked:
@@ -280,7 +285,7 @@ def _check_output(job: Job, cfg: CfgNode) -> list[str]:
     return []
 
 
-def _check_weights(job: Job, cfg: CfgNode) -> list[str]:
+def _check_weights(job: DetectorJob, cfg: CfgNode) -> list[str]:
     from detection.checks import check_weights_against_config
 
     output = Path(cfg.OUTPUT_DIR)
@@ -294,7 +299,8 @@ def _check_weights(job: Job, cfg: CfgNode) -> list[str]:
         if model.RESNETS.NORM == "FrozenBN" or model.BACKBONE.FREEZE_AT > 0:
             raise ConfigError(
                 "MODEL.WEIGHTS is empty, but frozen layers cannot learn (MODEL.RESNETS.NORM "
-                f"{model.RESNETS.NORM!r}, MODEL.BACKBONE.FREEZE_AT {model.BACKBONE.FREEZE_AT}): give weights, or "
+                f"{model.RESNETS.NORM!r}, MODEL.BACKBONE.FREEZE_AT {model.BACKBONE.FREEZE_AT}): give "
+                f"weights, or "
                 "MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0 to learn from random ones"
             )
         return ["MODEL.WEIGHTS is empty: learning from random weights"]
@@ -302,7 +308,8 @@ def _check_weights(job: Job, cfg: CfgNode) -> list[str]:
         raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; download the file and give its path")
     if not Path(weights).is_file():
         raise ConfigError(
-            f"MODEL.WEIGHTS: there is no file {weights}; python tools/convert_backbone.py --weights CLASSIFIER "
+            f"MODEL.WEIGHTS: there is no file {weights}; python tools/convert_backbone.py --weights "
+            f"CLASSIFIER "
             f"--output {weights} makes it"
         )
     if job.eval_only:
@@ -311,7 +318,8 @@ def _check_weights(job: Job, cfg: CfgNode) -> list[str]:
     if c4 and model.RESNETS.DEPTH in (18, 34):
         raise ConfigError(
             f"MODEL.WEIGHTS cannot be used for a C4 detector with MODEL.RESNETS.DEPTH {model.RESNETS.DEPTH}: "
-            "its head is a res5 of bottleneck blocks, which ResNet-18 and 34 do not have; take depth 50 or FPN"
+            "its head is a res5 of bottleneck blocks, which ResNet-18 and 34 do not have; take depth 50 or "
+            "FPN"
         )
     return check_weights_against_config(weights, cfg)
 
@@ -334,7 +342,7 @@ def _dataset_card(dataset: CocoDataset) -> dict[str, Any]:
     return {}
 
 
-def _is_shortened(job: Job, cfg: CfgNode, splits: dict[str, CocoDataset], engine: str) -> bool:
+def _is_shortened(job: DetectorJob, cfg: CfgNode, splits: dict[str, CocoDataset], engine: str) -> bool:
     """Less than the config or COCO itself asks for: such a figure must not stand beside a full one."""
     if job.max_images is not None:
         return True

@@ -15,8 +15,8 @@ from keepaug.runs.result import plain
 
 __all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "has_run", "origin_of", "precision_of", "recipe_of"]
 
-# Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts from is
-# compared by its contents (`started_from` of a result), not by its path.
+# Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts
+# from is compared by its contents (`started_from` of a result), not by its path.
 BOOKKEEPING = (
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
@@ -40,8 +40,8 @@ def origin_of(weights: str) -> str:
 def recipe_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
     """What decides the figures of a run but its seed, by dotted key.
 
-    Keys of Detectron2 that its engine knows and this project does not are a part where they are not Detectron2's default:
-    so the same YAML is the same recipe whoever has read it.
+    Keys of Detectron2 that its engine knows and this project does not are a part where they are not
+    Detectron2's default: so the same YAML is the same recipe whoever has read it.
     """
     found = {
         key: value for key, value in flat(cfg).items() if not key.startswith((*BOOKKEEPING, *_PRECISION))

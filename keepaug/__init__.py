@@ -14,8 +14,8 @@ from keepaug.baselines import (
     Mixup,
     RandomErasing,
     consistent_cross_entropy,
+    mix_hidden_features,
     mixed_cross_entropy,
-    mixed_inside,
     three_views,
 )
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
@@ -44,8 +44,8 @@ __all__ = [
     "auto_augment",
     "consistent_cross_entropy",
     "cut",
+    "mix_hidden_features",
     "mixed_cross_entropy",
-    "mixed_inside",
     "paste",
     "rand_augment",
     "random_regions",

@@ -18,7 +18,8 @@ def _check(images: Tensor, regions: Regions, name: str) -> None:
         raise ValueError(f"{name} must have the shape (N, C, H, W), got {tuple(images.shape)}")
     if regions.top.shape != images.shape[:1]:
         raise ValueError(
-            f"there must be one region per image: got {regions.top.numel()} regions for {images.shape[0]} images"
+            f"there must be one region per image: got {regions.top.numel()} regions for {images.shape[0]} "
+            f"images"
         )
 
 
@@ -39,7 +40,8 @@ def cut(images: Tensor, regions: Regions, fill: float | Sequence[float] | Tensor
     Args:
         images: (N, C, H, W), any dtype.
         regions: one box per image.
-        fill: a number, one number per channel, or a tensor that broadcasts to the images (noise, for example).
+        fill: a number, one number per channel, or a tensor that broadcasts to the images (noise, for
+            example).
 
     Returns:
         A new tensor like `images`.
@@ -83,7 +85,8 @@ def paste(source: Tensor, target: Tensor, regions: Regions) -> Tensor:
     _check(target, regions, "target")
     if (source.shape, source.dtype, source.device) != (target.shape, target.dtype, target.device):
         raise ValueError(
-            f"source and target must agree in shape, dtype and device; got {tuple(source.shape)} {source.dtype} "
+            f"source and target must agree in shape, dtype and device; got {tuple(source.shape)} "
+            f"{source.dtype} "
             f"{source.device} and {tuple(target.shape)} {target.dtype} {target.device}"
         )
     return _like(torch.where(_mask(target, regions), source, target), target)

@@ -318,7 +318,8 @@ class BatchPolicy:
 
         if not isinstance(policy, v2.RandAugment | v2.AutoAugment):
             raise TypeError(
-                f"expected what rand_augment or auto_augment returns, got {type(policy).__name__}; other transforms run "
+                f"expected what rand_augment or auto_augment returns, got {type(policy).__name__}; other "
+                f"transforms run "
                 "image by image"
             )
         self.policy: Any = policy
@@ -358,7 +359,8 @@ class BatchPolicy:
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or seeds.shape != images.shape[:1]:
             raise ValueError(
-                f"expected uint8 (N, 3, H, W) images and N seeds, got {images.dtype} {tuple(images.shape)} and "
+                f"expected uint8 (N, 3, H, W) images and N seeds, got {images.dtype} {tuple(images.shape)} "
+                f"and "
                 f"{tuple(seeds.shape)} seeds"
             )
         return self._applied(images, seeds, self.policy._fill)

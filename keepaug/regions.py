@@ -79,7 +79,8 @@ def _check_saliency(saliency: Tensor) -> None:
     if saliency.numel():
         _require(
             torch.isfinite(saliency).all() & (saliency >= 0).all(),
-            "saliency must be finite and not negative, got NaN, infinite or negative values; look for NaN in the "
+            "saliency must be finite and not negative, got NaN, infinite or negative values; look for NaN "
+            "in the "
             "network's weights or overflow in float16",
         )
 
@@ -98,7 +99,8 @@ def _sizes(size: Size, num: int, image_size: tuple[int, int], device: torch.devi
             limit = torch.tensor([height, width], device=size.device)
             _require(
                 ((size >= 1) & (size <= limit)).all(),
-                f"every region must be at least 1 x 1 and at most as large as the image ({height} x {width}); "
+                f"every region must be at least 1 x 1 and at most as large as the image ({height} x "
+                f"{width}); "
                 "clamp the sizes first",
             )
         moved = to_device(size, device)
@@ -231,7 +233,8 @@ def region_scores(saliency: Tensor, size: Size, *, placement: str = "inside") ->
     _check_placement(placement)
     if placement == "matched":
         raise ValueError(
-            "placement 'matched' has no candidates before a plain draw gives their size; score regions of that "
+            "placement 'matched' has no candidates before a plain draw gives their size; score regions of "
+            "that "
             "size with placement='inside'"
         )
     _check_saliency(saliency)

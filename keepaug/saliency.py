@@ -45,7 +45,8 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 def _check(images: Tensor, labels: Tensor | None, scale: float, upsample: str) -> None:
     if images.ndim != 4:
         raise ValueError(
-            f"images must have the shape (N, C, H, W), got {tuple(images.shape)}; add the batch dimension with [None]"
+            f"images must have the shape (N, C, H, W), got {tuple(images.shape)}; add the batch dimension "
+            f"with [None]"
         )
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point and normalised as in training, got {images.dtype}")
@@ -97,23 +98,23 @@ def saliency_map(
 ) -> Tensor:
     """Absolute gradient of a logit with respect to the pixels, maximum over the channels.
 
-    The network runs in evaluation mode, so that BatchNorm does not mix the images; modes, BatchNorm statistics,
-    `.grad`, `requires_grad` and the random state are left as found, no weight gradient is computed, and
-    DistributedDataParallel is bypassed. Autocast stays as the caller set it.
+    The network runs in evaluation mode, so that BatchNorm does not mix the images; modes, BatchNorm
+    statistics, `.grad`, `requires_grad` and the random state are left as found, no weight gradient is
+    computed, and DistributedDataParallel is bypassed. Autocast stays as the caller set it.
 
     Args:
         model: the classifier, also wrapped by DistributedDataParallel or torch.compile.
         images: (N, C, H, W) floating, normalised as in training.
         labels: (N,) integer classes, whose logit is used; None uses the largest logit (section 4.3, UDA).
-        only: (N,) bool, the images whose maps are wanted (`keep.draw(images).applied`); the other maps are 0 and cost
-            nothing. On the CPU, where generators without a device draw it: a mask on a GPU is not read back, which would
-            stall the queue, and all maps are computed. None: all images.
-        of: "logit", or "loss": the cross-entropy of the same class. The paper has the logit for the whole network (section 3)
-            and "this loss" for an early head (section 3.1).
+        only: (N,) bool, the images whose maps are wanted (`keep.draw(images).applied`); the other maps are 0
+            and cost nothing. On the CPU, where generators without a device draw it: a mask on a GPU is not
+            read back, which would stall the queue, and all maps are computed. None: all images.
+        of: "logit", or "loss": the cross-entropy of the same class. The paper has the logit for the whole
+            network (section 3) and "this loss" for an early head (section 3.1).
         forward: another forward pass of the same network, for example an early head's logits
             (section 3.1); None calls the network.
-        scale: below 1 the map is computed on a copy shrunk by antialiased bicubic interpolation and mapped back to
-            (H, W); the paper's low-resolution approximation is 0.5 (section 3.1).
+        scale: below 1 the map is computed on a copy shrunk by antialiased bicubic interpolation and mapped
+            back to (H, W); the paper's low-resolution approximation is 0.5 (section 3.1).
         upsample: how a low-resolution map is mapped back, "bilinear" or "nearest".
 
     Returns:
@@ -153,7 +154,8 @@ def saliency_map(
                 target = logits.float().logsumexp(dim=1).sum() - target
             if not target.requires_grad:
                 raise ValueError(
-                    "the logits do not depend on the images by a gradient; the forward pass must not detach them"
+                    "the logits do not depend on the images by a gradient; the forward pass must not detach "
+                    "them"
                 )
             (gradient,) = torch.autograd.grad(target, pixels)
         heat = gradient.abs().amax(dim=1).float()
@@ -183,7 +185,8 @@ def _maps_of_some(
             return heat
         padded = torch.zeros(1, dtype=torch.int64)  # a sharded network (FSDP) waits for all processes
     elif device.type == "cuda" or _is_compiled(options["forward"] or unwrap(model)):
-        # Of eight sizes rather than of all: a new one costs a GPU a search for kernels, and a compiler a compilation.
+        # Of eight sizes rather than of all: a new one costs a GPU a search for kernels, and a compiler a
+        # compilation.
         step = -(-num // 8)
         padded = torch.cat([rows, rows[-1:].expand(-len(rows) % step)])
     place = to_device(padded, device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keepaug.baselines import Cutout
-from keepaug.data.batch_transforms import normalise, random_crop_flip
+from keepaug.data.batch_transforms import normalize, random_crop_flip
 from keepaug.keep import KeepPaste
 from keepaug.ops import cut, paste
 from keepaug.regions import Regions
@@ -105,8 +105,9 @@ def make_views(
 ) -> Views:
     """Clean and strong view of uint8 images, before paste and Cutout.
 
-    With crops=shared the order is crop and flip, then the policy: the views agree pixel by pixel in geometry. With
-    crops=independent it is Google's: policy and Cutout on the image as it is, then a crop and flip of its own.
+    With crops=shared the order is crop and flip, then the policy: the views agree pixel by pixel in geometry.
+    With crops=independent it is Google's: policy and Cutout on the image as it is, then a crop and flip of
+    its own.
 
     Args:
         images: (N, 3, H, W) uint8 unlabelled images.
@@ -124,10 +125,10 @@ def make_views(
         together = torch.cat([strong, blank[:, None].to(strong.dtype)], dim=1)
         together = weak_view(together, draws.other_seeds, config)
         strong, blank = together[:, :3], together[:, 3] > 0
-    pixels = normalise(strong, mean, std).masked_fill_(
+    pixels = normalize(strong, mean, std).masked_fill_(
         blank[:, None], 0.0
     )  # the mean colour, as in the recipe
-    return Views(normalise(clean, mean, std), pixels)
+    return Views(normalize(clean, mean, std), pixels)
 
 
 def finish_strong(views: Views, pasted: Regions | None, draws: StepDraws, config: UdaConfig) -> Tensor:

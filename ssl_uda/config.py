@@ -26,7 +26,8 @@ class UdaConfig:
     """All settings; `key=value` on the command line changes one. The defaults are Google's UDA recipe for CIFAR-10."""
 
     REPLACED: ClassVar = {
-        "method": "it is two settings now: supervised is algorithm=supervised, rand_augment is algorithm=uda, "
+        "method": "it is two settings now: supervised is algorithm=supervised, rand_augment is "
+        "algorithm=uda, "
         "keep_rand_augment is algorithm=uda keep=true",
         "recipe_steps": "a run with fewer steps than its recipe is told by its `steps`; leave it out",
     }
@@ -43,13 +44,15 @@ class UdaConfig:
     unlabelled: str = option(
         "all",
         choices=USES,
-        help="training images used without label; all: Google's, labelled ones included; extra: only those of the "
+        help="training images used without label; all: Google's, labelled ones included; extra: only those "
+        "of the "
         "unlabelled folder, which come in addition otherwise",
         used_by=UNLABELLED,
     )
     unlabelled_root: str = option(
         "",
-        help="folder of further images without labels, in any folders; empty: ROOT/unlabelled where there is one",
+        help="folder of further images without labels, in any folders; empty: ROOT/unlabelled where there "
+        "is one",
         bookkeeping=True,
         used_by=UNLABELLED,
     )
@@ -62,7 +65,8 @@ class UdaConfig:
     algorithm: str = option(
         "uda",
         choices=ALGORITHMS,
-        help="supervised: the labelled images alone; fixmatch: configs/ssl_uda/cifar10_fixmatch.yaml has its settings",
+        help="supervised: the labelled images alone; fixmatch: configs/ssl_uda/cifar10_fixmatch.yaml has "
+        "its settings",
     )
     keep: bool = option(
         False, help="paste an important region of the clean view into the strong one", used_by=UNLABELLED
@@ -163,7 +167,8 @@ def check(config: UdaConfig) -> None:
         raise ConfigError("image_size is for image folders: leave it 0 with dataset=cifar10")
     if config.arch not in ARCHITECTURES and not re.fullmatch(r"wrn\d+_\d+", config.arch):
         raise ConfigError(
-            f"arch is {config.arch!r}; allowed: wrnDEPTH_WIDTH (wrn28_2 is the recipe's), {', '.join(ARCHITECTURES)}"
+            f"arch is {config.arch!r}; allowed: wrnDEPTH_WIDTH (wrn28_2 is the recipe's), "
+            f"{', '.join(ARCHITECTURES)}"
         )
     if len(config.levels) != 2 or config.levels[0] > config.levels[1]:
         raise ConfigError(f"levels must be [low, high] with low <= high, got {config.levels}")
@@ -171,7 +176,8 @@ def check(config: UdaConfig) -> None:
         raise ConfigError("nesterov needs momentum above 0: set nesterov=false or momentum=0.9")
     if config.crops == "independent" and "keep" in config.users():
         raise ConfigError(
-            "crops=independent shifts the views against each other, so that no region of one can be pasted into the "
+            "crops=independent shifts the views against each other, so that no region of one can be pasted "
+            "into the "
             "other: set crops=shared or keep=false"
         )
     if config.entropy and config.target_mode == "eval":

@@ -39,7 +39,8 @@ class Data:
     """What a run trains and is evaluated on.
 
     Attributes:
-        images: (N + U, 3, H, W) uint8 training images and those of the unlabelled folder, on the training device.
+        images: (N + U, 3, H, W) uint8 training images and those of the unlabelled folder, on the training
+            device.
         labels: (N,) int64 on the same device; only the labelled ones may be looked at in training.
         split: which are labelled; on the CPU.
         val_images: (M, 3, H, W) uint8, on the training device.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.data.pictures import draw_views
 from keepaug.models.weights import NetworkSpec, save_classifier
 from keepaug.modes import evaluating
@@ -60,8 +60,8 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
     Args:
         config: settings.
         output: the run's folder.
-        resume: go on from the folder's last checkpoint, if there is one. The weights are then those of a run that was never
-            interrupted, bit for bit on a CPU.
+        resume: go on from the folder's last checkpoint, if there is one. The weights are then those of a run
+            that was never interrupted, bit for bit on a CPU.
 
     Returns:
         Accuracies in percent, as result.json says them.
@@ -190,14 +190,15 @@ def _train(run: _Run, recorder: Recorder) -> None:
 
 
 def _pixels(run: _Run, images: Tensor) -> Tensor:
-    pixels = normalise(images, run.data.mean, run.data.std)
+    pixels = normalize(images, run.data.mean, run.data.std)
     return pixels.contiguous(memory_format=torch.channels_last) if run.config.channels_last else pixels
 
 
 def _step(run: _Run, step: int, rate: float, recorder: Recorder) -> dict[str, Tensor]:
     config, world, data = run.config, run.world, run.data
     device = world.device
-    # Every step has its own streams, so that a resumed run goes on as the first one, however many processes there are.
+    # Every step has its own streams, so that a resumed run goes on as the first one, however many processes
+    # there are.
     torch.manual_seed(derive_seed(config.seed, "network", step, world.rank))
     draws = draw_step(config, step, data.image_size, rank=world.rank, world_size=world.world_size)
     chosen = run.labelled.batch(step)[rank_slice(config.batch_size, world.rank, world.world_size)]

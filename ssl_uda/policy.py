@@ -1,10 +1,11 @@
 """UDA's strong augmentation of a whole batch: each image its own operations, each operation computed once for all its images.
 
-The recipe (google-research/uda, `image/randaugment`): two operations, drawn independently out of fifteen, each with a
-magnitude of 1 to 9 and applied with probability 0.5. It runs PIL on RGBA images, one by one. Here the images of a batch
-are grouped by the operation they drew, and the results are PIL's, bit for bit: the same fixed-point geometry, the same
-rounding, and the same fate of the pixels that come in from outside, which are transparent at first, become the mean
-colour if they stay so, and turn black under an operation that drops the transparency.
+The recipe (google-research/uda, `image/randaugment`): two operations, drawn independently out of fifteen,
+each with a magnitude of 1 to 9 and applied with probability 0.5. It runs PIL on RGBA images, one by one. Here
+the images of a batch are grouped by the operation they drew, and the results are PIL's, bit for bit: the same
+fixed-point geometry, the same rounding, and the same fate of the pixels that come in from outside, which are
+transparent at first, become the mean colour if they stay so, and turn black under an operation that drops the
+transparency.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def apply_policy(images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         draws: of N images.
 
     Returns:
-        (N, 3, H, W) uint8, and (N, H, W) bool: pixels from outside the image or under the Cutout operation, which the
-        recipe sets to the mean colour (0 after normalisation).
+        (N, 3, H, W) uint8, and (N, H, W) bool: pixels from outside the image or under the Cutout operation,
+        which the recipe sets to the mean colour (0 after normalisation).
 
     Raises:
         ValueError: not uint8 RGB images, or draws for another number of images.

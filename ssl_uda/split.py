@@ -24,7 +24,8 @@ class LabelSplit:
 
     Attributes:
         labelled: (num_labels,) int64 positions in the training images, rising.
-        unlabelled: (M,) int64 positions; those from the number of training images on are of the unlabelled folder.
+        unlabelled: (M,) int64 positions; those from the number of training images on are of the unlabelled
+            folder.
         counts: labelled images of each class.
     """
 
@@ -51,9 +52,10 @@ def choose_labelled(labels: Tensor, num_labels: int, num_classes: int, kind: str
         labels: (N,) int64.
         num_labels: how many.
         num_classes: K.
-        kind: "first": the first num_labels images, whatever their classes (Google's for CIFAR-10, AutoAugment's reduced
-            set); "balanced_first": the first num_labels / K of each class (Google's `use_equal_split`); "balanced":
-            num_labels / K of each class at random, by the seed. A number that K does not divide gives one more to some
+        kind: "first": the first num_labels images, whatever their classes (Google's for CIFAR-10,
+            AutoAugment's reduced set); "balanced_first": the first num_labels / K of each class (Google's
+            `use_equal_split`); "balanced": num_labels / K of each class at random, by the seed. A number that
+            K does not divide gives one more to some
             classes: the first ones, or random ones.
         seed: of "balanced".
 
@@ -110,8 +112,8 @@ def split_labels(
         num_classes: K.
         kind: one of `SPLITS`.
         seed: of "balanced".
-        unlabelled: which images are used without label: "all", labelled ones included (Google's code), the "rest", or the
-            "extra" ones alone.
+        unlabelled: which images are used without label: "all", labelled ones included (Google's code), the
+            "rest", or the "extra" ones alone.
         num_extra: images without a label, which follow the others.
 
     Raises:
@@ -121,7 +123,8 @@ def split_labels(
     counts = labels[labelled].bincount(minlength=num_classes).tolist()
     if missing := [str(label) for label, count in enumerate(counts) if not count]:
         raise ConfigError(
-            f"split={kind} with {num_labels} labels leaves the classes {', '.join(missing)} without any; images sorted "
+            f"split={kind} with {num_labels} labels leaves the classes {', '.join(missing)} without any; "
+            f"images sorted "
             "by class have no useful first ones: set split=balanced, or raise num_labels"
         )
     used = torch.full((len(labels) + num_extra,), unlabelled != "extra")

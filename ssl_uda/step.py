@@ -23,9 +23,10 @@ __all__ = ["sample_paste", "shares_forward", "step_loss", "targets_and_saliency"
 def shares_forward(config: UdaConfig) -> bool:
     """Whether one pass over the clean view gives the target and the saliency.
 
-    Exact only where both want the very same computation: the network in evaluation mode (target_mode=eval) on the clean
-    view at full resolution. With target_mode=train BatchNorm mixes the images of the concatenated batch, so that its
-    gradient is not the image's own; a map of low resolution looks at another, smaller image.
+    Exact only where both want the very same computation: the network in evaluation mode (target_mode=eval) on
+    the clean view at full resolution. With target_mode=train BatchNorm mixes the images of the concatenated
+    batch, so that its gradient is not the image's own; a map of low resolution looks at another, smaller
+    image.
     """
     return config.keep and config.target_mode == "eval" and config.saliency_scale == 1
 
@@ -39,12 +40,12 @@ def targets_and_saliency(
         network: unwrapped, perhaps compiled.
         clean: (N, 3, H, W).
         config: settings.
-        only: (N,) bool on the CPU, images whose map is wanted: the strong view of the others is the clean one, whatever is
-            pasted. Their maps are 0.
+        only: (N,) bool on the CPU, images whose map is wanted: the strong view of the others is the clean
+            one, whatever is pasted. Their maps are 0.
 
     Returns:
-        The logits (N, classes) with target_mode=eval, else None; and the max-logit saliency (N, H, W) with keep,
-        else None. Both detached.
+        The logits (N, classes) with target_mode=eval, else None; and the max-logit saliency (N, H, W) with
+        keep, else None. Both detached.
     """
     logits: list[Tensor] = []
 
@@ -99,8 +100,10 @@ def step_loss(
         forward: of the training network, through DDP and torch.compile.
         images: (B, 3, H, W) labelled images.
         labels: (B,) int64.
-        views: of the unlabelled images, the strong one as it is trained on; None where the algorithm uses none.
-        target_logits: (N, classes) of the clean view with target_mode=eval: it is then left out of the forward pass.
+        views: of the unlabelled images, the strong one as it is trained on; None where the algorithm uses
+            none.
+        target_logits: (N, classes) of the clean view with target_mode=eval: it is then left out of the
+            forward pass.
         config: settings.
         step: for what changes with it.
         world: the processes, whose mean loss is minimised.

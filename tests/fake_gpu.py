@@ -44,7 +44,8 @@ class FakeGpu(TorchDispatchMode):
 
     Attributes:
         launches: operations on the device, views left out, by name.
-        waits: the innermost lines, of this project or of a test, that copy between host and device and wait for it.
+        waits: the innermost lines, of this project or of a test, that copy between host and device and wait
+            for it.
         unsafe: those among them that copy to the host and should wait, but do not.
     """
 

@@ -110,7 +110,8 @@ class Quickstart:
         return [
             ("draw the datasets", self.draw),
             (
-                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and {len(FEW_LABELS)} few-label networks",
+                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and {len(FEW_LABELS)} "
+                f"few-label networks",
                 self.train_networks,
             ),
             ("convert them to Detectron2's format and verify the features", self.convert),

@@ -38,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--runs",
         type=Path,
         metavar="DIR",
-        help="folder of run folders, after tableN (default runs) or evidence (whose results are copied from there)",
+        help="folder of run folders, after tableN (default runs) or evidence (whose results are copied from "
+        "there)",
     )
     parser.add_argument(
         "--output",

@@ -131,7 +131,8 @@ def _jobs(
     """The run of a cell; for a detector the classifier (shared with table 6) before it."""
     if clash := sorted(set(settings) & ({*cell.overrides, "seed"})):
         raise ValueError(
-            f"{', '.join(clash)}: that is what the cells of table {cell.table} are about; --only and --seeds choose "
+            f"{', '.join(clash)}: that is what the cells of table {cell.table} are about; --only and "
+            f"--seeds choose "
             "among them"
         )
     if cell.backbone is None:
@@ -293,7 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         failed = run_here(jobs, in_process=args.gpus == 1, at_once=args.at_once)
         print(
-            f"{len(jobs) - len(failed)} of {len(jobs)} runs of {'lab' if args.table == 'lab' else f'table {args.table}'} are there"
+            f"{len(jobs) - len(failed)} of {len(jobs)} runs of "
+            f"{'lab' if args.table == 'lab' else f'table {args.table}'} are there"
         )
         if failed:
             print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)

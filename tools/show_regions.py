@@ -40,7 +40,7 @@ from keepaug import (
     sample_regions,
 )
 from keepaug.audit.pictures import enlarged, grey_map, labelled_sheet
-from keepaug.data.batch_transforms import change_colours, draw_colours, normalise
+from keepaug.data.batch_transforms import change_colours, draw_colours, normalize
 from keepaug.data.reading import read_image
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.networks import ARCHITECTURES
@@ -127,7 +127,7 @@ def figure4(
 ) -> tuple[str, list[Image.Image]]:
     """KeepCutout by a half-resolution copy, and by the early head where the network has one."""
     clean = pil_to_tensor(read(path, args))[None].float()
-    pixels = normalise(clean, mean, std)
+    pixels = normalize(clean, mean, std)
     label = None if args.label is None else torch.tensor([args.label])
     size, scale = args.size or max(1, round(args.side * 40 / 224)), max(1, round(192 / args.side))
     keep = KeepCutout(size, tau=args.tau)
@@ -154,7 +154,8 @@ def policies(args: argparse.Namespace) -> list[tuple[str, list[Callable[[Any], A
         options: dict[str, Any] = {"operations": operations, "ranges": ranges, "fill": fills[ranges]}
         rows.append(
             (
-                f"RandAugment, 2 operations\n{operations}'s, {ranges}\n{', '.join(map(str, scales))} of {most}",
+                f"RandAugment, 2 operations\n{operations}'s, {ranges}\n{', '.join(map(str, scales))} of "
+                f"{most}",
                 [rand_augment(2, scale, magnitude_max=most, **options) for scale in scales],
             )
         )
@@ -202,7 +203,7 @@ def panels(
         )
     )
     label = None if args.label is None else torch.tensor([args.label])
-    heat = saliency_map(network, normalise(clean, mean, std), label)  # type: ignore[arg-type]
+    heat = saliency_map(network, normalize(clean, mean, std), label)  # type: ignore[arg-type]
     size = args.size or max(1, round(args.side * 40 / 224))
 
     def generator() -> torch.Generator:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.coco import CocoPaths
 from detection.driver import run
 from detection.evaluation import BACKENDS
-from detection.prepare import ENGINES, Job
+from detection.prepare import ENGINES, DetectorJob
 from keepaug.runs.command import exit_code
 
 
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Job:
+def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> DetectorJob:
     splits = {}
     for split in ("train", "val"):
         json_path, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
@@ -80,7 +80,7 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Job:
         splits[split] = CocoPaths(json_path, images) if json_path is not None else None
     if args.config_file is None and args.results_json is None:
         parser.error("--config-file is needed (see configs/detection)")
-    return Job(
+    return DetectorJob(
         config_file=args.config_file,
         opts=tuple(args.opts),
         engine=args.engine,

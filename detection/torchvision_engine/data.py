@@ -50,7 +50,8 @@ def load_image(record: dict[str, Any], color_order: str, shape: tuple[int, int])
     """(3, H, W) uint8, turned upright by its EXIF mark, resized by PIL's bilinear filter.
 
     Raises:
-        ValueError: see `read_image`; the file's size is not the annotations', so that the boxes would not fit.
+        ValueError: see `read_image`; the file's size is not the annotations', so that the boxes would not
+            fit.
     """
     image = read_image(record["file_name"], size=(record["height"], record["width"]))
     if shape != (image.height, image.width):

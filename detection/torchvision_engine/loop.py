@@ -96,7 +96,8 @@ def _save(path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: in
     }
     if bad := first_non_finite(content):
         raise NonFiniteLossError(
-            f"{bad} is no longer finite after iteration {iteration}, so it is not saved; lower SOLVER.BASE_LR or raise "
+            f"{bad} is no longer finite after iteration {iteration}, so it is not saved; lower "
+            f"SOLVER.BASE_LR or raise "
             f"SOLVER.WARMUP_ITERS, then --resume from {last_checkpoint(path.parent) or 'the beginning'}"
         )
     write_atomic(path, lambda file: torch.save(content, file))
@@ -158,8 +159,8 @@ def _clip(cfg: Any, model: nn.Module) -> None:
 def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = False) -> Detector:
     """Train the config's detector; checkpoints go to OUTPUT_DIR.
 
-    Stopped at any moment and called again with `resume`, it ends with the same weights: on a CPU bit for bit, as long as
-    the number of threads (OMP_NUM_THREADS) is the same, because it decides the order of sums.
+    Stopped at any moment and called again with `resume`, it ends with the same weights: on a CPU bit for bit,
+    as long as the number of threads (OMP_NUM_THREADS) is the same, because it decides the order of sums.
 
     Args:
         cfg: the config, device decided.
@@ -190,7 +191,8 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
         start, seed = _restore(*found, model, optimizer)
         if start > cfg.SOLVER.MAX_ITER:
             raise ValueError(
-                f"{checkpoint} has done {start} iterations, more than SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: give that "
+                f"{checkpoint} has done {start} iterations, more than SOLVER.MAX_ITER "
+                f"{cfg.SOLVER.MAX_ITER}: give that "
                 "many or more, or start a new run in another OUTPUT_DIR"
             )
         print(f"resuming at iteration {start} from {checkpoint}", flush=True)

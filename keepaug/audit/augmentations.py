@@ -23,7 +23,7 @@ from keepaug.audit.measures import identity_source
 from keepaug.audit.probes import doubtful, probe_images, read_sources
 from keepaug.baselines import CutMix, Cutout, GridMask, Mixup, RandomErasing
 from keepaug.baselines.grid_mask import grid_mask
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
 from keepaug.policies import BatchPolicy, aug_mix, auto_augment, rand_augment
 from keepaug.regions import region_mask
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     @property
     def inputs(self) -> Tensor:
         """(N, 3, H, W) normalised."""
-        return normalise(self.pixels, self.mean, self.std)
+        return normalize(self.pixels, self.mean, self.std)
 
 
 class Outcome(NamedTuple):
@@ -264,7 +264,7 @@ def _pasted(
     if key not in batch.views:
         batch.views[key] = _transformed(augmentation, batch.pixels, seeds)
     strong, source, told, seconds = batch.views[key]
-    result = normalise(strong, batch.mean, batch.std)
+    result = normalize(strong, batch.mean, batch.std)
     if keep:
         clean = batch.inputs
         started = time.perf_counter()

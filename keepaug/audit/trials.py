@@ -19,7 +19,7 @@ from keepaug.audit.images import Sample
 from keepaug.audit.measures import colour_change, hidden_share, importance_lost, visible_pixels
 from keepaug.audit.networks import AuditedNetwork
 from keepaug.audit.pictures import grey_map
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.modes import evaluating
 from keepaug.runs.progress import progress
 from keepaug.runs.seeds import make_generator
@@ -178,7 +178,7 @@ def _batch(
     device: torch.device,
 ) -> None:
     pixels, labels, masks, owners, kinds = sample.load(*part)
-    inputs = normalise(pixels, network.mean, network.std)
+    inputs = normalize(pixels, network.mean, network.std)
     logits, vectors = features.of(inputs.to(device))
     best = logits.argmax(dim=1)
     _check_labels(labels, logits)

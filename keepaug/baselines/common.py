@@ -68,7 +68,8 @@ def check_images(images: Tensor, saliency: Tensor | None = None) -> None:
     expected = (images.shape[0], *images.shape[2:])
     if saliency is not None and saliency.shape != expected:
         raise ValueError(
-            f"saliency must have the shape {expected} for images of {tuple(images.shape)}, got {tuple(saliency.shape)}"
+            f"saliency must have the shape {expected} for images of {tuple(images.shape)}, got "
+            f"{tuple(saliency.shape)}"
         )
 
 
@@ -99,7 +100,8 @@ def regions_for(
         return regions if applied is None else regions.where(applied)
     if saliency is None:
         raise ValueError(
-            "this augmentation needs the saliency (N, H, W): saliency_map(model, images, labels), or a map of your own"
+            "this augmentation needs the saliency (N, H, W): saliency_map(model, images, labels), or a map "
+            "of your own"
         )
     heat = to_device(saliency, images.device)
     if applied is not None:

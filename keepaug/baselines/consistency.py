@@ -43,7 +43,8 @@ def three_views(
     """
     if not clean.shape == first.shape == second.shape:
         raise ValueError(
-            f"the three views must have one shape, got {tuple(clean.shape)}, {tuple(first.shape)} and {tuple(second.shape)}"
+            f"the three views must have one shape, got {tuple(clean.shape)}, {tuple(first.shape)} and "
+            f"{tuple(second.shape)}"
         )
     return torch.cat([clean, first, second]), ConsistentLabels(labels, weight)
 

@@ -157,7 +157,8 @@ class RandomErasing(_Cutting):
             raise ValueError(f"aspect must be (low, high) with 0 < low <= high, got {self.aspect}")
         if isinstance(self.fill, str) and self.fill not in ("random", *FILLS):
             raise ValueError(
-                f"fill must be one of random, {', '.join(FILLS)}, a number or one per channel; got {self.fill!r}"
+                f"fill must be one of random, {', '.join(FILLS)}, a number or one per channel; got "
+                f"{self.fill!r}"
             )
         if self.aspect_draw not in ("uniform", "log_uniform"):
             raise ValueError(f"aspect_draw must be 'uniform' or 'log_uniform', got {self.aspect_draw!r}")

@@ -14,7 +14,7 @@ from keepaug.baselines.common import check_alpha, check_per, check_probability, 
 from keepaug.baselines.mixing import MixedLabels, Mixup, blend, check_labels
 from keepaug.transfer import to_device
 
-__all__ = ["HiddenMix", "ManifoldMixup", "mixed_inside"]
+__all__ = ["HiddenMix", "ManifoldMixup", "mix_hidden_features"]
 
 
 class HiddenMix(NamedTuple):
@@ -35,19 +35,20 @@ class HiddenMix(NamedTuple):
 class ManifoldMixup:
     """Mixup of the images or of a hidden layer's output, the layer drawn anew for each batch (Verma et al., 2019).
 
-    The layer is one for the whole batch, because a partner's hidden state must itself be unmixed; lambda is one per
-    image or one per batch.
+    The layer is one for the whole batch, because a partner's hidden state must itself be unmixed; lambda is
+    one per image or one per batch.
 
     Args:
         alpha: lambda ~ Beta(alpha, alpha); 2 on CIFAR-10 in the paper.
-        num_layers: number of layers to draw from, the images (layer 0) among them: 3 in the released code for residual
+        num_layers: number of layers to draw from, the images (layer 0) among them: 3 in the released code for
+            residual
             networks: the images and the outputs of the first two stages.
         p: probability that it is applied, per image, or per batch with `per="batch"`.
         per: "image" or "batch" (as in the released code).
 
     Example:
         >>> images, mix = ManifoldMixup()(images, labels)
-        >>> with mixed_inside([model.layer1, model.layer2], mix):
+        >>> with mix_hidden_features([model.layer1, model.layer2], mix):
         ...     loss = mixed_cross_entropy(model(images), mix.labels)
     """
 
@@ -97,7 +98,8 @@ class ManifoldMixup:
             generator: source of randomness; None is torch's global one.
 
         Returns:
-            The images, mixed where the layer is 0, and what `mixed_inside` needs around the forward pass.
+            The images, mixed where the layer is 0, and what `mix_hidden_features` needs around the forward
+            pass.
 
         Raises:
             ValueError: wrong shapes.
@@ -112,13 +114,15 @@ class ManifoldMixup:
 
 
 @contextmanager
-def mixed_inside(modules: Sequence[nn.Module], mix: HiddenMix) -> Iterator[None]:
+def mix_hidden_features(modules: Sequence[nn.Module], mix: HiddenMix) -> Iterator[None]:
     """Around one forward pass: mixes the output of the drawn module.
 
-    A hook does it, for the time of the block alone; code that torch.compile has traced before does not see it.
+    A hook does it, for the time of the block alone; code that torch.compile has traced before does not see
+    it.
 
     Args:
-        modules: in the order of the forward pass; the first is layer 1. The stages of a residual network, say.
+        modules: in the order of the forward pass; the first is layer 1. The stages of a residual network,
+            say.
         mix: as `ManifoldMixup` returned it.
 
     Raises:
@@ -130,7 +134,8 @@ def mixed_inside(modules: Sequence[nn.Module], mix: HiddenMix) -> Iterator[None]
         return
     if mix.layer > len(modules):
         raise ValueError(
-            f"layer {mix.layer} was drawn and there are {len(modules)} modules: pass num_layers={len(modules) + 1} or less"
+            f"layer {mix.layer} was drawn and there are {len(modules)} modules: pass "
+            f"num_layers={len(modules) + 1} or less"
         )
     calls = 0
 
@@ -146,6 +151,7 @@ def mixed_inside(modules: Sequence[nn.Module], mix: HiddenMix) -> Iterator[None]
         handle.remove()
     if calls != 1:
         raise RuntimeError(
-            f"the module of layer {mix.layer} ran {calls} times in the forward pass, once is needed; a compiled network does "
+            f"the module of layer {mix.layer} ran {calls} times in the forward pass, once is needed; a "
+            f"compiled network does "
             "not see the hook"
         )

@@ -89,14 +89,15 @@ def partners(images: Tensor, permutation: Tensor | None, generator: torch.Genera
 def blend(features: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
     """Lam * features + (1 - lam) * features[permutation], lam (N,) one share per sample.
 
-    Computed in float32 (or wider) and returned in the features' dtype: a share in bfloat16 would be off by 0.4 %.
+    Computed in float32 (or wider) and returned in the features' dtype: a share in bfloat16 would be off by
+    0.4 %.
 
     Raises:
         TypeError: features that are not floating point.
     """
     if not features.is_floating_point():
         raise TypeError(
-            f"mixing needs floating point values, got {features.dtype}: normalise the images first"
+            f"mixing needs floating point values, got {features.dtype}: normalize the images first"
         )
     wide = torch.promote_types(features.dtype, torch.float32)
     share = to_device(lam, features.device, wide).view(-1, *[1] * (features.ndim - 1))
@@ -113,8 +114,8 @@ class CutMix:
         p: probability that it is applied, per image, or per batch with `per="batch"`.
         placement: "clipped" as in the released code, "inside", or "matched", the same as "clipped" here (see
             `KeepCutMix`).
-        per: "image": lambda and the box of each image are its own; "batch": one lambda and one box for all, as in the
-            released code. The partner is a random permutation in both.
+        per: "image": lambda and the box of each image are its own; "batch": one lambda and one box for all,
+            as in the released code. The partner is a random permutation in both.
     """
 
     alpha: float = 1.0
@@ -222,8 +223,8 @@ class Mixup:
     Args:
         alpha: lambda ~ Beta(alpha, alpha); the paper takes 0.2 on ImageNet and 1 on CIFAR-10.
         p: probability that it is applied, per image, or per batch with `per="batch"`.
-        per: "image": each image has its own lambda; "batch": one for all, as in the released code. The partner is a
-            random permutation in both.
+        per: "image": each image has its own lambda; "batch": one for all, as in the released code. The
+            partner is a random permutation in both.
     """
 
     alpha: float = 1.0
@@ -285,9 +286,10 @@ class Mixup:
 class AttentiveCutMix:
     """Paste the most attended cells of another image of the batch, at the same place (Walawalkar et al., 2020).
 
-    The image is divided into a grid; the `num_patches` cells of the partner with the highest attention replace those of the
-    image, and lambda is the share of pixels that are left. Whose attention it is, is up to the caller: the paper takes
-    the 7 x 7 feature map of a pretrained ResNet-50; `saliency_map` of the network that is trained needs no teacher.
+    The image is divided into a grid; the `num_patches` cells of the partner with the highest attention
+    replace those of the image, and lambda is the share of pixels that are left. Whose attention it is, is up
+    to the caller: the paper takes the 7 x 7 feature map of a pretrained ResNet-50; `saliency_map` of the
+    network that is trained needs no teacher.
 
     Args:
         grid: cells per side, or (rows, columns); 7 in the paper, the feature map of a 224 x 224 image.
@@ -304,7 +306,8 @@ class AttentiveCutMix:
         rows, columns = self._cells
         if rows < 1 or columns < 1 or not 1 <= self.num_patches <= rows * columns:
             raise ValueError(
-                f"num_patches must be in [1, rows x columns of the grid], got {self.num_patches} and {rows} x {columns}"
+                f"num_patches must be in [1, rows x columns of the grid], got {self.num_patches} and {rows} "
+                f"x {columns}"
             )
 
     @property
@@ -320,7 +323,8 @@ class AttentiveCutMix:
         height, width = images.shape[2:]
         if attention is None:
             raise ValueError(
-                "Attentive CutMix needs an attention map (N, h, w): saliency_map(model, images, labels), or a feature map's "
+                "Attentive CutMix needs an attention map (N, h, w): saliency_map(model, images, labels), or "
+                "a feature map's "
                 "mean over its channels"
             )
         if attention.ndim != 3 or len(attention) != len(images):
@@ -330,7 +334,8 @@ class AttentiveCutMix:
         for cells, side, got in ((rows, height, attention.shape[1]), (columns, width, attention.shape[2])):
             if cells > min(side, got):
                 raise ValueError(
-                    f"a grid of {rows} x {columns} needs images and attention of at least that size, got {height} x {width} "
+                    f"a grid of {rows} x {columns} needs images and attention of at least that size, got "
+                    f"{height} x {width} "
                     f"and {attention.shape[1]} x {attention.shape[2]}"
                 )
         device = images.device
@@ -354,7 +359,8 @@ class AttentiveCutMix:
         Args:
             images: (N, C, H, W).
             labels: (N,) integer classes.
-            attention: (N, h, w) of `images`, of any size from the grid's upwards: averaged over the cells of the grid.
+            attention: (N, h, w) of `images`, of any size from the grid's upwards: averaged over the cells of
+                the grid.
             permutation: (N,) the partners instead of drawn ones.
             generator: source of randomness; None is torch's global one.
 

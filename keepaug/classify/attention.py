@@ -66,7 +66,8 @@ def load_teacher(path: str | Path, classes: list[str]) -> Classifier:
     teacher = load_classifier(path)
     if teacher.classes != classes:
         raise ValueError(
-            f"the teacher {path} knows {len(teacher.classes)} classes and the data has {len(classes)}, or they differ; "
+            f"the teacher {path} knows {len(teacher.classes)} classes and the data has {len(classes)}, or "
+            f"they differ; "
             "take one trained on this data"
         )
     return teacher

@@ -18,7 +18,8 @@ from keepaug.saliency import OF
 
 __all__ = ["SALIENCY", "ClassifyConfig", "check", "network_spec"]
 
-# The last two are controls, which see nothing of the image: maps of chance, and those of another image of the batch.
+# The last two are controls, which see nothing of the image: maps of chance, and those of another image of the
+# batch.
 SALIENCY = ("full", "low_resolution", "early_head", "low_resolution_early", "noise", "other")
 
 
@@ -148,7 +149,8 @@ class ClassifyConfig:
     policy_fill: str = option(
         "black",
         choices=("black", "grey", "mean"),
-        help="colour outside of an image that a policy moves; Google's: mean on CIFAR-10, grey (128) on ImageNet",
+        help="colour outside of an image that a policy moves; Google's: mean on CIFAR-10, grey (128) on "
+        "ImageNet",
         used_by=("rand_augment", "auto_augment"),
     )
     policy_order: str = option(
@@ -233,7 +235,8 @@ class ClassifyConfig:
         [0.2, 0.23, 0.07],
         low=0,
         high=1,
-        help="share of lr at the start, share of the run at which all of lr is reached, share of lr at the end",
+        help="share of lr at the start, share of the run at which all of lr is reached, share of lr at the "
+        "end",
         used_by=("triangle",),
     )
     milestones: list[int] = option([], low=1, help="multistep: epochs", used_by=("multistep",))
@@ -330,11 +333,13 @@ def check(config: ClassifyConfig) -> None:
         raise ConfigError("decoupled_decay needs lr above 0: it is measured at the highest rate")
     if config.look_ahead and config.ema:
         raise ConfigError(
-            f"look_ahead={config.look_ahead} averages the weights, and so does ema={config.ema}: set one of them to 0"
+            f"look_ahead={config.look_ahead} averages the weights, and so does ema={config.ema}: set one of "
+            f"them to 0"
         )
     if config.from_files and (config.border != "zero" or config.alternate_flips):
         raise ConfigError(
-            "border and alternate_flips are for images held in memory: set loading=memory, or border=zero and "
+            "border and alternate_flips are for images held in memory: set loading=memory, or border=zero "
+            "and "
             "alternate_flips=false"
         )
     if config.nesterov and config.momentum == 0:
@@ -356,7 +361,8 @@ def _check_method(config: ClassifyConfig) -> None:
         )
     if method.base == "rand_augment" and config.magnitude > config.magnitude_max:
         raise ConfigError(
-            f"magnitude={config.magnitude} is beyond magnitude_max={config.magnitude_max}: set magnitude_max=30, or a smaller "
+            f"magnitude={config.magnitude} is beyond magnitude_max={config.magnitude_max}: set "
+            f"magnitude_max=30, or a smaller "
             "magnitude"
         )
     if config.method == "manifold_mixup" and config.compile:
@@ -365,11 +371,13 @@ def _check_method(config: ClassifyConfig) -> None:
         )
     if "policy" in method.traits and config.policy_order == "before_crop" and config.from_files:
         raise ConfigError(
-            "policy_order=before_crop needs images of one size in memory: set policy_order=after_crop (ImageNet's order)"
+            "policy_order=before_crop needs images of one size in memory: set policy_order=after_crop "
+            "(ImageNet's order)"
         )
     if config.reuse_every > 1 and (config.from_files or "keep" not in method.traits):
         raise ConfigError(
-            f"reuse_every={config.reuse_every} keeps the maps of a keep_ method's images held in memory (loading=memory); "
+            f"reuse_every={config.reuse_every} keeps the maps of a keep_ method's images held in memory "
+            f"(loading=memory); "
             f"got method={config.method}, loading={config.loading}: set reuse_every=1"
         )
     if method.needs_saliency and config.saliency == "noise" and config.reuse_every > 1:
@@ -378,7 +386,8 @@ def _check_method(config: ClassifyConfig) -> None:
         raise ConfigError("saliency=other needs another image in the batch: set batch_size=2 or more")
     if config.method == "attentive_cutmix" and config.attention_grid**2 < config.num_patches:
         raise ConfigError(
-            f"num_patches={config.num_patches} of {config.attention_grid} x {config.attention_grid} cells: take fewer, or "
+            f"num_patches={config.num_patches} of {config.attention_grid} x {config.attention_grid} cells: "
+            f"take fewer, or "
             "a larger attention_grid"
         )
     if config.teacher and config.method != "attentive_cutmix":

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from keepaug.baselines import HiddenMix, mixed_inside
+from keepaug.baselines import HiddenMix, mix_hidden_features
 from keepaug.classify.attention import feature_attention, load_teacher, stages_of
 from keepaug.classify.config import ClassifyConfig, check, network_spec
 from keepaug.classify.datasets import Datasets, open_datasets
 from keepaug.classify.losses import loss_of
 from keepaug.classify.methods import METHODS, Cutting, Labels, Mixing, Step, Views, compute_saliency
 from keepaug.classify.optimizer import build_optimizer, learning_rate, set_learning_rate
-from keepaug.data.batch_transforms import change_colours, draw_colours, normalise
+from keepaug.data.batch_transforms import change_colours, draw_colours, normalize
 from keepaug.data.images import Batch, Images, MemoryImages
 from keepaug.data.loader import Loader, default_workers, make_loader
 from keepaug.data.pictures import draw_views
@@ -55,7 +55,7 @@ class _Run:
     spec: NetworkSpec
     trained: nn.Module  # the network, with its early head if there is one
     forward: Callable[[Tensor], Any]  # through DDP and torch.compile
-    seen: nn.Module  # what the saliency pass runs
+    saliency_network: nn.Module  # what the saliency pass runs
     forward_early: Callable[[Tensor], Tensor] | None
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None
@@ -122,7 +122,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
     spec = network_spec(config, len(data.train.classes))
     network = spec.build()
     if isinstance(network, LabNetwork):
-        network.whiten(normalise(_evenly_spaced(data.train, 5000), data.mean, data.std))
+        network.whiten(normalize(_evenly_spaced(data.train, 5000), data.mean, data.std))
     trained: nn.Module = network
     if "early" in config.users():
         trained = EarlyHeadNetwork(network, after=config.early_after)
@@ -133,18 +133,19 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
     if world.active:
         ids = [world.device.index] if world.device.type == "cuda" else None
         forward = DistributedDataParallel(trained, device_ids=ids)
-    seen: Any = trained
+    saliency_network: Any = trained
     early = trained.forward_early if isinstance(trained, EarlyHeadNetwork) else None
     if config.compile:
         # torch.compile wraps; checkpoints are taken from the module inside.
-        forward, seen = torch.compile(forward), torch.compile(trained)
+        forward, saliency_network = torch.compile(forward), torch.compile(trained)
         early = torch.compile(early) if early is not None else None
     optimizer = build_optimizer(config, trained)
     ema = ModelEma(network, config.ema) if config.ema else None
     look_ahead = LookAhead(network, config.look_ahead) if config.look_ahead else None
     if config.method == "manifold_mixup" and config.hidden_layers > len(stages_of(network)) + 1:
         raise ConfigError(
-            f"hidden_layers={config.hidden_layers}: {config.arch} has {len(stages_of(network))} stages, and the images are "
+            f"hidden_layers={config.hidden_layers}: {config.arch} has {len(stages_of(network))} stages, and "
+            f"the images are "
             "one layer more"
         )
     teacher, started_from = None, None
@@ -164,7 +165,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         spec,
         trained,
         forward,
-        seen,
+        saliency_network,
         early,
         optimizer,
         ema,
@@ -260,7 +261,8 @@ def _train(run: _Run, recorder: Recorder) -> None:
 
 def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     config, device = run.config, run.world.device
-    # Every step has its own streams, so that a resumed run, whatever it drew before, goes on as the first one.
+    # Every step has its own streams, so that a resumed run, whatever it drew before, goes on as the first
+    # one.
     torch.manual_seed(derive_seed(config.seed, "network", run.step, run.world.rank))
     generator = make_generator(config.seed, "augment", run.step, run.world.rank)
     labels = to_device(batch.labels, device)
@@ -350,7 +352,7 @@ def _fresh_heat(run: _Run, images: Tensor, labels: Tensor, only: Tensor | None =
     if run.teacher is not None:
         return compute_saliency(run.teacher, images, labels, config.saliency, only=only)
     return compute_saliency(
-        run.seen,
+        run.saliency_network,
         images,
         labels,
         config.saliency,
@@ -364,7 +366,7 @@ def _forward(run: _Run, inputs: Tensor, targets: Labels) -> Tensor:
     if run.config.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     if isinstance(targets, HiddenMix):
-        with mixed_inside(stages_of(run.network), targets):
+        with mix_hidden_features(stages_of(run.network), targets):
             return loss_of(run.forward(inputs), targets.labels, run.config)
     output = run.forward(inputs)
     if isinstance(targets, Tensor):
@@ -390,7 +392,7 @@ def _views(run: _Run, batch: Batch, generator: torch.Generator) -> tuple[Tensor,
 def _pixels(run: _Run, images: Tensor) -> Tensor:
     if images.ndim == 5:  # several views
         return _pixels(run, images.flatten(0, 1)).unflatten(0, images.shape[:2])
-    pixels = normalise(to_device(images, run.world.device), run.data.mean, run.data.std)
+    pixels = normalize(to_device(images, run.world.device), run.data.mean, run.data.std)
     return pixels.contiguous(memory_format=torch.channels_last) if run.config.channels_last else pixels
 
 

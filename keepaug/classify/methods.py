@@ -1,7 +1,7 @@
 """The methods: one entry of `METHODS` each. A method and its Keep version are built from the same settings.
 
-A new one is an entry here (what builds it, whose settings it shares, its traits), its augmentation's own file, and a test; the
-fields of `ClassifyConfig` say by `used_by` which methods and traits use them.
+A new one is an entry here (what builds it, whose settings it shares, its traits), its augmentation's own
+file, and a test; the fields of `ClassifyConfig` say by `used_by` which methods and traits use them.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ class Views(NamedTuple):
     Attributes:
         images: (N, 3, H, W) normalised, cropped and flipped.
         labels: (N,) int64.
-        strong: the same images after the method's policy, (N, 3, H, W), or (N, 2, 3, H, W) for two views; None without one.
+        strong: the same images after the method's policy, (N, 3, H, W), or (N, 2, 3, H, W) for two views;
+            None without one.
         saliency: (N, H, W) float32; None where the method needs none.
-        drawn: which images are augmented and how large their regions are, where that was drawn before the saliency.
+        drawn: which images are augmented and how large their regions are, where that was drawn before the
+            saliency.
     """
 
     images: Tensor
@@ -168,9 +170,9 @@ class Method:
     Attributes:
         base: the plain method whose settings it shares; its own name if it is one.
         build: the step, from the settings.
-        traits: "keep" (needs a saliency map, has tau), "saliency" (needs a map all the same), "policy" (needs the strong
-            view), "paste" (pastes regions of `size` back), "network" (is an option of the network, which goes with other
-            methods too); settings name them in `used_by`.
+        traits: "keep" (needs a saliency map, has tau), "saliency" (needs a map all the same), "policy" (needs
+            the strong view), "paste" (pastes regions of `size` back), "network" (is an option of the network,
+            which goes with other methods too); settings name them in `used_by`.
         policy: the image-level augmentation of the strong view, from the settings.
     """
 

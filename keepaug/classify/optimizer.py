@@ -18,8 +18,8 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def build_optimizer(config: ClassifyConfig, network: nn.Module) -> torch.optim.SGD:
     """SGD with momentum over all parameters; the biases of normalisation layers at `norm_bias_factor` times the rate.
 
-    With `decoupled_decay`, a step at the highest learning rate takes `weight_decay` of every parameter, whatever that rate
-    is; otherwise `weight_decay` times the rate, as in PyTorch.
+    With `decoupled_decay`, a step at the highest learning rate takes `weight_decay` of every parameter,
+    whatever that rate is; otherwise `weight_decay` times the rate, as in PyTorch.
     """
     biases = {
         id(bias)

@@ -20,7 +20,7 @@ __all__ = [
     "crop_flip",
     "draw_colours",
     "draw_crop_flip",
-    "normalise",
+    "normalize",
     "random_crop_flip",
     "undo_crop_flip",
     "with_mirror",
@@ -101,7 +101,8 @@ def crop_flip(images: Tensor, place: CropFlip) -> Tensor:
     known = border in BORDERS if isinstance(border, str) else len(border) == channels
     if not known or (border == "reflect" and padding >= min(height, width)):
         raise ValueError(
-            f"border must be 'zero', 'reflect', with padding below {min(height, width)}, or {channels} numbers; "
+            f"border must be 'zero', 'reflect', with padding below {min(height, width)}, or {channels} "
+            f"numbers; "
             f"got {border!r}, padding {padding}"
         )
     top, left, mirrored = (to_device(part, device)[:, None] for part in place[:3])
@@ -166,7 +167,7 @@ def random_crop_flip(
     return crop_flip(images, draw_crop_flip(seeds, padding=padding, flip=flip, border=border))
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Uint8 (N, 3, H, W) to float32: `(images / 255 - mean) / std`, mean and std for [0, 1]."""
     shape = (1, -1, 1, 1)
     shift = torch.tensor(mean).view(shape) * 255

@@ -64,9 +64,9 @@ def check_images(
 ) -> np.ndarray:
     """Raise if `read_image` would refuse any of the files: each is decoded once, its sizes are compared.
 
-    Files found good are remembered by name, size and time of change in `$KEEPAUG_CACHE` (default `~/.cache/keepaug`), so that
-    the next start reads what is new alone. A cache that cannot be written or read costs the time and nothing else.
-    Processes that check the same files wait for the first.
+    Files found good are remembered by name, size and time of change in `$KEEPAUG_CACHE` (default
+    `~/.cache/keepaug`), so that the next start reads what is new alone. A cache that cannot be written or
+    read costs the time and nothing else. Processes that check the same files wait for the first.
 
     Args:
         paths: image files.

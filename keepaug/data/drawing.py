@@ -68,7 +68,8 @@ def draw_backgrounds(num: int, size: tuple[int, int], *, generator: torch.Genera
         generator: the only source of randomness.
 
     Returns:
-        (num, 3, height, width) float32 in [0, 1]: a smooth colour field, soft blobs, strokes across the image and dots.
+        (num, 3, height, width) float32 in [0, 1]: a smooth colour field, soft blobs, strokes across the image
+        and dots.
     """
     height, width = size
     scale = (height + width) / 2

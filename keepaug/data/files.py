@@ -96,9 +96,10 @@ class ImageFiles(Sequence[Path]):
 def find_images(root: str | Path) -> tuple[ImageFiles, list[str]]:
     """Everything below `root` that is named like an image, sorted, and the names of the folders in it.
 
-    Hidden files and folders are left out (`is_hidden`). The list of a folder with 100,000 images or more is remembered in
-    `$KEEPAUG_CACHE` (default `~/.cache/keepaug`) and used as long as no folder in it has another time of change: files
-    added, removed or renamed are noticed, a file overwritten in its place is not.
+    Hidden files and folders are left out (`is_hidden`). The list of a folder with 100,000 images or more is
+    remembered in `$KEEPAUG_CACHE` (default `~/.cache/keepaug`) and used as long as no folder in it has
+    another time of change: files added, removed or renamed are noticed, a file overwritten in its place is
+    not.
 
     Args:
         root: an existing folder.

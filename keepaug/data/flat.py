@@ -26,11 +26,14 @@ _UP = 4  # folders: Kaggle keeps its list three above ILSVRC/Data/CLS-LOC/val
 def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) -> Tensor:
     """The classes of the images in the folder `split`, from the first of these lists in it or near it.
 
-    - `LOC_val_solution.csv` (Kaggle), `val_annotations.txt` (Tiny ImageNet), `val.txt` (Caffe): a line begins with an image's
+    - `LOC_val_solution.csv` (Kaggle), `val_annotations.txt` (Tiny ImageNet), `val.txt` (Caffe): a line begins
+    with an image's
       name and its class; a class may be a number from 0 in the order of the sorted class names.
     - `imagenet_2012_validation_synset_labels.txt`: a class per image, in the order of the images' names.
-    - `ILSVRC2012_validation_ground_truth.txt`: a number from 1 per image, in that order; what the numbers mean says the
-      development kit's `meta.mat`, or a list of the classes in the order of their numbers (`map_clsloc.txt`, `synsets.txt`).
+    - `ILSVRC2012_validation_ground_truth.txt`: a number from 1 per image, in that order; what the numbers
+    mean says the
+      development kit's `meta.mat`, or a list of the classes in the order of their numbers (`map_clsloc.txt`,
+      `synsets.txt`).
     - torchvision's `meta.bin`.
 
     Args:
@@ -48,7 +51,8 @@ def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) 
     found = _find(split, (*_NAMED, *_ORDERED, "meta.bin"))
     if found is None:
         raise FileNotFoundError(
-            f"{split} has {len(names)} images and no class folders, and no list of their classes is in it or near it: put "
+            f"{split} has {len(names)} images and no class folders, and no list of their classes is in it "
+            f"or near it: put "
             f"{', '.join(_NAMED)}, {', '.join(_ORDERED)} or torchvision's meta.bin into {split.parent}"
         )
     if found.name == "meta.bin":
@@ -71,7 +75,8 @@ def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) 
     unknown = sorted(set(labels) - set(classes))
     if unknown:
         raise ValueError(
-            f"{found} names {len(unknown)} class(es) without training images, for example {', '.join(unknown[:5])}; the "
+            f"{found} names {len(unknown)} class(es) without training images, for example "
+            f"{', '.join(unknown[:5])}; the "
             f"training folder has {len(classes)}: {', '.join(classes[:5])} ..."
         )
     number = {name: label for label, name in enumerate(classes)}
@@ -93,7 +98,8 @@ def _by_name(path: Path, names: Sequence[str]) -> list[str]:
     missing = [name for name in names if Path(name).stem not in label_of]
     if missing:
         raise ValueError(
-            f"{path} has no line for {len(missing)} of {len(names)} images, for example {', '.join(missing[:3])}"
+            f"{path} has no line for {len(missing)} of {len(names)} images, for example "
+            f"{', '.join(missing[:3])}"
         )
     return [label_of[Path(name).stem] for name in names]
 
@@ -102,7 +108,8 @@ def _numbered(path: Path, labels: Sequence[str], class_of: Mapping[int, str]) ->
     wrong = sorted({int(label) for label in labels} - class_of.keys())
     if wrong:
         raise ValueError(
-            f"{path} has labels that stand for no class, for example {wrong[:5]}; expected {min(class_of)} to {max(class_of)}"
+            f"{path} has labels that stand for no class, for example {wrong[:5]}; expected {min(class_of)} "
+            f"to {max(class_of)}"
         )
     return [class_of[int(label)] for label in labels]
 
@@ -112,7 +119,8 @@ def _ilsvrc_numbers(path: Path, split: Path, classes: Sequence[str]) -> dict[int
     found = _find(split, ("meta.mat", *_SYNSETS))
     if found is None:
         raise FileNotFoundError(
-            f"{path} numbers the classes in an order of its own: put the development kit's meta.mat, or a list of the classes "
+            f"{path} numbers the classes in an order of its own: put the development kit's meta.mat, or a "
+            f"list of the classes "
             f"in that order ({', '.join(_SYNSETS)}), beside it"
         )
     if found.name == "meta.mat":
@@ -126,7 +134,8 @@ def _ilsvrc_numbers(path: Path, split: Path, classes: Sequence[str]) -> dict[int
         return {int(row[1]): row[0] for row in rows}
     if listed == sorted(listed) and len(listed) > 2:
         raise ValueError(
-            f"{found} lists the classes alphabetically, and {path} numbers them in the order of the development kit: the "
+            f"{found} lists the classes alphabetically, and {path} numbers them in the order of the "
+            f"development kit: the "
             "labels would be wrong; put the kit's meta.mat beside it"
         )
     return dict(enumerate(listed, start=1))

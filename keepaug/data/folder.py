@@ -46,7 +46,8 @@ def list_images(split: Path) -> tuple[ImageFiles, Tensor, list[str]]:
         raise ValueError(f"{split} has no class folders; expected {split}/CLASS/IMAGE")
     if loose:
         raise ValueError(
-            f"{split} has {len(loose)} image(s) beside its class folders, for example {loose[0]}: which class are "
+            f"{split} has {len(loose)} image(s) beside its class folders, for example {loose[0]}: which "
+            f"class are "
             f"they of? Move them; expected {split}/CLASS/IMAGE"
         )
     counts = Counter(name.partition("/")[0] for name in names)
@@ -60,8 +61,8 @@ def list_images(split: Path) -> tuple[ImageFiles, Tensor, list[str]]:
 def open_folder(root: str | Path) -> tuple[tuple[ImageFiles, Tensor], tuple[ImageFiles, Tensor], list[str]]:
     """Training and validation files of a folder, and the class names.
 
-    Validation images are in `val`, `valid`, `validation` or `test`: in class folders, or flat with a list of their labels
-    (`read_flat_labels`), as ImageNet's are distributed.
+    Validation images are in `val`, `valid`, `validation` or `test`: in class folders, or flat with a list of
+    their labels (`read_flat_labels`), as ImageNet's are distributed.
 
     Raises:
         FileNotFoundError: no such folder or split, or no list for flat validation images.
@@ -79,7 +80,8 @@ def open_folder(root: str | Path) -> tuple[tuple[ImageFiles, Tensor], tuple[Imag
     if classes != val_classes:
         different = sorted(set(classes) ^ set(val_classes))
         raise ValueError(
-            f"{root}: training and validation must have the same class folders; only in one: {', '.join(different[:5])}"
+            f"{root}: training and validation must have the same class folders; only in one: "
+            f"{', '.join(different[:5])}"
             f"{' ...' if len(different) > 5 else ''}"
         )
     return (train_files, train_labels), (val_files, val_labels), classes

@@ -24,11 +24,12 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (N, 3, H, W) uint8, cropped and flipped.
-        strong: the strongly augmented view with the same crop and flip, or None; (N, V, 3, H, W) of a policy that returns
-            a tuple of V views.
+        strong: the strongly augmented view with the same crop and flip, or None; (N, V, 3, H, W) of a policy
+            that returns a tuple of V views.
         labels: (N,) int64.
         indices: (N,) int64 positions in the dataset.
-        seeds: (N,) int64, what decided each image's crop and flip (`draw_crop_flip`); None where they cannot be redrawn.
+        seeds: (N,) int64, what decided each image's crop and flip (`draw_crop_flip`); None where they cannot
+            be redrawn.
     """
 
     images: Tensor
@@ -95,12 +96,13 @@ class MemoryImages:
         classes: names.
         padding: of the random crop in pixels; None for no crop.
         flip: horizontal flip with probability 0.5.
-        alternate: each image is mirrored in every second epoch instead, which `make_loader` must then say (`alternate`).
+        alternate: each image is mirrored in every second epoch instead, which `make_loader` must then say
+            (`alternate`).
         border: what is padded with, "zero", "reflect" or a colour.
-        policy: strong augmentation for the second view, of uint8 (N, 3, H, W) images by (N,) seeds; `one_by_one` makes one of
-            a transform for single images.
-        policy_first: the policy sees the whole image, and crop and flip (the same for both views) come after it, as in
-            AutoAugment's code for CIFAR-10; otherwise it sees the cropped and flipped image.
+        policy: strong augmentation for the second view, of uint8 (N, 3, H, W) images by (N,) seeds;
+            `one_by_one` makes one of a transform for single images.
+        policy_first: the policy sees the whole image, and crop and flip (the same for both views) come after
+            it, as in AutoAugment's code for CIFAR-10; otherwise it sees the cropped and flipped image.
     """
 
     def __init__(
@@ -118,7 +120,8 @@ class MemoryImages:
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
-                f"expected uint8 (N, 3, H, W) images and N labels, got {images.dtype} {tuple(images.shape)} and "
+                f"expected uint8 (N, 3, H, W) images and N labels, got {images.dtype} {tuple(images.shape)} "
+                f"and "
                 f"{len(labels)} labels"
             )
         self.images, self.labels, self.classes = images, labels, list(classes)
@@ -161,8 +164,10 @@ class FileImages:
         paths: image files.
         labels: (N,) int64.
         classes: names.
-        read: from a path and a seed to a uint8 (3, H, W) tensor of the final size; the seed decides crop and flip.
-        policy: strong augmentation of that as a PIL image (on which it is fastest at this size), for the second view.
+        read: from a path and a seed to a uint8 (3, H, W) tensor of the final size; the seed decides crop and
+            flip.
+        policy: strong augmentation of that as a PIL image (on which it is fastest at this size), for the
+            second view.
     """
 
     def __init__(

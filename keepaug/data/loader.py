@@ -142,8 +142,10 @@ class Loader:
         """
         if (state["num_images"], state["batch_size"]) != (len(self.images), self.batch_size):
             raise ValueError(
-                f"the run was interrupted with {state['num_images']} images in batches of {state['batch_size']}; now "
-                f"there are {len(self.images)} in batches of {self.batch_size}: it cannot be resumed on other data"
+                f"the run was interrupted with {state['num_images']} images in batches of "
+                f"{state['batch_size']}; now "
+                f"there are {len(self.images)} in batches of {self.batch_size}: it cannot be resumed on "
+                f"other data"
             )
         self.epoch, self.position = state["epoch"], state["position"]
 
@@ -168,8 +170,8 @@ def make_loader(
         batch_size: of all processes together; each gets every `world_size`-th image of it.
         seed: decides the order and each image's augmentation, per epoch.
         shuffle: a new order each epoch.
-        alternate: the seeds say that a drawn half of the images is mirrored in even epochs, the other half in odd ones
-            (`MemoryImages(alternate=True)`), so that two epochs show every image both ways.
+        alternate: the seeds say that a drawn half of the images is mirrored in even epochs, the other half in
+            odd ones (`MemoryImages(alternate=True)`), so that two epochs show every image both ways.
         drop_last: leave out an incomplete last batch.
         num_workers: decoding processes; 0 decodes in this one.
         rank: of this process.

@@ -61,8 +61,9 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Imag
         size: the (height, width) that the upright image must have, for example an annotation's.
 
     Raises:
-        ImageError: no regular file, empty, damaged, cut short, of another format than `FORMATS`, larger than Pillow's limit
-            (`PIL.Image.MAX_IMAGE_PIXELS`, twice), values outside the ranges above, another size.
+        ImageError: no regular file, empty, damaged, cut short, of another format than `FORMATS`, larger than
+            Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`, twice), values outside the ranges above, another
+            size.
     """
     with _opened(path) as image:
         orientation = _orientation(image)  # before TIFF's reader has turned the image itself
@@ -81,8 +82,8 @@ def read_part(
     Args:
         path: of the file.
         choose: from (height, width) of the upright image to (top, left, height, width) of the part.
-        detail: (height, width) in pixels that the reduced part has at least; twice what it will be resized to, so that
-            the resizing decides the sharpness, as `PIL.Image.thumbnail` does.
+        detail: (height, width) in pixels that the reduced part has at least; twice what it will be resized
+            to, so that the resizing decides the sharpness, as `PIL.Image.thumbnail` does.
 
     Returns:
         (h, w, 3) uint8; the part's edges to the nearest pixel of the reduced scale.
@@ -150,12 +151,14 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} cannot be read as an image: no known format ({', '.join(FORMATS)}), or values stored in a way that "
+            f"{path} cannot be read as an image: no known format ({', '.join(FORMATS)}), or values stored "
+            f"in a way that "
             "Pillow does not know; convert or remove it"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{path} is too large ({error}); make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if it is meant"
+            f"{path} is too large ({error}); make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if it is "
+            f"meant"
         ) from error
     except Exception as error:  # damaged files raise a dozen types
         reason = str(error) or type(error).__name__
@@ -202,7 +205,8 @@ def _compare(
     if found == tuple(expected)[::-1]:
         marked = f"EXIF orientation {orientation}" if orientation != 1 else "no EXIF orientation"
         text += (
-            f": the sides are swapped. The file has {marked}, and images are turned upright by it before boxes are "
+            f": the sides are swapped. The file has {marked}, and images are turned upright by it before "
+            f"boxes are "
             "used; annotate the upright image, or save the file upright without the EXIF mark"
         )
     else:
@@ -228,7 +232,8 @@ def _on_white(image: Image.Image, original: Image.Image) -> Image.Image:
     opacity = np.asarray(image.getchannel("A"))
     if not opacity.any():
         raise ImageError(
-            f"{_name(original)} (mode {original.mode}) is transparent all over: there is nothing to see; save it without alpha"
+            f"{_name(original)} (mode {original.mode}) is transparent all over: there is nothing to see; "
+            f"save it without alpha"
         )
     if opacity.min() < 255:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -241,7 +246,8 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     depth = next((depth for depth in _DEPTHS if high < 2**depth), None)
     if low < 0 or depth is None:
         raise ImageError(
-            f"{_name(image)} (mode {image.mode}) holds integers from {low} to {high}; 0 to 65535 can be read: scale it and "
+            f"{_name(image)} (mode {image.mode}) holds integers from {low} to {high}; 0 to 65535 can be "
+            f"read: scale it and "
             "save it as 8-bit or 16-bit grey"
         )
     return _grey(values * (255 / (2**depth - 1)))
@@ -252,7 +258,8 @@ def _float_grey(image: Image.Image) -> Image.Image:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 255):  # also of NaN
         raise ImageError(
-            f"{_name(image)} (mode F) holds floating-point values from {low:g} to {high:g}; [0, 1] or [0, 255] can be read: "
+            f"{_name(image)} (mode F) holds floating-point values from {low:g} to {high:g}; [0, 1] or [0, "
+            f"255] can be read: "
             "scale it and save it as 8-bit or 16-bit grey"
         )
     return _grey(values * 255 if high <= 1 else values)

@@ -1,7 +1,8 @@
 """Saliency maps kept per image and carried through crop and flip, so that most steps need no saliency pass.
 
-The paper computes a map in every step. A network changes slowly and an image does not change at all: a map of an earlier
-epoch, put where the image now lies, says nearly the same. `tools/benchmark.py fidelity` measures how nearly.
+The paper computes a map in every step. A network changes slowly and an image does not change at all: a map of
+an earlier epoch, put where the image now lies, says nearly the same. `tools/benchmark.py fidelity` measures
+how nearly.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ DTYPES = {"uint8": torch.uint8, "float16": torch.float16}
 class SaliencyCache:
     """One map of each whole image, as shares of the map's largest value.
 
-    Kept as square roots in 8 bits (or 16): saliency has few large values and many small ones, and a region's score is
-    mostly made of the latter. CIFAR-10's 50,000 maps of 32 x 32 take 51 MB in uint8, 102 MB in float16. What a map is
-    multiplied by does not matter to the choice of regions, which compares scores of one image; it is kept all the same.
+    Kept as square roots in 8 bits (or 16): saliency has few large values and many small ones, and a region's
+    score is mostly made of the latter. CIFAR-10's 50,000 maps of 32 x 32 take 51 MB in uint8, 102 MB in
+    float16. What a map is multiplied by does not matter to the choice of regions, which compares scores of
+    one image; it is kept all the same.
 
     Args:
         num_images: size of the dataset.
@@ -52,7 +54,8 @@ class SaliencyCache:
     def update(self, indices: Tensor, maps: Tensor, place: CropFlip, *, epoch: int) -> None:
         """Store maps of cropped and flipped images.
 
-        What a crop did not show keeps its earlier value, or, where there is none, gets the mean of what it did show.
+        What a crop did not show keeps its earlier value, or, where there is none, gets the mean of what it
+        did show.
 
         Args:
             indices: (N,) positions in the dataset, each at most once.
@@ -135,7 +138,8 @@ class SaliencyCache:
         """
         if (state["maps"].shape, state["maps"].dtype) != (self.maps.shape, self.maps.dtype):
             raise ValueError(
-                f"the checkpoint holds saliency maps {tuple(state['maps'].shape)} of {state['maps'].dtype}, this run needs "
+                f"the checkpoint holds saliency maps {tuple(state['maps'].shape)} of {state['maps'].dtype}, "
+                f"this run needs "
                 f"{tuple(self.maps.shape)} of {self.maps.dtype}: it cannot be resumed on other data"
             )
         self.maps, self.largest, self.epochs = state["maps"], state["largest"], state["epochs"]

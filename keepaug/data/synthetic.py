@@ -1,9 +1,9 @@
 """Datasets drawn by the program: a small object whose box is known, on a cluttered background.
 
-The class of an image (or of a detection box) is the shape of a small object; its colour, size, place and slant say
-nothing, nor does the background of gradients, strokes, blobs and noise. As the box is known, it can be measured how
-often an augmentation destroys the object. Everything is drawn in batches by torch operations from one seed and written in
-the formats of the real datasets, so that the real loaders read it.
+The class of an image (or of a detection box) is the shape of a small object; its colour, size, place and
+slant say nothing, nor does the background of gradients, strokes, blobs and noise. As the box is known, it can
+be measured how often an augmentation destroys the object. Everything is drawn in batches by torch operations
+from one seed and written in the formats of the real datasets, so that the real loaders read it.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def draw_objects(
         centres: (N,2) float, y and x in pixels.
         sides: (N,) float, side of the square the shape is drawn in, in pixels.
         classes: names out of `CLASSES`.
-        colour_cue: 0 draws random colours, so that the shape alone tells the class; up to 1 gives each class its own
-            hue, which a network learns in far fewer steps.
+        colour_cue: 0 draws random colours, so that the shape alone tells the class; up to 1 gives each class
+            its own hue, which a network learns in far fewer steps.
         generator: the only source of randomness.
 
     Returns:
@@ -282,7 +282,8 @@ def draw_detection(
     fewest, most = objects
     if not 1 <= fewest <= most <= rows * columns:
         raise ValueError(
-            f"objects is {objects}; an image of {height}x{width} holds 1 to {rows * columns} objects of up to "
+            f"objects is {objects}; an image of {height}x{width} holds 1 to {rows * columns} objects of up "
+            f"to "
             f"{object_sides[1]:g} pixels"
         )
     images: list[Tensor] = []
@@ -338,7 +339,8 @@ def write_classification(
         The root.
 
     Raises:
-        ValueError: when the folder holds something else, or an argument is out of range (see `draw_classification`).
+        ValueError: when the folder holds something else, or an argument is out of range (see
+            `draw_classification`).
     """
     root = Path(root)
     classes = _check_classes(num_classes)
@@ -401,7 +403,8 @@ def write_detection(
         The root.
 
     Raises:
-        ValueError: when the folder holds something else, or an argument is out of range (see `draw_detection`).
+        ValueError: when the folder holds something else, or an argument is out of range (see
+            `draw_detection`).
     """
     root = Path(root)
     classes = _check_classes(num_classes)
@@ -479,7 +482,8 @@ def covered_share(regions: _RegionLike, boxes: Tensor) -> Tensor:
     """The share of each object's box that a region covers.
 
     Args:
-        regions: `keepaug.Regions` with one region per image, or anything with `top`, `left`, `height`, `width` (N,).
+        regions: `keepaug.Regions` with one region per image, or anything with `top`, `left`, `height`,
+            `width` (N,).
         boxes: (N,4) top/left/height/width in pixels.
 
     Returns:
@@ -490,7 +494,8 @@ def covered_share(regions: _RegionLike, boxes: Tensor) -> Tensor:
     """
     if boxes.ndim != 2 or boxes.shape != (len(regions.top), 4):
         raise ValueError(
-            f"boxes has shape {tuple(boxes.shape)}; expected ({len(regions.top)}, 4): top/left/height/width per region"
+            f"boxes has shape {tuple(boxes.shape)}; expected ({len(regions.top)}, 4): top/left/height/width "
+            f"per region"
         )
     top, left, height, width = boxes.to(regions.top.device).double().unbind(1)
     if bool((height * width <= 0).any()):

@@ -1,8 +1,8 @@
 """Drawn people seen by several cameras, in Market-1501's layout.
 
-Who somebody is lies in several small regions: hair or hat, the pattern on the chest, trousers, shoes, a bag. The large
-colours come from a small wardrobe that many share, so that no single region tells all. Each camera has its own
-light and background; pose, crop and occlusions differ from image to image.
+Who somebody is lies in several small regions: hair or hat, the pattern on the chest, trousers, shoes, a bag.
+The large colours come from a small wardrobe that many share, so that no single region tells all. Each camera
+has its own light and background; pose, crop and occlusions differ from image to image.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def draw_people(
         generator: the only source of randomness.
 
     Returns:
-        The images; boxes are of what was drawn, as far as it lies within the image, whether or not it is occluded.
+        The images; boxes are of what was drawn, as far as it lies within the image, whether or not it is
+        occluded.
     """
     height, width = size
     num = len(camera)
@@ -333,10 +334,11 @@ def write_reid(
 ) -> Path:
     """Write `root/{bounding_box_train,query,bounding_box_test}/0001_c1s1_000001_00.jpg` ..., boxes and the identity card.
 
-    Training and test identities are disjoint. Of each test identity, every camera's first image is a query and the others
-    are in the gallery, beside distractors (identity 0000: strangers, half of them badly cropped) and junk (-1: test
-    identities, badly cropped). `boxes.json` holds the person's box and `part_boxes.json` the boxes of the parts (`PARTS`)
-    by path: top, left, height, width in pixels. A folder that holds the very dataset is left as it is.
+    Training and test identities are disjoint. Of each test identity, every camera's first image is a query
+    and the others are in the gallery, beside distractors (identity 0000: strangers, half of them badly
+    cropped) and junk (-1: test identities, badly cropped). `boxes.json` holds the person's box and
+    `part_boxes.json` the boxes of the parts (`PARTS`) by path: top, left, height, width in pixels. A folder
+    that holds the very dataset is left as it is.
 
     Args:
         root: the folder.
@@ -423,7 +425,8 @@ def _check(
 ) -> None:
     if train < 1 or test < 1 or train + test > 9999:
         raise ValueError(
-            f"there are {train} training and {test} test identities; give at least 1 each, 9999 together at most"
+            f"there are {train} training and {test} test identities; give at least 1 each, 9999 together at "
+            f"most"
         )
     if not 2 <= cameras <= 9:
         raise ValueError(
@@ -431,7 +434,8 @@ def _check(
         )
     if per_camera < 2:
         raise ValueError(
-            f"images_per_camera is {per_camera}; the first is a query, so that the gallery needs a second: at least 2"
+            f"images_per_camera is {per_camera}; the first is a query, so that the gallery needs a second: "
+            f"at least 2"
         )
     if size[0] < 32 or size[1] < 16:
         raise ValueError(f"size is {size} (height, width); people can be told apart from (32, 16) on")

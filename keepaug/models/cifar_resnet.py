@@ -18,7 +18,8 @@ class CifarBlock(nn.Module):
     """Two 3 x 3 convolutions with BatchNorm beside the identity.
 
     Where the shape changes, every second pixel is taken and the channels are padded with zeros on both sides
-    (`shortcut="padded"`, option A of the paper), or a 1 x 1 convolution with BatchNorm is learnt ("projection", option B).
+    (`shortcut="padded"`, option A of the paper), or a 1 x 1 convolution with BatchNorm is learnt
+    ("projection", option B).
     """
 
     def __init__(
@@ -56,8 +57,8 @@ def cifar_resnet(depth: int, num_classes: int, *, shortcut: str = "padded") -> S
     Args:
         depth: 6 n + 2: 20, 32, 44, 56, 110, 1202 in the paper; 110 has 1.7 M parameters.
         num_classes: size of the output.
-        shortcut: "padded" (option A, which the paper uses for these networks) or "projection" (option B, as the ResNets of
-            CutMix's and PyramidNet's released code).
+        shortcut: "padded" (option A, which the paper uses for these networks) or "projection" (option B, as
+            the ResNets of CutMix's and PyramidNet's released code).
 
     Raises:
         ValueError: a depth that is not 6 n + 2, unknown shortcut.

@@ -1,7 +1,7 @@
 """torchvision's ResNets with dropout, DropPath or DropBlock, as compared by Ghiasi et al. (arXiv:1810.12890, section 4.1).
 
-The baselines "Dropout", "DropPath" and "DropBlock" of table 6 of the KeepAugment paper are that paper's. The keys of the
-weights are torchvision's.
+The baselines "Dropout", "DropPath" and "DropBlock" of table 6 of the KeepAugment paper are that paper's. The
+keys of the weights are torchvision's.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ BLOCK_SIZE = 7
 def drop_block(features: Tensor, probability: Tensor, *, block_size: int = BLOCK_SIZE) -> Tensor:
     """Set squares of every channel of every image to 0 and scale the rest up (algorithm 1 of the DropBlock paper).
 
-    Seeds are drawn where a whole block fits, with the rate gamma of equation 1, so that about the share `probability`
-    is dropped. What is kept is divided by its share in the batch.
+    Seeds are drawn where a whole block fits, with the rate gamma of equation 1, so that about the share
+    `probability` is dropped. What is kept is divided by its share in the batch.
 
     Args:
         features: (N, C, H, W) floating.
-        probability: () share to drop, 1 - keep_prob, on the same device (a tensor, so that a schedule does not recompile).
+        probability: () share to drop, 1 - keep_prob, on the same device (a tensor, so that a schedule does
+            not recompile).
         block_size: side of a block; at most the features' smaller side is used.
     """
     height, width = features.shape[2:]
@@ -124,10 +125,11 @@ def drop_resnet(
 ) -> ResNet:
     """A ResNet that drops activations in its last two groups (layer3 and layer4).
 
-    All three are the settings of the DropBlock paper: they act on the last two groups, with a quarter of the probability in
-    the first of these. Dropout is fixed and follows each convolution's BatchNorm and ReLU in the residual branches. DropBlock does the
-    same with 7 x 7 blocks and on the skip connections as well, DropPath drops whole branches of the last group only
-    (where the paper found it best); the probability of these two is meant to rise, see `schedule_drops`.
+    All three are the settings of the DropBlock paper: they act on the last two groups, with a quarter of the
+    probability in the first of these. Dropout is fixed and follows each convolution's BatchNorm and ReLU in
+    the residual branches. DropBlock does the same with 7 x 7 blocks and on the skip connections as well,
+    DropPath drops whole branches of the last group only (where the paper found it best); the probability of
+    these two is meant to rise, see `schedule_drops`.
 
     Args:
         arch: resnet18, resnet34, resnet50 or resnet101.
@@ -168,8 +170,8 @@ def drop_resnet(
 def schedule_drops(network: nn.Module, progress: float) -> None:
     """Set the probabilities of DropBlock and DropPath to `progress` times their targets (linear, section 3 of the paper).
 
-    Call it before each step with the share of training that is done; without it the targets hold from the start.
-    Networks without such layers are left alone.
+    Call it before each step with the share of training that is done; without it the targets hold from the
+    start. Networks without such layers are left alone.
 
     Raises:
         ValueError: progress outside [0, 1].

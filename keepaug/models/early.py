@@ -14,13 +14,14 @@ __all__ = ["AFTER", "EarlyHeadNetwork"]
 class EarlyHeadNetwork(nn.Module):
     """A network with average pooling and a linear layer after its first stage (or first block).
 
-    In training the forward pass returns both logits, for the loss `L + 0.3 L_early` ("the same as the Inception
-    Network"); in evaluation those of the network alone. `forward_early` runs only the first layers: pass it to
-    `saliency_map(model, images, labels, forward=model.forward_early)`.
+    In training the forward pass returns both logits, for the loss `L + 0.3 L_early` ("the same as the
+    Inception Network"); in evaluation those of the network alone. `forward_early` runs only the first layers:
+    pass it to `saliency_map(model, images, labels, forward=model.forward_early)`.
 
     Args:
         network: one of ours, torchvision's or timm's, as `build_network` makes them.
-        after: "stage" (all blocks of the first stage) or "block" (the first of them); the paper says "the first block".
+        after: "stage" (all blocks of the first stage) or "block" (the first of them); the paper says "the
+            first block".
 
     Raises:
         ValueError: unknown `after`, or the network has no such block.

@@ -1,6 +1,7 @@
 """A small network for 32 x 32 images that learns fast: experiments with many seeds on a CPU or in minutes of a GPU.
 
-After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498); our own code from its description.
+After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498); our own code from its
+description.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ __all__ = ["WIDTHS", "LabNetwork", "lab_network", "whitening_filters"]
 
 # Channels of the three groups; the paper's networks for 94 % and for 95 %.
 WIDTHS = {"lab": (64, 256, 256), "lab_large": (128, 384, 384)}
-# The network's output is divided by this: with it a learning rate serves the last layer as well as the others.
+# The network's output is divided by this: with it a learning rate serves the last layer as well as the
+# others.
 _DIVISOR = 9.0
 _PATCH = 2
 
@@ -25,8 +27,9 @@ _PATCH = 2
 class LabNetwork(StagedNetwork):
     """Whitening convolution, three groups of two 3 x 3 convolutions, maximum over what is left, linear layer.
 
-    Fully convolutional to that maximum: any image of 10 x 10 or more, so that a map of half the resolution needs no other
-    network. The first layer is an ordinary one until `whiten` takes its filters from training images and fixes them.
+    Fully convolutional to that maximum: any image of 10 x 10 or more, so that a map of half the resolution
+    needs no other network. The first layer is an ordinary one until `whiten` takes its filters from training
+    images and fixes them.
 
     Args:
         widths: channels of the three groups.
@@ -79,8 +82,8 @@ def whitening_filters(images: Tensor, size: int, *, eps: float = 5e-4) -> Tensor
         eps: added to the variances, against amplifying what hardly varies.
 
     Returns:
-        (C size^2, C, size, size) float32: the eigenvectors of the patches' covariance over the square roots of their
-        variances, the largest first.
+        (C size^2, C, size, size) float32: the eigenvectors of the patches' covariance over the square roots
+        of their variances, the largest first.
 
     Raises:
         ValueError: fewer patches than a patch has values.
@@ -89,7 +92,8 @@ def whitening_filters(images: Tensor, size: int, *, eps: float = 5e-4) -> Tensor
     patches = F.unfold(images.float(), size).transpose(1, 2).flatten(0, 1).double()
     if len(patches) < patches.shape[1]:
         raise ValueError(
-            f"{patches.shape[1]} whitening filters need at least as many patches, got {len(patches)} from images of "
+            f"{patches.shape[1]} whitening filters need at least as many patches, got {len(patches)} from "
+            f"images of "
             f"{tuple(images.shape)}: give more images"
         )
     variances, vectors = torch.linalg.eigh(patches.T.cov())

@@ -70,7 +70,8 @@ def check_arch(arch: str) -> None:
         close = elsewhere + difflib.get_close_matches(arch, known, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(
-        f"arch must be one of {', '.join(ARCHITECTURES)}, {', '.join(PAPER)}, another depth or width of these, "
+        f"arch must be one of {', '.join(ARCHITECTURES)}, {', '.join(PAPER)}, another depth or width of "
+        f"these, "
         f"{', '.join(FAST)}, torchvision:NAME or timm:NAME, got {arch!r}{hint}"
     )
 

@@ -58,8 +58,8 @@ def pyramid_net(depth: int, alpha: int, num_classes: int, *, shake_drop: float =
         depth: 9 n + 2: 11, 20, 29 ... 164, 272.
         alpha: widening, 1 or more.
         num_classes: size of the output.
-        shake_drop: the last block's probability of being perturbed, 1 - p_L; linear from the first block on, l / L of
-            it in block l (0.5 in AutoAugment's code); 0: none.
+        shake_drop: the last block's probability of being perturbed, 1 - p_L; linear from the first block on,
+            l / L of it in block l (0.5 in AutoAugment's code); 0: none.
 
     Raises:
         ValueError: a depth that is not 9 n + 2, alpha below 1, shake_drop outside [0, 1].

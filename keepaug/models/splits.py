@@ -12,11 +12,12 @@ from torchvision import models as tv
 from keepaug.models.staged import StagedNetwork
 from keepaug.modes import evaluating
 
-__all__ = ["AFTER", "Split", "split"]
+__all__ = ["AFTER", "EarlySplit", "split"]
 
 AFTER = ("stage", "block")
 
-# Children that run first, the child that ends with the first stage, how many of its elements belong there (None: all).
+# Children that run first, the child that ends with the first stage, how many of its elements belong there
+# (None: all).
 _TORCHVISION: dict[type[nn.Module], tuple[tuple[str, ...], str, int | None]] = {
     tv.ResNet: (("conv1", "bn1", "relu", "maxpool"), "layer1", None),
     tv.AlexNet: ((), "features", 3),
@@ -48,7 +49,7 @@ _TORCHVISION: dict[type[nn.Module], tuple[tuple[str, ...], str, int | None]] = {
 }
 
 
-class Split(Protocol):
+class EarlySplit(Protocol):
     """A network in two parts that share its layers."""
 
     channels: int
@@ -61,7 +62,7 @@ class Split(Protocol):
         """The early features and the network's logits."""
 
 
-def split(network: nn.Module, after: str) -> Split:
+def split(network: nn.Module, after: str) -> EarlySplit:
     """Find the first stage of one of our networks, of torchvision's or of timm's.
 
     Args:
@@ -83,7 +84,8 @@ def split(network: nn.Module, after: str) -> Split:
         return _Timm(network, after)
     known = ", ".join(kind.__name__ for kind in _TORCHVISION)
     raise TypeError(
-        f"no early head is known for {type(network).__name__}: it needs one of our networks, torchvision's {known} "
+        f"no early head is known for {type(network).__name__}: it needs one of our networks, torchvision's "
+        f"{known} "
         "or a timm network with forward_intermediates; use saliency full or low_resolution instead"
     )
 
@@ -127,7 +129,8 @@ class _Torchvision:
             stage = first[-1]
             if type(stage).forward is not nn.Sequential.forward:
                 raise ValueError(
-                    f"the first stage of {type(network).__name__} is not a sequence of blocks: set early_after=stage"
+                    f"the first stage of {type(network).__name__} is not a sequence of blocks: set "
+                    f"early_after=stage"
                 )
             first, rest = [*first[:-1], stage[0]], [*stage[1:], *rest]
         self.first = nn.Sequential(*(getattr(network, one) for one in before), *first)
@@ -165,7 +168,8 @@ class _Timm:
         (early, logits), plain = _probe(network, lambda x: (self.both(x), network(x)), side=side)
         if early.shape[1] != self.channels or not torch.allclose(logits, plain, rtol=1e-3, atol=1e-4):
             raise TypeError(
-                f"timm's {type(network).__name__} does not compute its logits from forward_intermediates: no early "
+                f"timm's {type(network).__name__} does not compute its logits from forward_intermediates: "
+                f"no early "
                 "head; use saliency full or low_resolution instead"
             )
 

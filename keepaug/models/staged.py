@@ -69,8 +69,8 @@ def conv(
 def initialise(network: nn.Module) -> None:
     """He et al.'s normal initialisation by fan-out of all convolutions; linear biases 0.
 
-    The standard deviation sqrt(2 / (k * k * out_channels)) is that of the released Wide ResNet, PyramidNet and
-    AutoAugment code; BatchNorm starts as the identity, as PyTorch leaves it.
+    The standard deviation sqrt(2 / (k * k * out_channels)) is that of the released Wide ResNet, PyramidNet
+    and AutoAugment code; BatchNorm starts as the identity, as PyTorch leaves it.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

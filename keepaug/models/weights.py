@@ -60,7 +60,8 @@ class Classifier:
         classes: names, in the order of the outputs.
         mean: of the normalisation, RGB in [0, 1].
         std: of the normalisation.
-        provenance: of the run that made it, see `keepaug.runs.result.describe_run`; {} in files of earlier versions.
+        provenance: of the run that made it, see `keepaug.runs.result.describe_run`; {} in files of earlier
+            versions.
         early_head: weights of the early head it was trained with, if any.
         early_after: where that sits.
     """
@@ -161,7 +162,8 @@ def load_classifier(
         raise ForeignFileError(f"{path} holds a {type(content).__name__}, expected the weights.pt of a run")
     if missing := {"arch", "state_dict", "classes", "mean", "std"} - content.keys():
         raise ForeignFileError(
-            f"{path} is no weights.pt of a run: it lacks {', '.join(sorted(missing))}; a file of another program goes "
+            f"{path} is no weights.pt of a run: it lacks {', '.join(sorted(missing))}; a file of another "
+            f"program goes "
             "through torchvision:NAME or timm:NAME, or tools/convert_backbone.py"
         )
     if options is None:
@@ -204,7 +206,8 @@ def _options_of_earlier_file(content: Mapping[str, Any], path: Path) -> dict[str
     kind = json.loads(beside.read_text()).get("kind") if beside.is_file() else None
     if kind is None and content.get("method") in ("rand_augment", "keep_rand_augment"):
         raise ValueError(
-            f"{path} does not say which shortcut its {content['arch']} has, and no result.json lies beside it: give "
+            f"{path} does not say which shortcut its {content['arch']} has, and no result.json lies beside "
+            f"it: give "
             'options={"shortcut": "raw"} for a semi-supervised run, {"shortcut": "activated"} for a classifier'
         )
     raw = kind == "ssl_uda" or content.get("method") == "supervised"

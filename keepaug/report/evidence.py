@@ -394,7 +394,8 @@ def _made_with(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str
     return [
         "## Made with",
         "",
-        f"{len(runs)} runs, {hours:.1f} core-hours on {'; '.join(processors)}; {'; '.join(versions)}; data: {'; '.join(data)}.",
+        f"{len(runs)} runs, {hours:.1f} core-hours on {'; '.join(processors)}; {'; '.join(versions)}; data: "
+        f"{'; '.join(data)}.",
     ]
 
 

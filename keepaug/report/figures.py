@@ -1,7 +1,7 @@
 """Figures 2 and 3 of the paper: accuracy against the length, the magnitude and tau; from result files alone.
 
-The paper gives the curves as pictures only. Where its tables have numbers for the same question they are drawn beside ours,
-under their own name; no number is read off a picture.
+The paper gives the curves as pictures only. Where its tables have numbers for the same question they are
+drawn beside ours, under their own name; no number is read off a picture.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Point:
 
 
 _TRAIN_AND_TEST = (Curve("train (augmented images)", "train_accuracy"), Curve("test"))
-# Cutout's recipe has dropout and no Cutout after a policy; RandAugment's, as AutoAugment's, the other way round.
+# Cutout's recipe has dropout and no Cutout after a policy; RandAugment's, as AutoAugment's, the other way
+# round.
 _RAND_AUGMENT = {"num_ops": 3, "dropout": 0.0, "cutout_after": 16}
 FIGURES: dict[str, tuple[Panel, Panel]] = {
     "2": (
@@ -164,7 +165,8 @@ def find_points(number: str, groups: Sequence[Group], *, arch: str, comparable: 
         if len(fitting) > 1:
             folders = ", ".join(group.first["folder"] for group in fitting)
             raise ValueError(
-                f"several kinds of runs fit {', '.join(f'{key}={value}' for key, value in settings.items())}: {folders}; "
+                f"several kinds of runs fit "
+                f"{', '.join(f'{key}={value}' for key, value in settings.items())}: {folders}; "
                 "name a folder that holds one of them"
             )
         points.append(Point(panel, value, settings, fitting[0] if fitting else None))

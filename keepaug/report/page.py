@@ -29,11 +29,14 @@ _KINDS = {
 }
 _CAPTIONS = {
     "pictures": "From top to bottom: the image, what the saliency map sees, what the network is trained on.",
-    "views": "From top to bottom: the image, what the saliency map sees, the strong view, the strong view with what is kept.",
+    "views": "From top to bottom: the image, what the saliency map sees, the strong view, the strong view "
+    "with what is kept.",
     "worst": "The images that lose most: the saliency, plain and Keep of the same random numbers.",
     "predictions": "Left: ground truth; right: predictions.",
-    "ranked": "Left: the query; then the nearest gallery images, right ones framed green, wrong ones red, with camera and distance.",
-    "erasing": "The image, its saliency, random erasing, KeepRandomErasing (same sizes). Red frames: what matters is erased.",
+    "ranked": "Left: the query; then the nearest gallery images, right ones framed green, wrong ones red, "
+    "with camera and distance.",
+    "erasing": "The image, its saliency, random erasing, KeepRandomErasing (same sizes). Red frames: what "
+    "matters is erased.",
 }
 
 
@@ -279,13 +282,17 @@ def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str
 
 
 _RATES_TEXT = (
-    "Share of images whose object is destroyed: at least half of its box is cut (or, for the pasting methods, less than half "
+    "Share of images whose object is destroyed: at least half of its box is cut (or, for the pasting "
+    "methods, less than half "
     "of it is shown clean). A method and its Keep version use the same sizes and the same placement rule."
 )
 _PAPER_TEXT = (
-    "The paper's numbers as printed. Ours are the last epoch's; the best epoch's, which CutMix's code reports and which looks at "
-    "the test set, stands in brackets. A run stands beside them only with the whole recipe on the real data and, for "
-    "detection, with Detectron2 itself: drawn data, shortened runs and the torchvision engine have tables of their own above."
+    "The paper's numbers as printed. Ours are the last epoch's; the best epoch's, which CutMix's code "
+    "reports and which looks at "
+    "the test set, stands in brackets. A run stands beside them only with the whole recipe on the real data "
+    "and, for "
+    "detection, with Detectron2 itself: drawn data, shortened runs and the torchvision engine have tables "
+    "of their own above."
 )
 
 

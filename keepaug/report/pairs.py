@@ -1,7 +1,7 @@
 """Differences of two methods, seed by seed: the mean, its 95 % interval, and how many pairs are still missing.
 
-Runs of one seed share initial weights, order, crops and region draws, so that the difference of a pair varies less than the
-difference of two runs.
+Runs of one seed share initial weights, order, crops and region draws, so that the difference of a pair varies
+less than the difference of two runs.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def student_quantile(probability: float, freedom: int) -> float:
     """
     if not 0.5 <= probability < 1 or freedom < 1:
         raise ValueError(
-            f"the probability must be in [0.5, 1) and the degrees of freedom 1 or more, got {probability} and {freedom}"
+            f"the probability must be in [0.5, 1) and the degrees of freedom 1 or more, got {probability} "
+            f"and {freedom}"
         )
     low, high = 0.0, math.pi / 2  # of the angle atan(t / sqrt(freedom))
     for _ in range(60):

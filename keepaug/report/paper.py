@@ -35,7 +35,8 @@ class FilledTable:
         num_run: cells that have been run.
         num_left_out: runs that would fit a cell but for drawn data, fewer steps or another engine.
         note: what a reader must know about the printed numbers.
-        near: runs of a cell's method, network and data that are not its recipe: the cell, their figure and what differs.
+        near: runs of a cell's method, network and data that are not its recipe: the cell, their figure and
+            what differs.
     """
 
     id: str
@@ -143,7 +144,8 @@ def fill_table(
             inside: list[Group] = []
             if metric is not None and column is not None:
                 wanted = {**table["match"], **row.get("match", {}), **column}
-                # A column that shows another figure of the runs of one to its left (tables 5 and 8) has their recipe.
+                # A column that shows another figure of the runs of one to its left (tables 5 and 8) has their
+                # recipe.
                 own = table["columns"][table["column_match"].index(column)]
                 recipe = recipes.get((row["name"], own))
                 fitting = [one for one in candidates if recipe is not None and _fits(one, wanted)]

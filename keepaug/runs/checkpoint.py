@@ -42,7 +42,8 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> Path:
 
     Args:
         folder: the run folder.
-        state: tensors, numbers, strings, and lists and dictionaries of them: what `weights_only` loading allows.
+        state: tensors, numbers, strings, and lists and dictionaries of them: what `weights_only` loading
+            allows.
 
     Raises:
         NonFiniteLossError: a tensor in the state is not finite; nothing is written.
@@ -54,7 +55,8 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> Path:
             f"the last good checkpoint is {path}" if has_checkpoint(folder) else "there is no checkpoint yet"
         )
         raise NonFiniteLossError(
-            f"{bad} is no longer finite, so it is not saved; {kept}. Lower the learning rate, clip the gradients, or "
+            f"{bad} is no longer finite, so it is not saved; {kept}. Lower the learning rate, clip the "
+            f"gradients, or "
             "train in float32"
         )
     if path.is_file():

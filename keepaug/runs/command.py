@@ -171,7 +171,8 @@ def run_seeds(
 def _file_name(name: str) -> str:
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(
-            f"the run's name is that of its folder below runs, got {name!r}: leave out slashes, or give --output"
+            f"the run's name is that of its folder below runs, got {name!r}: leave out slashes, or give "
+            f"--output"
         )
     return name
 
@@ -180,8 +181,8 @@ def exit_code(act: Callable[[], int]) -> int:
     """What a tool ends with: every expected error is one line on standard error.
 
     Returns:
-        What `act` returns; 2 for mistakes, missing files, full disks and diverged losses; 130 for Ctrl-C; 75 for a run
-        that was asked to stop and can be resumed.
+        What `act` returns; 2 for mistakes, missing files, full disks and diverged losses; 130 for Ctrl-C; 75
+        for a run that was asked to stop and can be resumed.
     """
     try:
         return act()

@@ -7,8 +7,9 @@ class Settings:
 
 settings = load_config(Settings, "configs/classify/cifar10.yaml", ["epochs=10"])
 
-A field knows what it is: bookkeeping, how something is computed, or a part of the recipe, and then whose. Resuming, grouping
-and comparing with the paper all ask the field (`recipe_of`, `changed_settings`); nothing else lists keys.
+A field knows what it is: bookkeeping, how something is computed, or a part of the recipe, and then whose.
+Resuming, grouping and comparing with the paper all ask the field (`recipe_of`, `changed_settings`); nothing
+else lists keys.
 """
 
 from __future__ import annotations
@@ -66,11 +67,12 @@ def option(
         choices: allowed values.
         low: smallest allowed number.
         high: largest allowed number.
-        bookkeeping: where or how comfortably a run goes; it may change on resume and is no part of the run's identity.
-        precision: how numbers are computed: it tells runs apart and stands beside their figures, but a recipe of the paper
-            does not name it.
-        used_by: the methods, algorithms or traits that use the setting, as `users()` of the settings names them; nothing
-            means always.
+        bookkeeping: where or how comfortably a run goes; it may change on resume and is no part of the run's
+            identity.
+        precision: how numbers are computed: it tells runs apart and stands beside their figures, but a recipe
+            of the paper does not name it.
+        used_by: the methods, algorithms or traits that use the setting, as `users()` of the settings names
+            them; nothing means always.
     """
     metadata = {
         "help": help,

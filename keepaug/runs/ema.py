@@ -52,9 +52,9 @@ class ModelEma:
 def ema_decay(step: int, total_steps: int, decay: float, *, ramp: bool = True) -> float:
     """The decay of the averaged weights after a step, so that the average of a short run is not its random beginning.
 
-    A constant decay leaves `decay ** total_steps` of the random weights in the average: with 0.9999 and 3,000 steps 74 %, an
-    accuracy by chance. Where it would be more than 2 % the decay rises as min(decay, (1 + step) / (10 + step)), as
-    TensorFlow's `num_updates` does it; long recipes keep the constant one.
+    A constant decay leaves `decay ** total_steps` of the random weights in the average: with 0.9999 and 3,000
+    steps 74 %, an accuracy by chance. Where it would be more than 2 % the decay rises as min(decay, (1 +
+    step) / (10 + step)), as TensorFlow's `num_updates` does it; long recipes keep the constant one.
 
     Args:
         step: from 0.

@@ -29,7 +29,8 @@ def check_finite(loss: float, step: int, last_checkpoint: str | Path | None, *, 
         f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
     )
     raise NonFiniteLossError(
-        f"the {what} is {loss} at step {step}; {back}. Lower the learning rate, clip the gradients, or train in float32"
+        f"the {what} is {loss} at step {step}; {back}. Lower the learning rate, clip the gradients, or "
+        f"train in float32"
     )
 
 
@@ -40,6 +41,7 @@ def only_finite(values: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         values: saliency maps, for example, which regions cannot be chosen from when they are not numbers.
 
     Returns:
-        The values with 0 for NaN and infinity, and a reading of their sum (`start_reading`), for `check_finite`.
+        The values with 0 for NaN and infinity, and a reading of their sum (`start_reading`), for
+        `check_finite`.
     """
     return values.nan_to_num(0.0, 0.0, 0.0), start_reading(values.sum())

@@ -141,7 +141,8 @@ def is_finished(folder: Path, recipe: Mapping[str, Any], origin: str = "") -> bo
     Args:
         folder: of the run.
         recipe: of the run that is wanted.
-        origin: weights file that it starts from, compared by contents while the file is there, otherwise by name.
+        origin: weights file that it starts from, compared by contents while the file is there, otherwise by
+            name.
 
     Raises:
         ConfigError: it holds the result of another run.
@@ -164,6 +165,7 @@ def is_finished(folder: Path, recipe: Mapping[str, Any], origin: str = "") -> bo
         )
     if changed:
         raise ConfigError(
-            f"{folder} holds a finished run with other settings: {'; '.join(changed)}; choose another --output"
+            f"{folder} holds a finished run with other settings: {'; '.join(changed)}; choose another "
+            f"--output"
         )
     return True

@@ -1,8 +1,8 @@
 """One run, one folder, one recorder: lock, config.yaml, metrics.jsonl, checkpoints, clock, result.json.
 
     with Recorder(output, config, kind="classify", main=world.is_main) as recorder:
-        step = recorder.claim(resume, name=..., dataset=..., synthetic=..., shortened=..., model=network, optimizer=optimizer)
-        for step in range(step, total):
+        step = recorder.claim(resume, name=..., dataset=..., synthetic=..., shortened=..., model=network,
+        optimizer=optimizer) for step in range(step, total):
             ...
             recorder.log(step + 1, {"train/loss": loss})
             recorder.save(step + 1)
@@ -57,8 +57,8 @@ class Recorder:
 
     Args:
         output: the folder; made where missing.
-        config: resolved settings: a dataclass of `option` fields, or a mapping, with `recipe`, `precision`, `seed` and
-            `changed` given.
+        config: resolved settings: a dataclass of `option` fields, or a mapping, with `recipe`, `precision`,
+            `seed` and `changed` given.
         kind: of the result.
         main: whether this process writes; the others only read the checkpoint.
         tensorboard: also write TensorBoard events, where tensorboard is installed.
@@ -147,7 +147,8 @@ class Recorder:
             save()
             reason = self._asked.name if self._asked is not None else "another process"
             raise StopRequestedError(
-                f"stopped by {reason} after step {step}, with a checkpoint in {self.path}; the same command with "
+                f"stopped by {reason} after step {step}, with a checkpoint in {self.path}; the same command "
+                f"with "
                 "--resume goes on"
             )
 
@@ -180,8 +181,8 @@ class Recorder:
             The checkpoint, its own "step" among it; {"step": 0} where the run begins.
 
         Raises:
-            ConfigError: the folder holds a run and resume is False, or resuming would change what the run is: its
-                settings, its data or the network that it began with.
+            ConfigError: the folder holds a run and resume is False, or resuming would change what the run is:
+                its settings, its data or the network that it began with.
             ValueError: there are checkpoints and none can be read.
         """
         self._parts = parts

@@ -75,8 +75,8 @@ def describe_run(
         recipe: settings that decide the figures, see `keepaug.runs.config.recipe_of`; None: all but the seed.
         precision: settings that say how numbers are computed.
         engine: the detection engine, if any.
-        started_from: the network that the training began with: "sha256", "file" and "provenance" (the same dictionary, of
-            the run that made it, or {} for a foreign file); None for random weights.
+        started_from: the network that the training began with: "sha256", "file" and "provenance" (the same
+            dictionary, of the run that made it, or {} for a foreign file); None for random weights.
         revisions: of the program, where the run was continued by another one.
 
     Raises:

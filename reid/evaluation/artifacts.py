@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
 from reid.config import ReidConfig
@@ -114,7 +114,7 @@ def _saliency(
     indices = torch.arange(len(train.images))[:: max(1, len(train.images) // number)][:number]
     seeds = torch.randint(2**62, (len(indices),), generator=make_generator(config.seed, "pictures"))
     batch = train.images.load(indices, seeds)
-    images = normalise(batch.images.to(device), config.mean, config.std)
+    images = normalize(batch.images.to(device), config.mean, config.std)
     parts = zip(images.split(_IMAGES), batch.labels.to(device).split(_IMAGES), strict=True)
     maps = [
         saliency_map(network, *part, forward=network.logits, scale=config.saliency_scale) for part in parts

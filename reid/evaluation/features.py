@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.data.folder import EXTENSIONS
 from keepaug.modes import evaluating
 from keepaug.runs.distributed import Distributed, gather_rows, setup
@@ -65,7 +65,7 @@ def extract_features(
         for number in progress(range(len(parts)), description, total=len(parts), disable=not world.is_main):
             pixels = ahead.result() if ahead is not None else None
             ahead = reader.submit(images.resized, parts[number + 1]) if number + 1 < len(parts) else None
-            inputs = normalise(pixels.to(device), mean, std)  # type: ignore[union-attr]
+            inputs = normalize(pixels.to(device), mean, std)  # type: ignore[union-attr]
             if channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             features = network.features(inputs, after_neck=after_neck).float()

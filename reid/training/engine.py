@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.data.images import Batch
 from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, gather_all, synchronize_batchnorm
@@ -140,7 +140,7 @@ class KeepEngine(_Engine):
         # Every step has its own streams, so that a resumed run goes on as the first one would have.
         torch.manual_seed(derive_seed(config.seed, "network", self.step, world.rank))
         labels = to_device(data.labels, device)
-        images = normalise(to_device(data.images, device), config.mean, config.std)
+        images = normalize(to_device(data.images, device), config.mean, config.std)
         if config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):

@@ -50,7 +50,8 @@ def tsa_threshold(schedule: str, step: int, total_steps: int, num_classes: int) 
     """Training signal annealing: above which probability of its label an image is left out, from 1/K up to 1.
 
     Args:
-        schedule: "linear" t, "log" 1 - exp(-5 t), "exp" exp(5 (t - 1)) with t = step / total_steps, or "off" (infinity).
+        schedule: "linear" t, "log" 1 - exp(-5 t), "exp" exp(5 (t - 1)) with t = step / total_steps, or "off"
+            (infinity).
         step: from 0.
         total_steps: of the run.
         num_classes: K.
@@ -93,7 +94,8 @@ def masked_mean(losses: Tensor, mask: Tensor, count: Tensor | None = None) -> Te
     Args:
         losses: (N,).
         mask: (N,) of 0 and 1.
-        count: the number to divide by instead of the mask's sum, where this process holds a part of the batch only.
+        count: the number to divide by instead of the mask's sum, where this process holds a part of the batch
+            only.
     """
     count = mask.sum() if count is None else count
     return (losses * mask).sum() / count.clamp(min=1)

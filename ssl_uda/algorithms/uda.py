@@ -32,7 +32,8 @@ def uda_loss(
         world: the processes.
 
     Returns:
-        The loss (equation 1); the consistency is a mean over all images, those below the confidence counting 0.
+        The loss (equation 1); the consistency is a mean over all images, those below the confidence counting
+        0.
     """
     parts = supervised_loss(outputs, labels, config, step, world)
     clean, strong = outputs.clean, outputs.strong
@@ -72,8 +73,8 @@ def consistency_losses(target: Tensor, logits: Tensor, kind: str = "kl") -> Tens
     Args:
         target: (N, classes) probabilities; no gradient goes into it.
         logits: (N, classes) of the strong view.
-        kind: "kl", the divergence KL(target || prediction) of the recipe, or "cross_entropy", which is larger by the
-            target's entropy and has the same gradient.
+        kind: "kl", the divergence KL(target || prediction) of the recipe, or "cross_entropy", which is larger
+            by the target's entropy and has the same gradient.
 
     Returns:
         (N,) float32, >= 0.

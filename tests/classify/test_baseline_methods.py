@@ -181,7 +181,7 @@ def test_mixups_return_mixed_labels() -> None:
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet8", "wrn10_1", "shake_shake_26_2x4d", "pyramidnet29_a8"])
 def test_stages_are_found_and_mixed_in(arch: str) -> None:
-    from keepaug.baselines import mixed_inside
+    from keepaug.baselines import mix_hidden_features
 
     torch.manual_seed(0)
     network = build_network(arch, 3, stem="cifar").eval()
@@ -189,7 +189,7 @@ def test_stages_are_found_and_mixed_in(arch: str) -> None:
     plain = network(images)
     target = MixedLabels(labels, labels.flip(0), torch.tensor([0.5, 0.5]))
     for layer in range(1, len(stages_of(network)) + 1):
-        with mixed_inside(stages_of(network), HiddenMix(layer, torch.tensor([1, 0]), target)):
+        with mix_hidden_features(stages_of(network), HiddenMix(layer, torch.tensor([1, 0]), target)):
             mixed = network(images)
         torch.testing.assert_close(mixed[0], mixed[1])  # half and half: both are the same from there on
         assert not torch.allclose(mixed, plain)

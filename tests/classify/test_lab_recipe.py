@@ -179,7 +179,7 @@ def test_mirrored_test_is_the_mean_of_both(drawn: Path) -> None:
     run = prepared(drawn)
     run.network.eval()
     images, labels = run.data.val.images, run.data.val.labels
-    pixels = loop.normalise(images, run.data.mean, run.data.std)
+    pixels = loop.normalize(images, run.data.mean, run.data.std)
     with torch.no_grad():
         logits = (run.network(pixels) + run.network(pixels.flip(-1))) / 2
     wanted = 100 * float((logits.argmax(dim=1) == labels).double().mean())

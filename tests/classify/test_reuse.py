@@ -115,7 +115,7 @@ def test_the_result_holds_the_train_accuracy(drawn: Path, tmp_path: Path) -> Non
     right = []
     for _ in range(2):
         hits = [
-            network(loop.normalise(batch.images, data.mean, data.std)).argmax(dim=1) == batch.labels
+            network(loop.normalize(batch.images, data.mean, data.std)).argmax(dim=1) == batch.labels
             for batch in batches
         ]
         right.append(int(torch.cat(hits).sum()))

@@ -24,7 +24,7 @@ from keepaug.baselines import (
     Mixup,
     consistent_cross_entropy,
     jensen_shannon,
-    mixed_inside,
+    mix_hidden_features,
     three_views,
 )
 from keepaug.baselines.grid_mask import grid_mask
@@ -235,7 +235,7 @@ def test_manifold_mixup_mixes_the_hidden_state_of_the_layer(layer: int) -> None:
     steps = [blended if layer == k else (lambda hidden: hidden) for k in range(3)]
     expected = steps[2](network.second(torch.tanh(steps[1](network.first(steps[0](inputs.flatten(1)))))))
     given, got_mix = ManifoldMixup()(inputs, labels, mix=mix)
-    with mixed_inside([network.first, network.second], got_mix):
+    with mix_hidden_features([network.first, network.second], got_mix):
         got = network(given)
     torch.testing.assert_close(got, expected)
     got.sum().backward()
@@ -257,9 +257,9 @@ def test_manifold_mixup_draws_the_layer_per_batch_and_lambda_per_image() -> None
 def test_manifold_mixup_says_when_nothing_was_mixed() -> None:
     network, labels = Stages(), torch.tensor([0, 1])
     mix = HiddenMix(1, torch.tensor([1, 0]), MixedLabels(labels, labels, torch.ones(2)))
-    with pytest.raises(RuntimeError, match="ran 0 times"), mixed_inside([network.first], mix):
+    with pytest.raises(RuntimeError, match="ran 0 times"), mix_hidden_features([network.first], mix):
         pass
-    with pytest.raises(ValueError, match="num_layers=1 or less"), mixed_inside([], mix):
+    with pytest.raises(ValueError, match="num_layers=1 or less"), mix_hidden_features([], mix):
         pass
 
 
@@ -435,7 +435,7 @@ def test_formats_purity_and_generators(name: str, images: torch.Tensor, heat: to
         (lambda x: Mixup(alpha=0), ValueError, "alpha must be above 0"),
         (lambda x: Mixup(per="x"), ValueError, "'image' or 'batch'"),
         (lambda x: Mixup()(x, torch.arange(5)), ValueError, r"labels must have the shape \(6,\)"),
-        (lambda x: Mixup()(x.to(torch.uint8), torch.arange(6)), TypeError, "normalise the images first"),
+        (lambda x: Mixup()(x.to(torch.uint8), torch.arange(6)), TypeError, "normalize the images first"),
         (lambda x: AttentiveCutMix(2, 5), ValueError, "num_patches must be"),
         (lambda x: AttentiveCutMix()(x, torch.arange(6)), ValueError, "needs an attention map"),
         (lambda x: AttentiveCutMix()(x, torch.arange(6), x[:, :1]), ValueError, r"attention must have"),

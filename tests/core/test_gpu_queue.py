@@ -29,7 +29,7 @@ from keepaug import (
     random_regions,
     saliency_map,
 )
-from keepaug.data.batch_transforms import change_colours, draw_colours, normalise
+from keepaug.data.batch_transforms import change_colours, draw_colours, normalize
 from keepaug.models import build_network
 
 
@@ -72,7 +72,7 @@ CALLS: dict[str, tuple[int, Callable[[], object]]] = {
     "Mixup": (20, lambda: Mixup()(images(), labels(), generator=seeded())),
     "ManifoldMixup": (20, lambda: ManifoldMixup()(images(), labels(), generator=seeded())),
     "AttentiveCutMix": (60, lambda: AttentiveCutMix()(images(), labels(), heat(), generator=seeded())),
-    "normalise": (8, lambda: normalise(images().to(torch.uint8), (0.5,) * 3, (0.2,) * 3)),
+    "normalize": (8, lambda: normalize(images().to(torch.uint8), (0.5,) * 3, (0.2,) * 3)),
     "change_colours": (
         130,
         lambda: change_colours(

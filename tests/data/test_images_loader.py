@@ -18,7 +18,7 @@ from keepaug.data.batch_transforms import (
     Colours,
     change_colours,
     draw_colours,
-    normalise,
+    normalize,
     random_crop_flip,
 )
 from keepaug.data.cifar import load_cifar10
@@ -171,9 +171,9 @@ def test_normalise_and_lighting() -> None:
     wanted = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(
         std
     ).double().view(3, 1, 1)
-    torch.testing.assert_close(normalise(images, mean, std), wanted.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(normalize(images, mean, std), wanted.float(), rtol=1e-5, atol=1e-5)
     drawn = draw_colours(4, lighting=0.1, generator=torch.Generator().manual_seed(0))
-    noisy = normalise(change_colours(images, None, drawn)[0], mean, std) - wanted.float()
+    noisy = normalize(change_colours(images, None, drawn)[0], mean, std) - wanted.float()
     assert (noisy - noisy[:, :, :1, :1]).abs().max() < 1e-4  # one shift per image and channel
     assert len(noisy[:, 0, 0, 0].unique()) == 4
 

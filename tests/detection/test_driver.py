@@ -20,7 +20,7 @@ from detection.coco import CocoPaths, load_coco
 from detection.config import ConfigError
 from detection.convert import convert
 from detection.driver import run
-from detection.prepare import Job, choose_engine, prepare
+from detection.prepare import DetectorJob, choose_engine, prepare
 from keepaug.classify import ClassifyConfig
 from keepaug.data.synthetic import write_detection
 from keepaug.runs.recorder import Recorder
@@ -33,8 +33,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_detection(tmp_path_factory.mktemp("driver") / "d", num_train=4, num_val=2, num_classes=4)
 
 
-def job(root: Path, output: Path, *opts: str, **change) -> Job:
-    return Job(
+def job(root: Path, output: Path, *opts: str, **change) -> DetectorJob:
+    return DetectorJob(
         CONFIG, ("OUTPUT_DIR", str(output), *opts), **{"engine": "torchvision", "data_root": root, **change}
     )
 
@@ -348,5 +348,5 @@ def test_results_are_scored_again_without_a_config(own: dict, tmp_path: Path) ->
     ]
     (tmp_path / "r.json").write_text(json.dumps(truth[1:]))
     for backend in ("hotcoco", "pycocotools"):
-        again = Job(None, eval_only=True, results_json=tmp_path / "r.json", backend=backend, **own)
+        again = DetectorJob(None, eval_only=True, results_json=tmp_path / "r.json", backend=backend, **own)
         assert run(again).stats["AP"] == pytest.approx(100)

@@ -20,7 +20,8 @@ from keepaug.data.synthetic import write_detection
 
 pytestmark = pytest.mark.detectron2
 
-# No random choice is left when everything is sampled; weights and betas that are not 1 and 0 show where one is missing.
+# No random choice is left when everything is sampled; weights and betas that are not 1 and 0 show where one
+# is missing.
 EVERYTHING_SAMPLED = [
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100000",
     "MODEL.RPN.POSITIVE_FRACTION", "1.0", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0",

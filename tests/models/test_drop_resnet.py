@@ -48,7 +48,8 @@ def test_drop_block_drops_the_same_share_as_torchvisions() -> None:
     ours = (drop_block(features, torch.tensor(0.1), block_size=7) == 0).float().mean()
     theirs = (drop_block2d(features, 0.1, 7) == 0).float().mean()
     torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)
-    # Of one block per map with probability gamma * 64 = 0.4 each 49 of 196 pixels; overlaps take a little away.
+    # Of one block per map with probability gamma * 64 = 0.4 each 49 of 196 pixels; overlaps take a little
+    # away.
     assert 0.085 < ours < 0.1
 
 

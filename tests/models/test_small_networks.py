@@ -35,7 +35,8 @@ def randomise(network: nn.Module) -> nn.Module:
         ("resnet20", {}, 269_722, "0.27"),
         ("resnet56", {}, 853_018, "0.85"),
         ("resnet110", {}, 1_727_962, "1.7"),
-        # Zagoruyko and Komodakis, arXiv:1605.07146, table 4: 36.5 M; google-research/uda logs 1.467610 M for WRN-28-2
+        # Zagoruyko and Komodakis, arXiv:1605.07146, table 4: 36.5 M; google-research/uda logs 1.467610 M for
+        # WRN-28-2
         ("wrn28_10", {"dropout": 0.3}, 36_479_194, "36.5"),
         ("wrn16_8", {}, 10_961_370, "11.0"),
         ("wrn28_2", {}, 1_467_610, "1.47"),
@@ -43,7 +44,8 @@ def randomise(network: nn.Module) -> nn.Module:
         # Gastaldi, arXiv:1705.07485: 2.9 M and 26.2 M
         ("shake_shake_26_2x32d", {}, 2_923_162, "2.9"),
         ("shake_shake_26_2x96d", {}, 26_192_922, "26.2"),
-        # Han et al., arXiv:1610.02915, table 4: 26.0 M; their released PyTorch code (dyhan0920) builds exactly this many
+        # Han et al., arXiv:1610.02915, table 4: 26.0 M; their released PyTorch code (dyhan0920) builds
+        # exactly this many
         ("pyramidnet272", {}, 26_210_842, "26.2"),
     ],
 )

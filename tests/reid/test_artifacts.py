@@ -10,7 +10,7 @@ import torch
 from reid_helpers import tiny_config, write_market
 from torch.nn import functional as F
 
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.runs.distributed import setup
 from reid.config import ReidConfig
 from reid.data.manager import DataManager, TestSet, open_manager
@@ -55,7 +55,7 @@ def test_onnx_computes_the_features_that_are_ranked(
     session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"))
     assert network.training  # as found
     network.eval()
-    inputs = normalise(tested.query.resized(torch.arange(3)), config.mean, config.std)
+    inputs = normalize(tested.query.resized(torch.arange(3)), config.mean, config.std)
     (found,) = session.run(["features"], {"images": inputs.numpy()})
     with torch.no_grad():
         expected = F.normalize(network.features(inputs))

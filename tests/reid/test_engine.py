@@ -22,7 +22,7 @@ from fake_gpu import fake_gpu
 
 import reid.training.engine
 import reid.training.erasing
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.regions import Regions, region_scores
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError
@@ -216,7 +216,7 @@ def test_erasing_happens_after_normalisation_on_the_geometry_view(
     batch = next(iter(engine.train_loader))
     engine.network.train()
     engine.forward_backward(batch)
-    clean = normalise(batch.images, engine.config.mean, engine.config.std)
+    clean = normalize(batch.images, engine.config.mean, engine.config.std)
     images, labels, settings = seen["saliency"]
     assert torch.equal(images, clean)  # mirrored, padded and cropped already
     assert torch.equal(labels, batch.labels)
@@ -246,7 +246,7 @@ class Recording(nn.Module):
 def test_saliency_is_of_the_identity_classifiers_logit_and_keep_stays_below_tau(make: Make) -> None:
     engine = make("p=1.0", "erasing=keep", "saliency_scale=1.0")
     batch = next(iter(engine.train_loader))
-    images = normalise(batch.images, engine.config.mean, engine.config.std)
+    images = normalize(batch.images, engine.config.mean, engine.config.std)
     generators = [torch.Generator().manual_seed(1), torch.Generator()]
     drawn = reid.training.erasing.draw_erasing(engine.eraser, images, generator=generators[0])
     heat = reid.training.erasing.heat_of(
@@ -283,7 +283,7 @@ def test_only_erased_images_are_looked_at(make: Make, monkeypatch: pytest.Monkey
     engine.forward_network = Recording(engine.network, found)
     batch = next(iter(engine.train_loader))
     engine.forward_backward(batch)
-    clean = normalise(batch.images, engine.config.mean, engine.config.std)
+    clean = normalize(batch.images, engine.config.mean, engine.config.std)
     erased = (found["inputs"] != clean).flatten(1).any(dim=1)
     assert 4 < int(erased.sum()) < 20
     assert len(found["saliency"]) == int(erased.sum())
@@ -326,7 +326,7 @@ def test_bfloat16_features_give_float32_losses(make: Make) -> None:
     batch = next(iter(engine.train_loader))
     engine.network.train()
     with torch.autocast("cpu", torch.bfloat16):
-        logits, features = engine.network(normalise(batch.images, engine.config.mean, engine.config.std))
+        logits, features = engine.network(normalize(batch.images, engine.config.mean, engine.config.std))
     assert logits.dtype == torch.bfloat16
     assert all(
         value.dtype == torch.float32 for value in engine.losses(logits, features, batch.labels).values()

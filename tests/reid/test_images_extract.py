@@ -11,7 +11,7 @@ from reid_helpers import write_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.runs.distributed import setup
 from reid.data.images import ResizedImages
 from reid.evaluation.features import extract_features
@@ -68,7 +68,7 @@ def test_features_are_those_of_the_network_image_by_image(paths: list[Path]) -> 
     network.eval()
     with torch.no_grad():
         for number in range(len(paths)):
-            pixels = normalise(images(paths).resized(torch.tensor([number])), MEAN, STD)
+            pixels = normalize(images(paths).resized(torch.tensor([number])), MEAN, STD)
             torch.testing.assert_close(after[number], network.features(pixels)[0], rtol=1e-4, atol=1e-5)
             plain = network.features(pixels, after_neck=False)[0]
             torch.testing.assert_close(before[number], plain, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from keepaug.data.batch_transforms import normalise, random_crop_flip
+from keepaug.data.batch_transforms import normalize, random_crop_flip
 from keepaug.data.synthetic import write_classification
 from keepaug.runs.config import ConfigError, load_config
 from ssl_uda import train
@@ -154,7 +154,7 @@ def test_cutout_comes_after_the_paste_and_empty_pixels_are_the_mean_colour() -> 
     moved = make_views(
         images, shifted, config, MEAN, STD
     ).strong  # TranslateX twice, in one direction or back
-    black = float(normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), MEAN, STD).max())
+    black = float(normalize(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), MEAN, STD).max())
     assert (moved == 0).all(dim=1).any()
     assert not (moved == black).all(dim=1).any()
 
@@ -168,7 +168,7 @@ def test_independent_crops_are_googles_order() -> None:
     crops = random_crop_flip(images, draws.other_seeds, border="reflect")
     hidden = (views.strong == 0).all(dim=1)
     assert 0.1 < float(hidden.float().mean()) < 0.5
-    expected = normalise(crops, MEAN, STD).masked_fill(hidden[:, None], 0.0)
+    expected = normalize(crops, MEAN, STD).masked_fill(hidden[:, None], 0.0)
     torch.testing.assert_close(views.strong, expected)
     assert torch.equal(finish_strong(views, None, alone, config), views.strong)  # no second Cutout
 

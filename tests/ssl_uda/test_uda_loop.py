@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
-from keepaug.data.batch_transforms import normalise
+from keepaug.data.batch_transforms import normalize
 from keepaug.data.synthetic import write_classification
 from keepaug.models import build_network
 from keepaug.models.weights import load_classifier
@@ -204,7 +204,7 @@ def test_loaded_weights_are_the_network_that_was_evaluated(arch: str, drawn: Pat
     metrics = train(settings, tmp_path)
     loaded = load_classifier(tmp_path / "weights.pt")
     data = open_data(settings, torch.device("cpu"))
-    images = normalise(data.val_images, loaded.mean, loaded.std)
+    images = normalize(data.val_images, loaded.mean, loaded.std)
     logits = loaded.network(images)
     assert 100 * float((logits.argmax(1) == data.val_labels).double().mean()) == metrics["accuracy"]
     content = torch.load(tmp_path / "weights.pt", weights_only=True)

@@ -224,7 +224,8 @@ def test_train_detector_command_line_is_detectron2s() -> None:
         "1",
     ]
     overrides = ["SOLVER.BASE_LR", "0.01", "SEED", "-1"]
-    # Detectron2's takes everything after the first override for overrides; this one finds its options there too.
+    # Detectron2's takes everything after the first override for overrides; this one finds its options there
+    # too.
     for order in (
         [*given, "--dist-url", "tcp://x", *overrides],
         [*overrides, *given, "--dist-url", "tcp://x"],
@@ -293,7 +294,7 @@ def test_benchmark_prints_ratios(
     assert set(figures) == {"saliency", "pipeline", "regions", "fidelity"}
     assert all(network["low_resolution_early"] > 0 for network in figures["saliency"].values())
     assert "resnet18" in figures["saliency"]
-    assert figures["pipeline"]["crop, flip, normalise, 0 workers"] > 0
+    assert figures["pipeline"]["crop, flip, normalize, 0 workers"] > 0
     assert 0.2 < figures["fidelity"]["uniform (chance)"] < 0.6  # the share that the quantile forbids is 0.4
     assert figures["fidelity"]["bfloat16"] < 0.2
     assert figures["fidelity"]["kept in 16 bits, same crop"] < 0.2  # the padding's share alone

@@ -29,7 +29,7 @@ from keepaug.audit import audit  # noqa: E402
 from keepaug.audit.images import Sample, open_source  # noqa: E402
 from keepaug.audit.measures import rank_correlation  # noqa: E402
 from keepaug.audit.truth import judge_maps  # noqa: E402
-from keepaug.data.batch_transforms import normalise  # noqa: E402
+from keepaug.data.batch_transforms import normalize  # noqa: E402
 from keepaug.models.weights import load_classifier  # noqa: E402
 from keepaug.runs.result import read_results  # noqa: E402
 from keepaug.runs.seeds import make_generator  # noqa: E402
@@ -46,7 +46,7 @@ def maps(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"{args.data} must be drawn data: classes, and one object in each image (boxes.json)"
         )
-    inputs = normalise(pixels, loaded.mean, loaded.std)
+    inputs = normalize(pixels, loaded.mean, loaded.std)
 
     def heat(network: torch.nn.Module, **options: Any) -> Tensor:
         parts = zip(inputs.split(64), labels.split(64), strict=True)

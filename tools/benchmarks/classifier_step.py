@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from keepaug.classify.config import SALIENCY
 from keepaug.classify.methods import compute_saliency
-from keepaug.data.batch_transforms import draw_crop_flip, normalise
+from keepaug.data.batch_transforms import draw_crop_flip, normalize
 from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD
 from keepaug.data.images import MemoryImages
 from keepaug.data.loader import make_loader
@@ -161,7 +161,7 @@ def pipeline_section(
     variants: dict[str, Step] = {"train step": case.step}
     images = {"train step": batch}
     views = {
-        "crop, flip, normalise": None,
+        "crop, flip, normalize": None,
         "the same and RandAugment's view": BatchPolicy(rand_augment(3, 9)),
         "the same and AutoAugment's view": BatchPolicy(auto_augment("cifar10")),
     }
@@ -176,7 +176,7 @@ def pipeline_section(
                 for part in loader:
                     for view in (part.images, part.strong):
                         if view is not None:
-                            normalise(view.to(device), CIFAR_MEAN, CIFAR_STD)
+                            normalize(view.to(device), CIFAR_MEAN, CIFAR_STD)
 
             variants[f"{name}, {processes} workers"], images[f"{name}, {processes} workers"] = run, num
     seconds = interleaved(variants, 1 if shrink else 3, device, processor_time=processor_time)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from keepaug.classify.methods import compute_saliency
-from keepaug.data.batch_transforms import CropFlip, crop_flip, draw_crop_flip, normalise
+from keepaug.data.batch_transforms import CropFlip, crop_flip, draw_crop_flip, normalize
 from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD, load_cifar10
 from keepaug.data.saliency_cache import SaliencyCache
 from keepaug.models import EarlyHeadNetwork, build_network
@@ -79,7 +79,7 @@ def fidelity_section(
     network, mean, std, trained = _load(weights)
     network.eval().to(device)
     pixels, labels, source = _images(data, 16 if shrink else images, _classes(network))
-    inputs = normalise(pixels, mean, std).to(device)
+    inputs = normalize(pixels, mean, std).to(device)
     labels = labels.to(device)
     exact = compute_saliency(network, inputs, labels, "full")
 
@@ -200,7 +200,7 @@ def _carried(
     )
 
     def fresh(of: nn.Module, place: CropFlip) -> Tensor:
-        images = normalise(crop_flip(pixels, place), mean, std).to(device)
+        images = normalize(crop_flip(pixels, place), mean, std).to(device)
         return compute_saliency(of, images, labels, "full")
 
     def kept(heat: Tensor, dtype: str, place: CropFlip) -> Tensor:
