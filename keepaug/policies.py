@@ -36,6 +36,8 @@ OPERATIONS = ("rand_augment", "auto_augment")
 ORDERS = ("after_crop", "before_crop")
 RANGES = ("torchvision", "google")
 MAGNITUDE_MAXIMA = (10, 30)
+# torchvision's private names that this module rests on, said here alone; a test says with which version they were seen.
+_SPACE, _APPLY, _PAIRS = "_AUGMENTATION_SPACE", "_apply_image_or_video_transform", "_policies"
 _POLICIES = ("cifar10", "imagenet", "svhn")
 _GEOMETRY = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _ENHANCERS = ("Brightness", "Color", "Contrast", "Sharpness")
@@ -97,7 +99,7 @@ def _variant(
     """RandAugment or AutoAugment with the operations of `like` and other ranges; `again` makes a copy."""
     from torchvision.transforms import v2
 
-    space: Any = like._AUGMENTATION_SPACE
+    space: Any = getattr(like, _SPACE)
     if ranges == "google":
         space = {name: (functools.partial(_google_magnitudes, name), name in _GEOMETRY) for name in space}
 
@@ -106,11 +108,11 @@ def _variant(
             return image
         if name == "Posterize" and magnitude == 0:  # no bits, which Pillow refuses
             return v2.functional.adjust_brightness(image, 0.0)
-        return kind._apply_image_or_video_transform(self, image, name, magnitude, **options)
+        return getattr(kind, _APPLY)(self, image, name, magnitude, **options)
 
     members = {
-        "_AUGMENTATION_SPACE": space,
-        "_apply_image_or_video_transform": apply,
+        _SPACE: space,
+        _APPLY: apply,
         "__reduce__": lambda self: (again, ()),  # loader workers that are not forked unpickle it
     }
     return type(f"{kind.__name__}Variant", (kind,), members)
@@ -254,7 +256,7 @@ class AugMix:
         self.severity, self.mixture_width, self.chain_depth = severity, mixture_width, chain_depth
         self.alpha, self.all_ops = alpha, all_ops
         self._operations: Any = v2.AugMix(interpolation=v2.InterpolationMode.BILINEAR)
-        space = self._operations._AUGMENTATION_SPACE
+        space = getattr(self._operations, _SPACE)
         self._names = [name for name in space if all_ops or name not in _ENHANCERS]
 
     def __call__(self, image: Any) -> Any:
@@ -288,7 +290,7 @@ class AugMix:
 
     def _apply(self, pixels: Tensor, name: str, magnitude: float) -> Tensor:
         options = {"interpolation": self._operations.interpolation, "fill": self._operations._fill}
-        result: Tensor = self._operations._apply_image_or_video_transform(pixels, name, magnitude, **options)
+        result: Tensor = getattr(self._operations, _APPLY)(pixels, name, magnitude, **options)
         return result
 
     def __repr__(self) -> str:
@@ -339,7 +341,7 @@ class BatchPolicy:
         """
         turns = self._turns_of(image_size)
         uniform = _uniform(seeds, 3 * len(turns)).view(len(seeds), len(turns), 3)
-        one_choice = hasattr(self.policy, "_policies")  # AutoAugment draws a pair of operations
+        one_choice = hasattr(self.policy, _PAIRS)  # AutoAugment draws a pair of operations
         chosen = []
         for number, turn in enumerate(turns):
             choice = (uniform[:, 0 if one_choice else number, 0] * len(turn.p)).long()
@@ -392,7 +394,7 @@ class BatchPolicy:
                 if position >= 0 and (only is None or operations[position][0] in only):
                     rows = (turn == position).nonzero()[:, 0]
                     name, magnitude = operations[position]
-                    images[rows] = policy._apply_image_or_video_transform(
+                    images[rows] = getattr(policy, _APPLY)(
                         images[rows], name, magnitude, interpolation=policy.interpolation, fill=fill
                     )
         return images
@@ -405,15 +407,15 @@ class BatchPolicy:
     def _options(self) -> list[list[tuple[str, float, int | None]]]:
         """For each turn, the equally likely operations with their probability and the position of their magnitude."""
         policy = self.policy
-        if hasattr(policy, "_policies"):
-            return [list(options) for options in zip(*policy._policies, strict=True)]
-        return [[(name, 1.0, policy.magnitude) for name in policy._AUGMENTATION_SPACE]] * policy.num_ops
+        if hasattr(policy, _PAIRS):
+            return [list(options) for options in zip(*getattr(policy, _PAIRS), strict=True)]
+        return [[(name, 1.0, policy.magnitude) for name in getattr(policy, _SPACE)]] * policy.num_ops
 
     def _turn(self, options: list[tuple[str, float, int | None]], image_size: tuple[int, int]) -> _Turn:
         policy, bins = self.policy, getattr(self.policy, "num_magnitude_bins", 10)
         p, positive, negative = [], [], []
         for name, probability, place in options:
-            magnitudes, signed = policy._AUGMENTATION_SPACE[name]
+            magnitudes, signed = getattr(policy, _SPACE)[name]
             values = magnitudes(bins, *image_size)
             magnitude = 0.0 if values is None else float(values[place])
             p.append(probability)

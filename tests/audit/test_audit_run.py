@@ -302,11 +302,13 @@ import torch
 from torch import nn
 from keepaug.audit import audit
 torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16,
-4)) num = int(sys.argv[1])
+pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+model = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), *pooled)
+num = int(sys.argv[1])
 images = torch.randint(0, 256, (num, 3, 32, 32), dtype=torch.uint8)
-audit(model, (images, torch.arange(num) % 4), ["cutout", "rand_augment"], sweep=0, quiet=True, mean=(0.5,) *
-3, std=(0.5,) * 3) print(peak())
+options = {"sweep": 0, "quiet": True, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+audit(model, (images, torch.arange(num) % 4), ["cutout", "rand_augment"], **options)
+print(peak())
 """
     few, many = run_measuring_memory(script, "128"), run_measuring_memory(script, "1024")
     assert (
