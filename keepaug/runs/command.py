@@ -30,16 +30,22 @@ __all__ = [
 
 
 def settings_help(settings: type) -> str:
-    """A line for each field of a settings class: default, meaning, allowed values."""
-    lines = ["settings (key=value):"]
+    """A line for each field of a settings class, grouped by who uses it: default, meaning, allowed values."""
+    groups: dict[str, list[str]] = {"settings (key=value):": []}
     for field in dataclasses.fields(settings):
         default = field.default
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        choices = field.metadata.get("choices")
+        choices, users = field.metadata.get("choices"), field.metadata.get("used_by")
         notes = [field.metadata.get("help") or "", " | ".join(map(str, choices)) if choices else ""]
-        lines.append(f"  {field.name}={default}  {'; '.join(note for note in notes if note)}".rstrip())
-    return "\n".join(lines)
+        group = "settings (key=value):"
+        if field.metadata.get("bookkeeping"):
+            group = "bookkeeping (may change on resume, and is no part of what a run is):"
+        elif users:
+            group = f"used by {', '.join(users)}:"
+        line = f"  {field.name}={default}  {'; '.join(note for note in notes if note)}".rstrip()
+        groups.setdefault(group, []).append(line)
+    return "\n".join(line for title, lines in groups.items() for line in (title, *lines))
 
 
 def config_parser(

@@ -16,7 +16,7 @@ from torch import nn
 
 from keepaug.runs import checkpoint, files
 from keepaug.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import exit_code, settings_help
 from keepaug.runs.config import ConfigError, load_config, option
 from keepaug.runs.guard import NonFiniteLossError
 from keepaug.runs.recorder import EXIT_STOPPED, Recorder, StopRequestedError
@@ -271,3 +271,11 @@ def test_text_is_taken_as_it_stands(text: str, tmp_path: Path) -> None:
 
 def test_stop_requested_is_no_mistake() -> None:
     assert not issubclass(StopRequestedError, ValueError | OSError)
+
+
+def test_help_says_who_uses_a_setting() -> None:
+    lines = settings_help(Settings).splitlines()
+    assert lines[lines.index("used by keep:") + 1].startswith("  tau=0.6")
+    assert lines.index("  lr=0.1") < lines.index("used by keep:")
+    assert next(line for line in lines if line.startswith("bookkeeping"))
+    assert lines[-1] == "  device=cpu"
