@@ -438,7 +438,9 @@ def _annotation(
 
 
 def _find_files(records: Sequence[dict[str, Any]], root: Path, problems: _Problems, notes: _Problems) -> None:
-    """Give each record the path of its file: as named, otherwise by the longest end of the name that only one file has."""
+    """Give each record the path of its file: as named, otherwise by the longest end of the name that only one
+    file has.
+    """
     if not root.is_dir():
         problems.add(f"there is no image folder {root}")
         return

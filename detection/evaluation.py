@@ -237,7 +237,9 @@ def score(truth: dict[str, Any], results: list[dict[str, Any]], backend: str) ->
 
 
 def _ground_truth(dataset: CocoDataset) -> dict[str, Any]:
-    """As the evaluators want it; annotations are numbered from 1, because they take number 0 for "no match"."""
+    """As the evaluators want it; annotations are numbered from 1, because they take number 0 for "no
+    match".
+    """
     boxes = [
         {**box, "category_id": box["category_id"] + 1, "image_id": record["image_id"]}
         for record in dataset.records

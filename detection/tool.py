@@ -32,7 +32,9 @@ _PRECISION = ("SOLVER.AMP.", "CUDNN_BENCHMARK", "FLOAT32_PRECISION")
 
 
 def origin_of(weights: str) -> str:
-    """The file that a run from these weights says it started from: the classifier's, where a sidecar names it."""
+    """The file that a run from these weights says it started from: the classifier's, where a sidecar names
+    it.
+    """
     sidecar = read_sidecar(weights) if weights else None
     return weights if sidecar is None else str(Path(weights).with_name(sidecar.source))
 
@@ -60,7 +62,9 @@ def precision_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(before: Mapping[str, Any], cfg: CfgNode) -> list[str]:
-    """What a continuation would change of the run that wrote `before`; it may train longer and evaluate otherwise."""
+    """What a continuation would change of the run that wrote `before`; it may train longer and evaluate
+    otherwise.
+    """
     was, now = plain(flat(before)), plain(flat(cfg))
     may = (*(set(BOOKKEEPING) - {"SEED"}), *_PRECISION, "SOLVER.MAX_ITER", "TEST.")
     return [

@@ -405,7 +405,9 @@ class BatchPolicy:
         return self._turns[image_size]
 
     def _options(self) -> list[list[tuple[str, float, int | None]]]:
-        """For each turn, the equally likely operations with their probability and the position of their magnitude."""
+        """For each turn, the equally likely operations with their probability and the position of their
+        magnitude.
+        """
         policy = self.policy
         if hasattr(policy, _PAIRS):
             return [list(options) for options in zip(*getattr(policy, _PAIRS), strict=True)]
@@ -433,7 +435,9 @@ class BatchPolicy:
 
 
 class _Turn(NamedTuple):
-    """What one of the operations of an image can be: (options,) probability, and position with either sign."""
+    """What one of the operations of an image can be: (options,) probability, and position with either
+    sign.
+    """
 
     p: Tensor
     positive: Tensor
@@ -441,7 +445,9 @@ class _Turn(NamedTuple):
 
 
 def _uniform(seeds: Tensor, count: int) -> Tensor:
-    """(N, count) float64 in [0, 1) from (N,) int64 seeds: SplitMix64 (Steele et al., 2014) in wrapping int64."""
+    """(N, count) float64 in [0, 1) from (N,) int64 seeds: SplitMix64 (Steele et al., 2014) in wrapping
+    int64.
+    """
 
     def shifted(values: Tensor, bits: int) -> Tensor:
         return (values >> bits) & ((1 << (64 - bits)) - 1)

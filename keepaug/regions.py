@@ -57,7 +57,9 @@ class Regions(NamedTuple):
 
 
 def _require(condition: Tensor, message: str) -> None:
-    """Raise ValueError; on a GPU a device-side assertion, because reading the result would stall the queue."""
+    """Raise ValueError; on a GPU a device-side assertion, because reading the result would stall the
+    queue.
+    """
     if condition.device.type == "cuda":
         torch._assert_async(condition, message)
     elif not bool(condition):
@@ -124,7 +126,9 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def _grid(
     size: Size, num: int, image_size: tuple[int, int], placement: str, device: torch.device
 ) -> tuple[int, int, Tensor, Tensor, Tensor, Tensor]:
-    """Rows and columns of the grid of candidates, how many of each are valid per image, and the box size per image."""
+    """Rows and columns of the grid of candidates, how many of each are valid per image, and the box size per
+    image.
+    """
     height, width = image_size
     box_height, box_width = _sizes(size, num, image_size, device)
     if placement == "clipped":
@@ -174,7 +178,9 @@ def _integral(saliency: Tensor) -> tuple[Tensor, Tensor]:
 def _scores(
     saliency: Tensor, size: Size, placement: str
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Whole-number scores (N, rows, columns), the unit (N,), and per image (valid rows, columns, height, width)."""
+    """Whole-number scores (N, rows, columns), the unit (N,), and per image (valid rows, columns, height,
+    width).
+    """
     num, height, width = saliency.shape
     device = saliency.device
     rows, columns, num_rows, num_columns, box_height, box_width = _grid(
@@ -377,7 +383,9 @@ def _choose(
     share: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """(N,) flat positions, uniform among the candidates whose rank is below `allowed`, at least `share` of an image's."""
+    """(N,) flat positions, uniform among the candidates whose rank is below `allowed`, at least `share` of an
+    image's.
+    """
     rounds = math.ceil(math.log(_MISS) / math.log1p(-share)) if 0 < share < 1 else (1 if share == 1 else 0)
     if not 0 < rounds <= _MAX_ROUNDS:
         return _choose_sorted(scores, allowed, generator)
@@ -425,7 +433,9 @@ def _choose_at_once(
     rounds: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """All proposals together, of which each image takes its first that is allowed: few launches, nothing read back."""
+    """All proposals together, of which each image takes its first that is allowed: few launches, nothing read
+    back.
+    """
     num_rows, num_columns = (count[:, None].expand(-1, rounds) for count in grid)
     position = _propose(num_rows, num_columns, columns, generator)
     proposed = scores.gather(1, position)

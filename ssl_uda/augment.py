@@ -1,4 +1,6 @@
-"""The two views of the unlabelled images, and everything random of a step, drawn for the whole batch of all processes."""
+"""The two views of the unlabelled images, and everything random of a step, drawn for the whole batch of all
+processes.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def rank_slice(num: int, rank: int, world_size: int) -> slice:
 def draw_step(
     config: UdaConfig, step: int, image_size: tuple[int, int], *, rank: int = 0, world_size: int = 1
 ) -> StepDraws:
-    """This process's part of a step's draws, which depend on the seed and the step alone, not on the processes."""
+    """This process's part of a step's draws, which depend on the seed and the step alone, not on the
+    processes.
+    """
     labelled, num = config.batch_size, config.batch_size * config.unlabelled_ratio
     generator = make_generator(config.seed, "step", step)
     seeds = [torch.randint(2**62, (count,), generator=generator) for count in (labelled, num, num)]
@@ -132,7 +136,8 @@ def make_views(
 
 
 def finish_strong(views: Views, pasted: Regions | None, draws: StepDraws, config: UdaConfig) -> Tensor:
-    """The strong view that the network is trained on: paste an important region of the clean view, then Cutout.
+    """The strong view that the network is trained on: paste an important region of the clean view, then
+    Cutout.
 
     Args:
         views: of `make_views`.

@@ -23,7 +23,9 @@ UNLABELLED = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.u
 
 @dataclass
 class UdaConfig:
-    """All settings; `key=value` on the command line changes one. The defaults are Google's UDA recipe for CIFAR-10."""
+    """All settings; `key=value` on the command line changes one. The defaults are Google's UDA recipe for
+    CIFAR-10.
+    """
 
     REPLACED: ClassVar = {
         "method": "it is two settings now: supervised is algorithm=supervised, rand_augment is "

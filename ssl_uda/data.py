@@ -1,4 +1,6 @@
-"""Images of a semi-supervised run: all of them as uint8 on the training device, and endless shuffled index streams."""
+"""Images of a semi-supervised run: all of them as uint8 on the training device, and endless shuffled index
+streams.
+"""
 
 from __future__ import annotations
 

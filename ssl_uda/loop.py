@@ -55,7 +55,8 @@ class _Run:
 
 
 def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
-    """Train and evaluate; the run's folder gets labels.json, weights.pt, metrics.jsonl, result.json and views.png.
+    """Train and evaluate; the run's folder gets labels.json, weights.pt, metrics.jsonl, result.json and
+    views.png.
 
     Args:
         config: settings.
@@ -151,7 +152,9 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
 
 
 def _parameter_groups(network: nn.Module, config: UdaConfig) -> list[dict[str, Any]]:
-    """All parameters with weight decay, or with decay=kernels those of convolutions and linear layers alone."""
+    """All parameters with weight decay, or with decay=kernels those of convolutions and linear layers
+    alone.
+    """
     parameters = list(network.parameters())
     if config.decay == "all":
         return [{"params": parameters, "weight_decay": config.weight_decay}]
@@ -230,7 +233,9 @@ def _step(run: _Run, step: int, rate: float, recorder: Recorder) -> dict[str, Te
 def _unlabelled(
     run: _Run, step: int, draws: StepDraws
 ) -> tuple[Views, Tensor | None, Callable[[], Tensor] | None]:
-    """Both views, the strong one as it is trained on; the target's logits with target_mode=eval; a reading of the saliency."""
+    """Both views, the strong one as it is trained on; the target's logits with target_mode=eval; a reading of
+    the saliency.
+    """
     config, world, data = run.config, run.world, run.data
     total = config.batch_size * config.unlabelled_ratio
     chosen = run.unlabelled.batch(step)[rank_slice(total, world.rank, world.world_size)]

@@ -81,7 +81,8 @@ def peak():
 
 @pytest.fixture
 def run_measuring_memory() -> Callable[..., float]:
-    """Runs a script in a process of its own; `peak()` in it is its largest memory so far in MB. Returns what it prints.
+    """Runs a script in a process of its own; `peak()` in it is its largest memory so far in MB. Returns what
+    it prints.
 
     Not by getrusage, whose peak a child inherits from pytest: such a test cannot fail.
     """

@@ -1,4 +1,6 @@
-"""Run code for a GPU without one: shapes only on "cuda", real values on the CPU, and what would stall the queue is found."""
+"""Run code for a GPU without one: shapes only on "cuda", real values on the CPU, and what would stall the
+queue is found.
+"""
 
 from __future__ import annotations
 

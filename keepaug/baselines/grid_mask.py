@@ -74,7 +74,9 @@ class GridMask:
             raise ValueError(f"ramp is a share of the training and must be in [0, 1], got {self.ramp}")
 
     def at(self, progress: float) -> GridMask:
-        """The augmentation at a moment of the training, in [0, 1]: its probability has risen to min(1, progress / ramp) p."""
+        """The augmentation at a moment of the training, in [0, 1]: its probability has risen to min(1,
+        progress / ramp) p.
+        """
         if self.ramp == 0:
             return self
         return dataclasses.replace(self, p=self.p * min(1.0, progress / self.ramp), ramp=0.0)

@@ -33,7 +33,8 @@ class HiddenMix(NamedTuple):
 
 @dataclass(frozen=True)
 class ManifoldMixup:
-    """Mixup of the images or of a hidden layer's output, the layer drawn anew for each batch (Verma et al., 2019).
+    """Mixup of the images or of a hidden layer's output, the layer drawn anew for each batch (Verma et al.,
+    2019).
 
     The layer is one for the whole batch, because a partner's hidden state must itself be unmixed; lambda is
     one per image or one per batch.

@@ -107,7 +107,8 @@ def blend(features: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CutMix:
-    """Fill one region per image with that of another image of the batch, and mix the labels (Yun et al., 2019).
+    """Fill one region per image with that of another image of the batch, and mix the labels (Yun et al.,
+    2019).
 
     Args:
         alpha: lambda ~ Beta(alpha, alpha); the region's area is 1 - lambda of the image's.
@@ -284,7 +285,8 @@ class Mixup:
 
 @dataclass(frozen=True)
 class AttentiveCutMix:
-    """Paste the most attended cells of another image of the batch, at the same place (Walawalkar et al., 2020).
+    """Paste the most attended cells of another image of the batch, at the same place (Walawalkar et al.,
+    2020).
 
     The image is divided into a grid; the `num_patches` cells of the partner with the highest attention
     replace those of the image, and lambda is the share of pixels that are left. Whose attention it is, is up

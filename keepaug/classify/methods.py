@@ -290,7 +290,9 @@ METHODS: dict[str, Method] = {
 
 
 def build_policy(config: ClassifyConfig) -> Policy | None:
-    """The image-level augmentation of the strong view, or None; a tuple of two views for AugMix's consistency loss."""
+    """The image-level augmentation of the strong view, or None; a tuple of two views for AugMix's consistency
+    loss.
+    """
     policy = METHODS[config.method].policy
     return None if policy is None else policy(config)
 
@@ -313,7 +315,8 @@ def compute_saliency(
     early_map: str = "logit",
     forward_early: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The map (N, H, W) in one of the modes `keepaug.classify.config.SALIENCY`, of which "other" is the images' own here.
+    """The map (N, H, W) in one of the modes `keepaug.classify.config.SALIENCY`, of which "other" is the
+    images' own here.
 
     `only` is as in `saliency_map`.
 

@@ -106,7 +106,9 @@ def draw_backgrounds(num: int, size: tuple[int, int], *, generator: torch.Genera
 
 
 def tight_boxes(covered: Tensor) -> Tensor:
-    """Boxes (N,4) int64 top/left/height/width around the True pixels of (N,H,W); height and width 0 without any."""
+    """Boxes (N,4) int64 top/left/height/width around the True pixels of (N,H,W); height and width 0 without
+    any.
+    """
     rows, columns = covered.any(2), covered.any(1)
     top, left = rows.int().argmax(1), columns.int().argmax(1)
     bottom = covered.shape[1] - rows.flip(1).int().argmax(1)

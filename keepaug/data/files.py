@@ -38,7 +38,9 @@ _ARRAYS = ("names", "sizes", "times", "folders", "folder_times")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether systems put a file or folder of this name beside the data: .DS_Store, ._a.jpg (AppleDouble), __MACOSX ..."""
+    """Whether systems put a file or folder of this name beside the data: .DS_Store, ._a.jpg (AppleDouble),
+    __MACOSX ...
+    """
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -1,4 +1,6 @@
-"""Labels of validation images that lie in one folder: ImageNet's development kit, and the other lists in use."""
+"""Labels of validation images that lie in one folder: ImageNet's development kit, and the other lists in
+use.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Image folders: `root/{train,val}/CLASS/*`, the layout of ImageNet and of the drawn datasets; flat validation images."""
+"""Image folders: `root/{train,val}/CLASS/*`, the layout of ImageNet and of the drawn datasets; flat
+validation images.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def find_split(root: Path, *names: str) -> Path:
 
 
 def list_images(split: Path) -> tuple[ImageFiles, Tensor, list[str]]:
-    """Files, labels (N,) and class names of `split/CLASS/*`, all sorted; hidden files and folders are ignored.
+    """Files, labels (N,) and class names of `split/CLASS/*`, all sorted; hidden files and folders are
+    ignored.
 
     Raises:
         ValueError: no class folders, or one without images; images beside the class folders.

@@ -1,4 +1,6 @@
-"""Classification images as uint8 batches: in memory (CIFAR-10, small folders) or decoded from files (ImageNet)."""
+"""Classification images as uint8 batches: in memory (CIFAR-10, small folders) or decoded from files
+(ImageNet).
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ def _as_pil(image: Tensor) -> Image.Image:
 
 
 def one_by_one(transform: Transform) -> BatchTransform:
-    """A transform of a uint8 (3, H, W) tensor for a whole batch: each image by its own seed; a tuple of V views is stacked.
+    """A transform of a uint8 (3, H, W) tensor for a whole batch: each image by its own seed; a tuple of V
+    views is stacked.
 
     The transform draws from torch's global CPU generator, which stays as it was.
     """

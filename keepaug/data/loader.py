@@ -1,4 +1,6 @@
-"""A loader whose order and randomness depend on the seed alone, and which goes on exactly where it stopped."""
+"""A loader whose order and randomness depend on the seed alone, and which goes on exactly where it
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ __all__ = ["Loader", "default_workers", "make_loader"]
 
 
 def default_workers(device: torch.device, *, in_memory: bool) -> int:
-    """Decoding processes for one training process: none on a CPU, which has enough to do, and as many as it can feed a GPU with.
+    """Decoding processes for one training process: none on a CPU, which has enough to do, and as many as it
+    can feed a GPU with.
 
     Args:
         device: where the training runs.

@@ -87,7 +87,8 @@ class SaliencyCache:
         self._changed[indices] = 1
 
     def lookup(self, indices: Tensor, place: CropFlip) -> Tensor:
-        """Maps of the images as they lie now; zero padding around an image has saliency 0, reflected has what it shows.
+        """Maps of the images as they lie now; zero padding around an image has saliency 0, reflected has what
+        it shows.
 
         Args:
             indices: (N,) positions in the dataset.

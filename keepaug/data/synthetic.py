@@ -91,7 +91,9 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hourglass": _hourglass,
 }
 CLASSES: tuple[str, ...] = tuple(_SHAPES)
-"""Names of the shapes; a dataset of k classes uses the first k, sorted by name as an image folder sorts them."""
+"""Names of the shapes; a dataset of k classes uses the first k, sorted by name as an image folder sorts
+them.
+"""
 
 
 class LabelledImages(NamedTuple):
@@ -103,7 +105,9 @@ class LabelledImages(NamedTuple):
 
 
 class DetectionImages(NamedTuple):
-    """Images with several objects: boxes and labels are lists with one (K,4) and one (K,) int64 tensor per image."""
+    """Images with several objects: boxes and labels are lists with one (K,4) and one (K,) int64 tensor per
+    image.
+    """
 
     images: Tensor
     labels: list[Tensor]
@@ -395,7 +399,8 @@ def write_detection(
     colour_cue: float = 0.0,
     seed: int = 0,
 ) -> Path:
-    """Write COCO's layout: `root/{train2017,val2017}/*.png` and `root/annotations/instances_{train,val}2017.json`.
+    """Write COCO's layout: `root/{train2017,val2017}/*.png` and
+    `root/annotations/instances_{train,val}2017.json`.
 
     Category ids count from 1 as COCO's do. A folder that holds the very dataset is left as it is.
 

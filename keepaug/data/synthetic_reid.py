@@ -59,7 +59,9 @@ _SKINS = torch.tensor([[0.94, 0.78, 0.66], [0.78, 0.58, 0.44], [0.50, 0.35, 0.26
 
 
 class People(NamedTuple):
-    """What identities wear, one row each: colours (P,3) in [0, 1], choices (P,) int64, build (P,) relative width."""
+    """What identities wear, one row each: colours (P,3) in [0, 1], choices (P,) int64, build (P,) relative
+    width.
+    """
 
     skin: Tensor
     hair: Tensor
@@ -89,7 +91,9 @@ class Cameras(NamedTuple):
 
 
 class ReidImages(NamedTuple):
-    """Images (N,3,H,W) uint8, boxes (N,4) of the person, part_boxes (N,5,4) in the order of `PARTS` (0 without one)."""
+    """Images (N,3,H,W) uint8, boxes (N,4) of the person, part_boxes (N,5,4) in the order of `PARTS` (0
+    without one).
+    """
 
     images: Tensor
     boxes: Tensor
@@ -188,7 +192,9 @@ def draw_people(
 
 
 class _Body:
-    """A standing body in coordinates of its own height: across (0 at its axis), down (0 at the crown, 1 at the soles)."""
+    """A standing body in coordinates of its own height: across (0 at its axis), down (0 at the crown, 1 at
+    the soles).
+    """
 
     def __init__(
         self, people: People, size: tuple[int, int], *, crop: Tensor | None, generator: torch.Generator
@@ -332,7 +338,8 @@ def write_reid(
     noise: float = 0.05,
     seed: int = 0,
 ) -> Path:
-    """Write `root/{bounding_box_train,query,bounding_box_test}/0001_c1s1_000001_00.jpg` ..., boxes and the identity card.
+    """Write `root/{bounding_box_train,query,bounding_box_test}/0001_c1s1_000001_00.jpg` ..., boxes and the
+    identity card.
 
     Training and test identities are disjoint. Of each test identity, every camera's first image is a query
     and the others are in the gallery, beside distractors (identity 0000: strangers, half of them badly

@@ -1,4 +1,5 @@
-"""torchvision's ResNets with dropout, DropPath or DropBlock, as compared by Ghiasi et al. (arXiv:1810.12890, section 4.1).
+"""torchvision's ResNets with dropout, DropPath or DropBlock, as compared by Ghiasi et al. (arXiv:1810.12890,
+section 4.1).
 
 The baselines "Dropout", "DropPath" and "DropBlock" of table 6 of the KeepAugment paper are that paper's. The
 keys of the weights are torchvision's.
@@ -26,7 +27,8 @@ BLOCK_SIZE = 7
 
 
 def drop_block(features: Tensor, probability: Tensor, *, block_size: int = BLOCK_SIZE) -> Tensor:
-    """Set squares of every channel of every image to 0 and scale the rest up (algorithm 1 of the DropBlock paper).
+    """Set squares of every channel of every image to 0 and scale the rest up (algorithm 1 of the DropBlock
+    paper).
 
     Seeds are drawn where a whole block fits, with the rate gamma of equation 1, so that about the share
     `probability` is dropped. What is kept is divided by its share in the batch.
@@ -168,7 +170,8 @@ def drop_resnet(
 
 @torch.no_grad()
 def schedule_drops(network: nn.Module, progress: float) -> None:
-    """Set the probabilities of DropBlock and DropPath to `progress` times their targets (linear, section 3 of the paper).
+    """Set the probabilities of DropBlock and DropPath to `progress` times their targets (linear, section 3 of
+    the paper).
 
     Call it before each step with the share of training that is done; without it the targets hold from the
     start. Networks without such layers are left alone.

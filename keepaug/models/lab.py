@@ -1,4 +1,5 @@
-"""A small network for 32 x 32 images that learns fast: experiments with many seeds on a CPU or in minutes of a GPU.
+"""A small network for 32 x 32 images that learns fast: experiments with many seeds on a CPU or in minutes of
+a GPU.
 
 After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498); our own code from its
 description.
@@ -74,7 +75,8 @@ class LabNetwork(StagedNetwork):
 
 
 def whitening_filters(images: Tensor, size: int, *, eps: float = 5e-4) -> Tensor:
-    """Filters whose outputs over the images' patches are uncorrelated and of variance 1 (section 3.2 of the paper).
+    """Filters whose outputs over the images' patches are uncorrelated and of variance 1 (section 3.2 of the
+    paper).
 
     Args:
         images: (N, C, H, W).
@@ -128,7 +130,9 @@ def _normalised(channels: int) -> tuple[nn.Module, nn.Module]:
 
 
 def _identity_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """The first `in_channels` filters pass their channel on; the others are random (section 3.1 of the paper)."""
+    """The first `in_channels` filters pass their channel on; the others are random (section 3.1 of the
+    paper).
+    """
     layer = conv(in_channels, out_channels, 3)
     nn.init.dirac_(layer.weight[:in_channels].data)
     return layer

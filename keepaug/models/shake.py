@@ -1,4 +1,5 @@
-"""Shake-Shake (arXiv:1705.07485) and ShakeDrop (arXiv:1802.02375): other random factors forwards than backwards.
+"""Shake-Shake (arXiv:1705.07485) and ShakeDrop (arXiv:1802.02375): other random factors forwards than
+backwards.
 
 Both draw from PyTorch's global random state in training, one number per image and block, and nothing in
 evaluation. A loop that seeds each step therefore resumes exactly.

@@ -1,4 +1,6 @@
-"""A network is one file: its weights, all that `build_network` was given, what it expects as input, and the run that made it."""
+"""A network is one file: its weights, all that `build_network` was given, what it expects as input, and the
+run that made it.
+"""
 
 from __future__ import annotations
 
@@ -198,7 +200,9 @@ def identity_of(path: str | Path, provenance: Mapping[str, Any]) -> dict[str, An
 
 
 def _options_of_earlier_file(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Files written before `options` were: only the stem was said, and semi-supervised runs built raw shortcuts."""
+    """Files written before `options` were: only the stem was said, and semi-supervised runs built raw
+    shortcuts.
+    """
     options = {"stem": content.get("stem", "imagenet")}
     if not str(content["arch"]).startswith("wrn"):
         return options

@@ -130,7 +130,9 @@ FIGURES: dict[str, tuple[Panel, Panel]] = {
 
 
 def wanted_settings(number: str) -> list[tuple[Panel, float | None, dict[str, Any]]]:
-    """The settings of every run that a figure needs: panel, swept value (None: the baseline) and key=value."""
+    """The settings of every run that a figure needs: panel, swept value (None: the baseline) and
+    key=value.
+    """
     wanted: list[tuple[Panel, float | None, dict[str, Any]]] = []
     for panel in FIGURES[number]:
         wanted += [(panel, value, {**panel.match, panel.key: value}) for value in panel.values]

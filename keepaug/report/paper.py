@@ -80,7 +80,9 @@ def _remark(group: Group) -> str:
 
 
 def _ours(group: Group, metric: str, table: Mapping[str, Any]) -> str:
-    """The last epoch's figure; beside an accuracy the best epoch's, and what else the table prints in brackets."""
+    """The last epoch's figure; beside an accuracy the best epoch's, and what else the table prints in
+    brackets.
+    """
     beside = {"best": "best epoch", **table.get("beside", {})} if metric == "accuracy" else {}
     found = [f"{label} {_mean(group, key)}" for key, label in beside.items() if group.values(key)]
     return f"{group.cell(metric)} [{', '.join(found)}]" if found else group.cell(metric)
@@ -125,7 +127,8 @@ def fill_table(
     groups: Sequence[Group],
     recipes: Mapping[tuple[str, str], Wanted],
 ) -> FilledTable:
-    """Put our means into a table: of runs whose whole recipe is the cell's; others near it are named with what differs.
+    """Put our means into a table: of runs whose whole recipe is the cell's; others near it are named with
+    what differs.
 
     Synthetic, shortened and torchvision-engine detection runs never enter it, nor what was built on one.
 

@@ -31,7 +31,9 @@ _NAMES = (FILE_NAME, f"{FILE_NAME}.new", PREVIOUS_NAME)
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether a run has left a checkpoint in the folder, whole or not: the one answer to "is there a run here?"."""
+    """Whether a run has left a checkpoint in the folder, whole or not: the one answer to "is there a run
+    here?".
+    """
     return any((Path(folder) / name).is_file() for name in _NAMES)
 
 

@@ -1,4 +1,6 @@
-"""What the training tools' command lines share: `--config FILE --output DIR --resume --shrink key=value ...`, and seeds."""
+"""What the training tools' command lines share: `--config FILE --output DIR --resume --shrink key=value ...`,
+and seeds.
+"""
 
 from __future__ import annotations
 

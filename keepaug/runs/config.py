@@ -1,4 +1,5 @@
-"""Typed settings: dataclasses filled from YAML and `key=value`, every mistake an error that says what to write.
+"""Typed settings: dataclasses filled from YAML and `key=value`, every mistake an error that says what to
+write.
 
 @dataclass
 class Settings:
@@ -94,7 +95,9 @@ def _in_use(settings: Any, field: dataclasses.Field[Any]) -> bool:
 
 
 def recipe_of(settings: Any) -> dict[str, Any]:
-    """What decides a run's figures but its seed: no bookkeeping, no precision, nothing that the method does not use."""
+    """What decides a run's figures but its seed: no bookkeeping, no precision, nothing that the method does
+    not use.
+    """
     return {
         field.name: getattr(settings, field.name)
         for field in dataclasses.fields(settings)

@@ -48,7 +48,9 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
 
 
 class _Watched:
-    """A file that remembers why it could not be written: `torch.save` says of a full disk "inline_container.cc"."""
+    """A file that remembers why it could not be written: `torch.save` says of a full disk
+    "inline_container.cc".
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -82,7 +84,9 @@ def remove_unfinished(folder: str | Path) -> None:
 
 
 def keep_as(path: Path, other: Path) -> None:
-    """Let `other` be the file that `path` is now, while `path` stays: a hard link, or a copy where there are none."""
+    """Let `other` be the file that `path` is now, while `path` stays: a hard link, or a copy where there are
+    none.
+    """
     waiting = other.with_name(f".{other.name}.{os.getpid()}.partial")
     waiting.unlink(missing_ok=True)
     try:

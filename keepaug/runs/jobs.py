@@ -48,7 +48,9 @@ class Commands:
                 )
 
     def checkpoint(self) -> Any:
-        """What submitit queues again at the time limit or when the job is preempted: the same, which goes on."""
+        """What submitit queues again at the time limit or when the job is preempted: the same, which goes
+        on.
+        """
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)

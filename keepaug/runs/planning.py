@@ -1,4 +1,6 @@
-"""Runs before they run: which tool, which settings, which folder, and whether they are done. One rule for all tools."""
+"""Runs before they run: which tool, which settings, which folder, and whether they are done. One rule for all
+tools.
+"""
 
 from __future__ import annotations
 

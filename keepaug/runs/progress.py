@@ -19,7 +19,9 @@ def progress(
     initial: int = 0,
     disable: bool = False,
 ) -> Iterable[Item]:
-    """`items` with a tqdm bar on standard error; into a file, a line every 30 seconds; with `disable`, nothing."""
+    """`items` with a tqdm bar on standard error; into a file, a line every 30 seconds; with `disable`,
+    nothing.
+    """
     if disable:
         return items
     from tqdm import tqdm

@@ -228,7 +228,9 @@ class Recorder:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What the run in the folder is, as it said when it began: "kind", "dataset", "started_from"; {} where there is none."""
+        """What the run in the folder is, as it said when it began: "kind", "dataset", "started_from"; {}
+        where there is none.
+        """
         return self._read_run() if self._has_run(self.path) else {}
 
     @property
@@ -244,12 +246,16 @@ class Recorder:
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor time of this process, all threads, in all parts of the run; what others do on the machine hardly matters."""
+        """Processor time of this process, all threads, in all parts of the run; what others do on the machine
+        hardly matters.
+        """
         return self._cpu_earlier + time.process_time() - self._cpu_started
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """All that makes this run's numbers: goes into its weights, and from there into what is built on them."""
+        """All that makes this run's numbers: goes into its weights, and from there into what is built on
+        them.
+        """
         return self._run
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -391,7 +397,9 @@ def _restore(part: Any, state: Any) -> None:
 
 
 def _up_to(lines: list[str], step: int) -> list[str]:
-    """Of a checkpoint that does not count lines: those of its step and before, without one that was cut short."""
+    """Of a checkpoint that does not count lines: those of its step and before, without one that was cut
+    short.
+    """
     kept = []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):

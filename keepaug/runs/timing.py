@@ -21,7 +21,8 @@ def interleaved(
     *,
     processor_time: bool = False,
 ) -> dict[str, float]:
-    """Median seconds of each variant, taking turns, after one round of warming up; on a GPU of ten calls in a row.
+    """Median seconds of each variant, taking turns, after one round of warming up; on a GPU of ten calls in a
+    row.
 
     Args:
         variants: what to time, by name.

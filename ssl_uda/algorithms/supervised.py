@@ -1,4 +1,6 @@
-"""The labelled images alone, with UDA's training signal annealing (Xie et al., 2020, section 3.3) where it is switched on."""
+"""The labelled images alone, with UDA's training signal annealing (Xie et al., 2020, section 3.3) where it is
+switched on.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,8 @@ def tsa_threshold(schedule: str, step: int, total_steps: int, num_classes: int) 
 
 
 def tsa_mask(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """0 for labelled images whose label is predicted with a probability above the threshold; without gradient.
+    """0 for labelled images whose label is predicted with a probability above the threshold; without
+    gradient.
 
     Args:
         logits: (N, classes).

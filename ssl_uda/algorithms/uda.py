@@ -22,7 +22,8 @@ CONSISTENCY = ("kl", "cross_entropy")
 def uda_loss(
     outputs: Outputs, labels: Tensor, config: UdaConfig, step: int, world: Distributed | None = None
 ) -> LossParts:
-    """The labelled images' loss, and the divergence of the strong view's prediction from the clean view's, sharpened.
+    """The labelled images' loss, and the divergence of the strong view's prediction from the clean view's,
+    sharpened.
 
     Args:
         outputs: logits of all three.
@@ -94,7 +95,8 @@ def consistency_losses(target: Tensor, logits: Tensor, kind: str = "kl") -> Tens
 
 
 def confidence_mask(logits: Tensor, threshold: float) -> Tensor:
-    """1 where the clean view's largest probability, at temperature 1, is above the threshold; without gradient.
+    """1 where the clean view's largest probability, at temperature 1, is above the threshold; without
+    gradient.
 
     Args:
         logits: (N, classes).

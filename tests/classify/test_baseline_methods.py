@@ -33,7 +33,8 @@ RESUMED = {
     "dropout": ["dropout=0.3"],
     "drop_path": ["drop_path=0.4", "arch=resnet18"],
     "drop_block": ["drop_block=0.4", "arch=resnet18"],
-    "keep_rand_augment": ["operations=auto_augment", "policy_order=before_crop", "cutout_after=8", "clip_norm=5"],
+    "keep_rand_augment": ["operations=auto_augment", "policy_order=before_crop", "cutout_after=8",
+    "clip_norm=5"],
     "keep_auto_augment": ["arch=shake_shake_26_2x4d", "saliency=early_head"],
     "keep_cutout": ["arch=pyramidnet29_a8"],
 }  # fmt: skip

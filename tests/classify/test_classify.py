@@ -169,7 +169,9 @@ def test_killed_and_resumed_is_uninterrupted(method: str, drawn: Path, tmp_path:
 
 @pytest.mark.slow
 def test_two_processes_share_one_batch(drawn: Path, tmp_path: Path) -> None:
-    """torchrun with two processes: weights close to those of one process, and all images' saliency maps kept."""
+    """torchrun with two processes: weights close to those of one process, and all images' saliency maps
+    kept.
+    """
     options = [
         f"root={drawn}",
         "method=keep_cutout",
@@ -310,7 +312,9 @@ def test_an_epoch_shows_all_images_but_one_alone(
 def test_views_differ_by_the_policy_alone(
     loading: str, method: str, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the identity for a policy both views of each training step are one, jitter and lighting included."""
+    """With the identity for a policy both views of each training step are one, jitter and lighting
+    included.
+    """
     one = lambda config: Repeated(identity, 2) if config.method == "aug_mix" else identity  # noqa: E731
     monkeypatch.setattr(datasets, "build_policy", one)
     monkeypatch.setattr(datasets, "build_batch_policy", lambda config: one_by_one(one(config)))

@@ -272,7 +272,9 @@ def test_other_is_the_map_of_another_image_of_the_batch(drawn: Path) -> None:
 
 
 def test_a_random_paste_is_noise_at_tau_0(drawn: Path) -> None:
-    """The control of KeepRandAugment: every place is equally likely, and the pasted pixels are the clean image's."""
+    """The control of KeepRandAugment: every place is equally likely, and the pasted pixels are the clean
+    image's.
+    """
     settings = ["method=keep_rand_augment", "size=8", "tau=0", "saliency=noise"]
     places = torch.zeros(25, 25)
     run, seen = first_steps(drawn, *settings)

@@ -1,4 +1,6 @@
-"""The classifier's step computes maps of the images that it augments, and draws what all maps would have given."""
+"""The classifier's step computes maps of the images that it augments, and draws what all maps would have
+given.
+"""
 
 from __future__ import annotations
 

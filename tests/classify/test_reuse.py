@@ -1,4 +1,6 @@
-"""Saliency maps reused over epochs: the choice of every epoch is the plain run, longer ones save passes and resume exactly."""
+"""Saliency maps reused over epochs: the choice of every epoch is the plain run, longer ones save passes and
+resume exactly.
+"""
 
 from __future__ import annotations
 

@@ -121,7 +121,9 @@ def test_grid_mask_probability_rises(images: torch.Tensor) -> None:
 
 
 def test_grid_mask_follows_the_released_recipe() -> None:
-    """Probability 0.8 from epoch 240 of 300 on, in a straight line before; lines of ceil(0.6 d) of d from 96 to 223."""
+    """Probability 0.8 from epoch 240 of 300 on, in a straight line before; lines of ceil(0.6 d) of d from 96
+    to 223.
+    """
     grid = GridMask((96, 223), ratio=0.6)
     for epoch in (0, 24, 120, 239, 240, 299):
         assert grid.at(epoch / 300).p == pytest.approx(0.8 * min(1, epoch / 240))
@@ -162,7 +164,9 @@ def test_mixup_draws_lambda_from_beta(alpha: float) -> None:
 def slow_attentive(
     source: torch.Tensor, target: torch.Tensor, attention: torch.Tensor, grid: tuple[int, int], number: int
 ) -> tuple[torch.Tensor, float]:
-    """Average the source's attention over the cells; its `number` highest cells go onto the target at their place."""
+    """Average the source's attention over the cells; its `number` highest cells go onto the target at their
+    place.
+    """
     height, width = source.shape[1:]
 
     def edges(side: int, cells: int) -> list[int]:
@@ -336,7 +340,9 @@ def test_aug_mix_leaves_the_benchmarks_operations_out(monkeypatch: pytest.Monkey
 
 
 def test_rand_augment_over_the_operations_of_auto_augment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two operations of one magnitude; Invert instead of the identity; magnitude 12 of 30 turns by 12 degrees."""
+    """Two operations of one magnitude; Invert instead of the identity; magnitude 12 of 30 turns by 12
+    degrees.
+    """
     found: dict[str, dict[str, set[float]]] = {}
     for operations in ("rand_augment", "auto_augment"):
         policy = rand_augment(2, 12, operations=operations)

@@ -77,7 +77,9 @@ def test_equals_torchvision_image_by_image(name: str, size: tuple[int, int]) -> 
 
 
 def equal_distributions(one: Counter[Any], other: Counter[Any]) -> bool:
-    """Two samples of one size by the chi-square test, at four standard deviations; rare events are put together."""
+    """Two samples of one size by the chi-square test, at four standard deviations; rare events are put
+    together.
+    """
     pairs = [(one[key], other[key]) for key in one | other]
     common = [pair for pair in pairs if sum(pair) >= 20]
     rare = [sum(counts) for counts in zip((0, 0), *(pair for pair in pairs if sum(pair) < 20), strict=True)]

@@ -123,7 +123,9 @@ def test_the_watch_sees_what_waits() -> None:
 
 
 def test_regions_on_the_way_back_are_waited_for() -> None:
-    """torch copies to the host without waiting when told so, and the numbers would be read before they are there."""
+    """torch copies to the host without waiting when told so, and the numbers would be read before they are
+    there.
+    """
     with fake_gpu() as watch:
         cut(torch.zeros(16, 3, 32, 32), random_regions(16, (32, 32), 8, device="cuda"))
     assert len(watch.waits) == 4

@@ -79,7 +79,9 @@ def test_scores_with_a_size_per_image(placement: str) -> None:
 def test_every_region_is_allowed(
     height, width, tau, prefer, placement, levels, per_image, seed, way, comparisons
 ) -> None:
-    """Against nested loops, with ties (few levels), constant maps (one level), boxes up to the whole image."""
+    """Against nested loops, with ties (few levels), constant maps (one level), boxes up to the whole
+    image.
+    """
     generator = torch.Generator().manual_seed(seed)
     num = 6
     heat = torch.randint(0, levels, (num, height, width), generator=generator).float() / 7
@@ -101,7 +103,9 @@ def test_every_region_is_allowed(
 
 
 def chi_square(counts: torch.Tensor) -> float:
-    """p-value of a uniform distribution; below 0.001 once in a thousand seeds by chance, and the seeds are fixed."""
+    """p-value of a uniform distribution; below 0.001 once in a thousand seeds by chance, and the seeds are
+    fixed.
+    """
     assert len(counts) > 1
     expected = counts.sum() / len(counts)
     statistic = float(((counts - expected) ** 2 / expected).sum())
@@ -182,7 +186,9 @@ def test_clipped_is_the_released_box_at_every_centre(size: int) -> None:
 @pytest.mark.parametrize("prefer", ["low", "high"])
 @pytest.mark.parametrize("per_image", [False, True])
 def test_matched_chooses_the_place_alone(prefer: str, per_image: bool) -> None:
-    """The plain draw of the same generator gives the visible size; among all regions of that size those allowed."""
+    """The plain draw of the same generator gives the visible size; among all regions of that size those
+    allowed.
+    """
     heat = heat_maps(200, 8, 7, seed=2)
     sizes = torch.randint(1, 8, (200, 2), generator=torch.Generator().manual_seed(3))
     size = sizes if per_image else (5, 4)
@@ -201,7 +207,9 @@ def test_matched_chooses_the_place_alone(prefer: str, per_image: bool) -> None:
 
 @pytest.mark.parametrize(("placement", "equal"), [("matched", True), ("clipped", False)])
 def test_areas_of_matched_regions_are_distributed_as_the_plain_ones(placement: str, equal: bool) -> None:
-    """Centre-weighted images, other random numbers: with the border's help Keep cuts less, with "matched" as much."""
+    """Centre-weighted images, other random numbers: with the border's help Keep cuts less, with "matched" as
+    much.
+    """
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     heat = torch.exp(-((rows - 7.5) ** 2 + (columns - 7.5) ** 2) / 32).expand(20_000, -1, -1)
     plain = random_regions(

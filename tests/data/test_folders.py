@@ -1,4 +1,6 @@
-"""Image folders: hidden files, flat validation images with the lists in use, and lists of folders that are remembered."""
+"""Image folders: hidden files, flat validation images with the lists in use, and lists of folders that are
+remembered.
+"""
 
 from __future__ import annotations
 

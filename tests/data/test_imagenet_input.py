@@ -55,7 +55,9 @@ def test_crops_have_torchvisions_distribution(shape: tuple[int, int]) -> None:
 def test_pixels_against_pillows_crop_and_resize(
     suffix: str, shape: tuple[int, int], mean: float, largest: int, tmp_path: Path
 ) -> None:
-    """Within a grey level at full scale; where a large JPEG is decoded at a half, the filter differs a little."""
+    """Within a grey level at full scale; where a large JPEG is decoded at a half, the filter differs a
+    little.
+    """
     path = tmp_path / f"a.{suffix}"
     photo(*shape).save(path, **({"quality": 90} if suffix == "jpg" else {}))
     for seed in range(8):

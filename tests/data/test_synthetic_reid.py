@@ -1,4 +1,6 @@
-"""Drawn people: Market-1501's layout, true boxes, identities that can be told apart but not by pixels alone."""
+"""Drawn people: Market-1501's layout, true boxes, identities that can be told apart but not by pixels
+alone.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def test_same_seed_same_files_and_another_set_is_refused(drawn: Path, tmp_path: 
 
 
 def test_boxes_hold_the_person() -> None:
-    """The same people in the same place on a black and on a white background differ outside of their boxes alone."""
+    """The same people in the same place on a black and on a white background differ outside of their boxes
+    alone.
+    """
     people = make_people(30, generator=named_stream(0, "people"))
     camera = torch.zeros(30, dtype=torch.int64)
     site = draw_cameras(1, (64, 32), generator=named_stream(0, "camera"))

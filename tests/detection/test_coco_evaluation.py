@@ -94,7 +94,8 @@ def fuzzed_set(seed: int) -> tuple[dict, list[dict]]:
             side, other = draw.choice(sizes), draw.choice(sizes)
             found.append({
                 "image_id": draw.choice(images[:5])["id"], "category_id": draw.choice(categories[:3])["id"],
-                "bbox": [draw.choice([0, 10.5, 200]), draw.choice([0, 7, 140.25]), side, other], "area": side * other,
+                "bbox": [draw.choice([0, 10.5, 200]), draw.choice([0, 7, 140.25]), side, other],
+                "area": side * other,
             })  # fmt: skip
         return found
 
@@ -351,7 +352,8 @@ def test_what_people_write_is_read_as_meant(edits: list, backend: str, tmp_path:
         ("categories", "name", ["a"], "category name is no text"),
         ("annotations", "bbox", [0, 0, 0, 5], "no annotation is left"),
         ("annotations", "bbox", [90, 0, 5, 5], "4 of 4 boxes leave their images or lie outside"),
-        ("annotations", "bbox", [20, 15, 39, 29], "4 of 4 boxes leave their images or lie outside: are they corners"),
+        ("annotations", "bbox", [20, 15, 39, 29],
+        "4 of 4 boxes leave their images or lie outside: are they corners"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_by_field(

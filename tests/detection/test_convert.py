@@ -83,9 +83,11 @@ WRAPPED = {
     },
     "backbone_prefix": lambda s: {"model": {"backbone." + k: v for k, v in s.items()}},
     "compiled": lambda s: {"state_dict": {"_orig_mod.module." + k: v for k, v in s.items()}},
-    "ours": lambda s: {"state_dict": s, "arch": "resnet18", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "method": "keep_cutmix"},
+    "ours": lambda s: {"state_dict": s, "arch": "resnet18", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1],
+    "method": "keep_cutmix"},
     "ours_early_head": lambda s: {
-        "model": {**{"network." + k: v for k, v in s.items()}, "head.weight": torch.zeros(2), "head.bias": torch.zeros(2)}, "ema": None,
+        "model": {**{"network." + k: v for k, v in s.items()}, "head.weight": torch.zeros(2),
+        "head.bias": torch.zeros(2)}, "ema": None,
     },
     "without_classifier": lambda s: {k: v for k, v in s.items() if not k.startswith("fc.")},
 }  # fmt: skip
@@ -193,7 +195,9 @@ def test_verify_in_detectron2(suffix: str, build, saved, tmp_path: Path) -> None
     [("STRIDE_IN_1X1", True, 1e-3), ("NORM_EPS", 1e-3, 1e-4), ("FORMAT", "BGR", 1e-3), ("STD", 1.0, 1e-1)],
 )
 def test_features_show_every_silent_mistake(key, value, low, saved, tmp_path: Path) -> None:
-    """The reason for verifying by features: each of these loads without a word and is far above the tolerance."""
+    """The reason for verifying by features: each of these loads without a word and is far above the
+    tolerance.
+    """
     from dataclasses import replace
 
     from detection.verify import (
@@ -270,22 +274,27 @@ def bad_inputs(s: dict[str, torch.Tensor]) -> dict[str, tuple[object, str]]:
     grey = {**s, "conv1.weight": torch.zeros(64, 1, 7, 7)}
     deep = {**without(s, "conv1.weight"), "conv1.0.weight": torch.zeros(32, 3, 3, 3)}
     return {
-        "no running statistics": (without(s, "running_mean", "running_var"), "BatchNorm statistics are missing.*without buffers"),
+        "no running statistics": (without(s, "running_mean", "running_var"),
+        "BatchNorm statistics are missing.*without buffers"),
         "cut short": (without(s, "layer4.1.conv2.weight"), r"lacks \(layer4.1.conv2.weight\)"),
         "extra tensors": ({**s, "extra.weight": torch.zeros(1)}, "no place in ResNet-18.*extra.weight"),
-        "not finite": (changed(s, "layer2.0.conv1.weight", lambda t: t.fill_(float("nan"))), "NaN or infinite.*layer2.0.conv1"),
+        "not finite": (changed(s, "layer2.0.conv1.weight", lambda t: t.fill_(float("nan"))),
+        "NaN or infinite.*layer2.0.conv1"),
         "negative variance": (changed(s, variance, lambda t: -t), "variances are negative"),
         "zero variance": (changed(s, variance, torch.zeros_like), "variances are all zero"),
-        "wrong shape": (changed(s, "layer2.0.conv1.weight", lambda t: t[:5]), r"layer2.0.conv1.weight is \(5, 64, 3, 3\), expected"),
+        "wrong shape": (changed(s, "layer2.0.conv1.weight", lambda t: t[:5]),
+        r"layer2.0.conv1.weight is \(5, 64, 3, 3\), expected"),
         "quantised": (changed(s, "layer2.0.conv1.weight", lambda t: t.to(torch.int8)), "quantised"),
         "3x3 stem": (cifar, "3 x 3 stem for small images"),
         "one channel": (grey, r"expected \(64, 3, 7, 7\)"),
         "deep stem": (deep, "deep stem"),
         "squeeze and excitation": ({**s, "layer1.0.se.fc1.weight": torch.zeros(1)}, "SE, ECA"),
-        "cifar depth": ({k: v for k, v in s.items() if not k.startswith("layer4")}, r"\[2, 2, 2, 0\] basic blocks"),
+        "cifar depth": ({k: v for k, v in s.items() if not k.startswith("layer4")},
+        r"\[2, 2, 2, 0\] basic blocks"),
         "a transformer": ({"cls_token": torch.zeros(1), "pos_embed": torch.zeros(1)}, "transformer"),
         "another network": ({"features.0.weight": torch.zeros(3)}, "no ResNet: conv1.weight"),
-        "a detector": ({f"backbone.bottom_up.{k}": v for k, v in s.items()} | {"roi_heads.x": torch.zeros(1)}, "weights of a detector"),
+        "a detector": ({f"backbone.bottom_up.{k}": v for k, v in s.items()} | {"roi_heads.x": torch.zeros(1)},
+        "weights of a detector"),
         "converted already": (expected(s), "Detectron2 backbone already"),
         "no tensors": ({"epoch": 3, "lr": 0.1}, "holds no tensors"),
         "a list": ([torch.zeros(1)], "holds a list"),
@@ -344,7 +353,8 @@ def test_output_names(r18, saved, tmp_path: Path) -> None:
 
 
 GOOD = [
-    "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.STRIDE_IN_1X1", "False", "INPUT.FORMAT", "RGB",
+    "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.STRIDE_IN_1X1",
+    "False", "INPUT.FORMAT", "RGB",
     "MODEL.PIXEL_MEAN", "[123.675,116.28,103.53]", "MODEL.PIXEL_STD", "[58.395,57.12,57.375]",
 ]  # fmt: skip
 

@@ -75,7 +75,8 @@ def test_weights_that_contradict_the_config_are_refused(root: Path, tmp_path: Pa
 
 
 ZOO = (
-    "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "256", "MODEL.RESNETS.STRIDE_IN_1X1", "True", "INPUT.FORMAT", "BGR",
+    "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "256", "MODEL.RESNETS.STRIDE_IN_1X1",
+    "True", "INPUT.FORMAT", "BGR",
     "MODEL.PIXEL_MEAN", "[103.53,116.28,123.675]", "MODEL.PIXEL_STD", "[1.0,1.0,1.0]",
 )  # fmt: skip
 
@@ -252,7 +253,9 @@ def test_weights_trained_in_either_engine_score_the_same_in_the_other(root: Path
 
 
 def test_a_detectors_folder_and_its_backbone_are_fixed_at_its_first_step(root: Path, tmp_path: Path) -> None:
-    """Another backbone on resume, another run's or another process's folder, fewer iterations than done: refused."""
+    """Another backbone on resume, another run's or another process's folder, fewer iterations than done:
+    refused.
+    """
     folder = tmp_path / "run"
     few = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)")
     backbones = []

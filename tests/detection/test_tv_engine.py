@@ -1,4 +1,6 @@
-"""The torchvision engine without Detectron2: it learns, resumes exactly, exchanges weights and refuses what it cannot do."""
+"""The torchvision engine without Detectron2: it learns, resumes exactly, exchanges weights and refuses what
+it cannot do.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,8 @@ def test_frozen_parts_stay_frozen_and_the_rest_learns(kind: str, frozen: int) ->
 def test_a_gpu_computes_what_the_cpu_does(kind: str) -> None:
     everything = [
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100000",
-        "MODEL.RPN.POSITIVE_FRACTION", "1.0", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0", "MODEL.RESNETS.NORM", "FrozenBN",
+        "MODEL.RPN.POSITIVE_FRACTION", "1.0", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0",
+        "MODEL.RESNETS.NORM", "FrozenBN",
     ]  # fmt: skip
     model = random_model(config(kind, *everything)).train()
     wanted = model.losses([image(0), image(1)], TARGETS)
@@ -158,7 +161,8 @@ def train(cfg, data: CocoDataset, *, resume: bool = False):
 
 
 SHORT = [
-    "SOLVER.STEPS", "(3,)", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.MAX_ITER", "4", "INPUT.MIN_SIZE_TRAIN", "(64,)",
+    "SOLVER.STEPS", "(3,)", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.MAX_ITER", "4", "INPUT.MIN_SIZE_TRAIN",
+    "(64,)",
     "INPUT.RANDOM_FLIP", "horizontal", "SOLVER.IMS_PER_BATCH", "2", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20",
     "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.FPN.OUT_CHANNELS", "32",
 ]  # fmt: skip
@@ -304,22 +308,26 @@ def test_our_configs_are_honoured(path: Path) -> None:
     ("kind", "opts", "named"),
     [
         ("fpn", ["MODEL.RESNETS.DEPTH", "20"], "MODEL.RESNETS.DEPTH 20 (allowed: 18, 34, 50"),
-        ("fpn", ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "MODEL.ROI_HEADS.NAME 'CascadeROIHeads' (allowed: "),
-        ("fpn", ["MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p9']"], "features of the backbone: p2, p3, p4, p5, p6"),
+        ("fpn", ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"],
+        "MODEL.ROI_HEADS.NAME 'CascadeROIHeads' (allowed: "),
+        ("fpn", ["MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p9']"],
+        "features of the backbone: p2, p3, p4, p5, p6"),
         ("fpn", ["MODEL.RESNETS.OUT_FEATURES", "['res4', 'res5']"], "all of MODEL.RESNETS.OUT_FEATURES"),
         ("fpn", ["MODEL.ANCHOR_GENERATOR.SIZES", "[32, 64]"], "one list for all feature maps"),
         ("fpn", ["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED True (only the default False)"),
         ("fpn", ["MODEL.RESNETS.NORM", "GN"], "MODEL.RESNETS.NORM 'GN' (allowed: 'FrozenBN', 'BN')"),
         ("fpn", ["MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou"], "MODEL.RPN.BBOX_REG_LOSS_TYPE"),
         ("fpn", ["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED"),
-        ("fpn", ["INPUT.RANDOM_FLIP", "vertical"], "INPUT.RANDOM_FLIP 'vertical' (allowed: 'none', 'horizontal')"),
+        ("fpn", ["INPUT.RANDOM_FLIP", "vertical"],
+        "INPUT.RANDOM_FLIP 'vertical' (allowed: 'none', 'horizontal')"),
         ("fpn", ["MODEL.RETINANET.NUM_CONVS", "2"], "MODEL.RETINANET.NUM_CONVS"),
         ("fpn", ["TEST.PRECISE_BN.ENABLED", "True"], "TEST.PRECISE_BN.ENABLED"),
         ("fpn", ["TEST.EVAL_PERIOD", "5"], "TEST.EVAL_PERIOD"),
         ("fpn", ["VIS_PERIOD", "5"], "VIS_PERIOD"),
         ("fpn", ["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"], "SOLVER.LR_SCHEDULER_NAME"),
         ("fpn", ["MODEL.ROI_BOX_HEAD.NUM_FC", "1"], "MODEL.ROI_BOX_HEAD.NUM_FC 1 (2 with StandardROIHeads)"),
-        ("retinanet", ["MODEL.FPN.IN_FEATURES", "['res4', 'res3', 'res5']"], "neighbouring stages up to res5"),
+        ("retinanet", ["MODEL.FPN.IN_FEATURES", "['res4', 'res3', 'res5']"],
+        "neighbouring stages up to res5"),
         ("c4", ["MODEL.RESNETS.RES2_OUT_CHANNELS", "128"], "MODEL.RESNETS.RES2_OUT_CHANNELS 128 (256 for"),
         ("c4", ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.BACKBONE.NAME"),
         ("fpn", ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"], "MODEL.RESNETS.DEPTH 18 (50 or more"),

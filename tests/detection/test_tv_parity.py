@@ -25,7 +25,8 @@ pytestmark = pytest.mark.detectron2
 EVERYTHING_SAMPLED = [
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100000",
     "MODEL.RPN.POSITIVE_FRACTION", "1.0", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0",
-    "MODEL.RPN.SMOOTH_L1_BETA", "0.1", "MODEL.RPN.LOSS_WEIGHT", "200.0", "MODEL.RPN.BBOX_REG_LOSS_WEIGHT", "3.0",
+    "MODEL.RPN.SMOOTH_L1_BETA", "0.1", "MODEL.RPN.LOSS_WEIGHT", "200.0", "MODEL.RPN.BBOX_REG_LOSS_WEIGHT",
+    "3.0",
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "0.5", "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", "0.1",
     "MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0.3", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", "1.5",
 ]  # fmt: skip
@@ -101,7 +102,9 @@ def test_same_weights_same_detections(kind: str) -> None:
 
 
 def test_confident_proposals_keep_their_order() -> None:
-    """Logits of 20 and more are one and the same sigmoid in float32; the better must still suppress the worse."""
+    """Logits of 20 and more are one and the same sigmoid in float32; the better must still suppress the
+    worse.
+    """
     _, ours, theirs = both("fpn")
     rpn, generator = ours.rpn, torch.Generator().manual_seed(0)
     corner = torch.rand(1, 300, 2, generator=generator) * 60
@@ -114,7 +117,8 @@ def test_confident_proposals_keep_their_order() -> None:
     levels = [boxes[:, :200], boxes[:, 200:]], [logits[:, :200], logits[:, 200:]]
     theirs_rpn = theirs.proposal_generator
     wanted = find_top_rpn_proposals(
-        *levels, [(96, 100)], rpn.nms_thresh, theirs_rpn.pre_nms_topk[False], theirs_rpn.post_nms_topk[False], 0.0, False
+        *levels, [(96, 100)], rpn.nms_thresh, theirs_rpn.pre_nms_topk[False], theirs_rpn.post_nms_topk[False],
+        0.0, False
     )[0]  # fmt: skip
     assert len(wanted) == 40
     assert torch.equal(proposals[0], wanted.proposal_boxes.tensor)
@@ -135,14 +139,17 @@ def test_confident_proposals_keep_their_order() -> None:
 def test_same_losses_and_the_same_weights_after_two_steps(
     kind: str, clip: str, norm: str, tolerance: float
 ) -> None:
-    """Matching, losses, normalisers, frozen parts, gradients, clipping, optimizer groups and learning rate at once."""
+    """Matching, losses, normalisers, frozen parts, gradients, clipping, optimizer groups and learning rate at
+    once.
+    """
     from detectron2.solver import build_lr_scheduler
     from detectron2.solver import build_optimizer as build
     from detectron2.utils.events import EventStorage
 
     cfg, ours, theirs = both(
         kind, *EVERYTHING_SAMPLED, "MODEL.BACKBONE.FREEZE_AT", "2", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip,
-        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "1.0" if clip == "norm" else "0.01", "SOLVER.BIAS_LR_FACTOR", "2.0",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "1.0" if clip == "norm" else "0.01", "SOLVER.BIAS_LR_FACTOR",
+        "2.0",
         "SOLVER.WEIGHT_DECAY_BIAS", "0.1", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.WEIGHT_DECAY_NORM", "0.02",
         "SOLVER.NESTEROV", "True", "MODEL.RESNETS.NORM", norm,
     )  # fmt: skip
@@ -361,9 +368,11 @@ def test_detectron2_stopped_and_resumed_is_uninterrupted(
     states = {}
     for name, workers in (("whole", "1"), ("stopped", "1")):
         cfg = config(
-            kind, "OUTPUT_DIR", str(tmp_path / name), "DATALOADER.NUM_WORKERS", workers, "SOLVER.MAX_ITER", "4",
+            kind, "OUTPUT_DIR", str(tmp_path / name), "DATALOADER.NUM_WORKERS", workers, "SOLVER.MAX_ITER",
+            "4",
             "SOLVER.STEPS", "(3,)", "SOLVER.CHECKPOINT_PERIOD", "1", "INPUT.RANDOM_FLIP", "horizontal",
-            "INPUT.MIN_SIZE_TRAIN", "(64, 96)", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+            "INPUT.MIN_SIZE_TRAIN", "(64, 96)", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM",
+            "32",
         )  # fmt: skip
         if name == "stopped":
             with pytest.MonkeyPatch.context() as patch:

@@ -73,7 +73,9 @@ def test_drop_path_leaves_whole_images_out_and_keeps_the_mean() -> None:
 
 
 def test_where_each_acts() -> None:
-    """Groups 3 and 4, a quarter in group 3, DropBlock on the skip connections too, DropPath in group 4 alone."""
+    """Groups 3 and 4, a quarter in group 3, DropBlock on the skip connections too, DropPath in group 4
+    alone.
+    """
     network = build_network("resnet50", 5, **ALL)
     found = {
         kind: sorted({name.partition(".")[0] for name, m in network.named_modules() if isinstance(m, kind)})

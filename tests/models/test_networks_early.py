@@ -208,7 +208,9 @@ def test_state_moves_with_the_network() -> None:
 
 @pytest.mark.slow
 def test_compiled_early_head() -> None:
-    """One graph without breaks, equal in evaluation, seeded in training (the draws have another order than eagerly)."""
+    """One graph without breaks, equal in evaluation, seeded in training (the draws have another order than
+    eagerly).
+    """
     torch.manual_seed(0)
     early = EarlyHeadNetwork(build_network("shake_shake_8_2x4d", 3))
     images = torch.randn(4, 3, 16, 16)

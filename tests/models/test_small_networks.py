@@ -1,4 +1,6 @@
-"""The networks for small images: published sizes, the papers' forward passes, and that every part of them trains."""
+"""The networks for small images: published sizes, the papers' forward passes, and that every part of them
+trains.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +121,9 @@ def test_initialisation() -> None:
 
 
 def test_initialisation_is_that_of_the_released_code() -> None:
-    """Cutout's ResNet-18: uniform up to 1 / sqrt(fan in), PyTorch's default. UDA's last layer: up to 1 / sqrt(classes)."""
+    """Cutout's ResNet-18: uniform up to 1 / sqrt(fan in), PyTorch's default. UDA's last layer: up to 1 /
+    sqrt(classes).
+    """
     torch.manual_seed(0)
     network = build_network("resnet18", 10, stem="cifar")
     for module in network.modules():

@@ -1,4 +1,6 @@
-"""Figures 2 and 3: the right runs at the right places, the paper's numbers named, what is missing said aloud."""
+"""Figures 2 and 3: the right runs at the right places, the paper's numbers named, what is missing said
+aloud.
+"""
 
 from __future__ import annotations
 

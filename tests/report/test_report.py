@@ -21,7 +21,8 @@ def cifar(folder: Path, seed: int = 0, accuracy: float = 96.0, **change) -> Path
     content = {
         "kind": "classify", "name": "x", "seed": seed,
         "metrics": {"accuracy": accuracy, "best": accuracy + 0.5, "median_last_20": accuracy},
-        "config": {**wanted, "seed": seed}, "recipe": wanted, "synthetic": False, "shortened": False, "wall_time_s": 60.0,
+        "config": {**wanted, "seed": seed}, "recipe": wanted, "synthetic": False, "shortened": False,
+        "wall_time_s": 60.0,
         "dataset": {"name": "cifar10", "sizes": {"train": 50000, "val": 10000}, "checksum": "a"}, **change,
     }  # fmt: skip
     return write_result(folder, **content)
@@ -43,8 +44,10 @@ def backbone(**change) -> dict:
 def detector(folder: Path, engine: str, **change) -> Path:
     content = {
         "kind": "detection", "name": "faster_rcnn_R_50_FPN_3x", "seed": 0, "config": {},
-        "recipe": recipes("9")["Faster R-CNN ResNet50-FPN", "Ours"].recipe, "metrics": {"AP": 40.9, "AP50": 60.0, "AP75": 44.0},
-        "dataset": {"name": "coco", "sizes": {"val": 5000}, "checksum": "a"}, "synthetic": False, "shortened": False, "engine": engine,
+        "recipe": recipes("9")["Faster R-CNN ResNet50-FPN", "Ours"].recipe, "metrics": {"AP": 40.9,
+        "AP50": 60.0, "AP75": 44.0},
+        "dataset": {"name": "coco", "sizes": {"val": 5000}, "checksum": "a"}, "synthetic": False,
+        "shortened": False, "engine": engine,
         "wall_time_s": 60.0, "started_from": backbone(), **change,
     }  # fmt: skip
     return write_result(folder, **content)
@@ -162,7 +165,8 @@ def test_the_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "p.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     write_result(
-        tmp_path / "f", kind="fidelity", name="destruction", metrics={"cutout": 20.0, "keep_cutout": 2.0}, seed=0, config={},
+        tmp_path / "f", kind="fidelity", name="destruction", metrics={"cutout": 20.0, "keep_cutout": 2.0},
+        seed=0, config={},
         dataset={"name": "d", "sizes": {}, "checksum": "a"}, synthetic=True, shortened=False, wall_time_s=1.0,
         extra={"pairs": [{"name": "Cutout", "plain": "cutout", "keep": "keep_cutout"}]},
     )  # fmt: skip

@@ -111,7 +111,9 @@ def test_ema_follows_the_formula() -> None:
 
 
 def test_average_of_a_short_run_is_not_its_beginning() -> None:
-    """What is left of the first weights after the last step, and that the recipes' decay is the constant one."""
+    """What is left of the first weights after the last step, and that the recipes' decay is the constant
+    one.
+    """
 
     def left(steps: int, decay: float, **options: bool) -> float:
         return math.prod(ema_decay(step, steps, decay, **options) for step in range(steps))

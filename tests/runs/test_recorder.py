@@ -124,7 +124,9 @@ def test_a_folder_is_one_runs(tmp_path: Path) -> None:
 def test_a_kill_at_any_moment_of_saving_leaves_a_run(
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before and after each of the two renames: there is a run, it resumes, nothing else is accepted or lost."""
+    """Before and after each of the two renames: there is a run, it resumes, nothing else is accepted or
+    lost.
+    """
 
     class Killed(BaseException):
         pass

@@ -114,7 +114,9 @@ def test_every_operation_is_pils_to_the_bit(name: str, size: tuple[int, int]) ->
 
 
 def test_mixed_policies_are_the_images_one_by_one() -> None:
-    """The recipe's draws: grouping changes nothing, and pixels from outside turn black under what drops transparency."""
+    """The recipe's draws: grouping changes nothing, and pixels from outside turn black under what drops
+    transparency.
+    """
     images = pictures(600, 32, 32, seed=1)
     draws = draw_policy(600, generator=torch.Generator().manual_seed(4))
     ours, blank = apply_policy(images, draws)

@@ -272,7 +272,9 @@ def picture(path: Path, side: int, mode: str = "RGB") -> None:
 
 @pytest.mark.parametrize("second_root", [False, True])
 def test_unlabelled_folder_comes_in_addition(second_root: bool, tmp_path: Path) -> None:
-    """Flat or in folders, of any size with image_size; the labels of the training images stay where they were."""
+    """Flat or in folders, of any size with image_size; the labels of the training images stay where they
+    were.
+    """
     root = write_classification(tmp_path / "d", num_train=12, num_val=4, num_classes=2, size=(24, 24))
     extra = tmp_path / "more" if second_root else root / "unlabelled"
     picture(extra / "b.png", 40)

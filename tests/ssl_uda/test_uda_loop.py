@@ -1,4 +1,6 @@
-"""The steps and the loop: one forward pass, what shares it, exact resume, two processes equal one, and that it learns."""
+"""The steps and the loop: one forward pass, what shares it, exact resume, two processes equal one, and that
+it learns.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +224,9 @@ def test_loaded_weights_are_the_network_that_was_evaluated(arch: str, drawn: Pat
 
 
 def test_averaged_weights_and_statistics_are_what_is_evaluated(drawn: Path, tmp_path: Path) -> None:
-    """EMA = decay * EMA + (1 - decay) * weights, from the initial weights on, BatchNorm's statistics included."""
+    """EMA = decay * EMA + (1 - decay) * weights, from the initial weights on, BatchNorm's statistics
+    included.
+    """
     states = []
     for steps in (
         1,
@@ -291,7 +295,9 @@ def test_killed_and_resumed_is_uninterrupted(drawn: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_two_processes_are_one(drawn: Path, tmp_path: Path) -> None:
-    """Same images, draws, pasted regions, BatchNorm statistics, annealing and loss; equal up to float32 rounding."""
+    """Same images, draws, pasted regions, BatchNorm statistics, annealing and loss; equal up to float32
+    rounding.
+    """
     options = [f"root={drawn}", *TINY, *KEEP, "tsa=linear", "weight=3", "log_every=1", "saliency_scale=0.5"]
     run_tool(*options, "--output", str(tmp_path / "one"))
     run_tool(*options, "--output", str(tmp_path / "two"), processes=2)
@@ -376,7 +382,9 @@ def test_a_signal_stops_after_the_step_and_resumed_is_uninterrupted(
 def test_weights_that_are_no_numbers_are_never_saved(
     bad: int, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of a checkpoint's step, or of the last one, is fine; what its gradient does to the weights is not."""
+    """The loss of a checkpoint's step, or of the last one, is fine; what its gradient does to the weights is
+    not.
+    """
     monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: math.inf if step + 1 == bad else 0.01)
     with pytest.raises(
         NonFiniteLossError, match="no longer finite, so it is not saved; the last good checkpoint"
@@ -389,7 +397,9 @@ def test_weights_that_are_no_numbers_are_never_saved(
 
 
 def test_unlabelled_images_teach(tmp_path: Path) -> None:
-    """The consistency loss alone moves the network: with weight 0 the weights are those of other gradients."""
+    """The consistency loss alone moves the network: with weight 0 the weights are those of other
+    gradients.
+    """
     root = write_classification(
         tmp_path / "d", num_train=24, num_val=8, num_classes=2, size=(16, 16), colour_cue=0.8
     )
@@ -406,7 +416,9 @@ def test_unlabelled_images_teach(tmp_path: Path) -> None:
 
 
 def test_compiled(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are captured and give the plain run's weights; the code generator, which takes minutes, is left out."""
+    """Graphs are captured and give the plain run's weights; the code generator, which takes minutes, is left
+    out.
+    """
     compiled = []
 
     def compile_quickly(module: nn.Module) -> nn.Module:
@@ -462,7 +474,9 @@ def striped(root: Path) -> Path:
 def test_fixmatch_learns_what_four_labels_do_not_teach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Strongly augmented images are recognised; not without the second loss, and not when it points to other classes."""
+    """Strongly augmented images are recognised; not without the second loss, and not when it points to other
+    classes.
+    """
     root = striped(tmp_path / "stripes")
     options = ["num_labels=4", "steps=24", "lr=0.06", "ema=0", "flip=false", "unlabelled_ratio=8", "seed=3"]
     options += ["confidence=0.8", "cutout=6", "policy=fixmatch", "algorithm=fixmatch"]
