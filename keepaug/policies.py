@@ -36,7 +36,7 @@ OPERATIONS = ("rand_augment", "auto_augment")
 ORDERS = ("after_crop", "before_crop")
 RANGES = ("torchvision", "google")
 MAGNITUDE_MAXIMA = (10, 30)
-# torchvision's private names that this module rests on, said here alone; a test says with which version they were seen.
+# torchvision's private names that this module rests on, said here alone; a test names the versions.
 _SPACE, _APPLY, _PAIRS = "_AUGMENTATION_SPACE", "_apply_image_or_video_transform", "_policies"
 _POLICIES = ("cifar10", "imagenet", "svhn")
 _GEOMETRY = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")

@@ -1,9 +1,10 @@
-"""The whole job on data drawn by the program: backbones, conversion, detectors, re-identification, few labels, report.
+"""The whole job on data drawn by the program: backbones, conversion, detectors, re-identification, few
+labels, report.
 
     python tools/quickstart.py --output quickstart
 
-Every stage leaves its result in the output folder; called again, finished stages are not repeated and interrupted ones
-go on where they stopped.
+Every stage leaves its result in the output folder; called again, finished stages are not repeated and
+interrupted ones go on where they stopped.
 """
 
 from __future__ import annotations

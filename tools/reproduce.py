@@ -1,4 +1,5 @@
-"""Run all rows and columns of a table of the paper, over seeds; what is finished is skipped, what was interrupted goes on.
+"""Run all rows and columns of a table of the paper, over seeds; what is finished is skipped, what was
+interrupted goes on.
 
     python tools/reproduce.py 1 root=CIFAR --output runs                  one run after the other on this machine
     python tools/reproduce.py 6 root=IMAGENET --gpus 8 --slurm --partition gpu --hours 100      one SLURM job each
@@ -8,7 +9,8 @@
     python tools/reproduce.py 1 --shrink                                  a step each on drawn images: does it run?
     python tools/reproduce.py lab root=CIFAR --output runs --at-once 2    the paired experiments of docs/evidence.md; --only a,b
 
-key=value settings go to every run. `--dry-run` prints the commands. `python tools/report.py table1 --runs runs` prints the table.
+key=value settings go to every run. `--dry-run` prints the commands. `python tools/report.py table1 --runs
+runs` prints the table.
 """
 
 from __future__ import annotations
@@ -200,7 +202,9 @@ def _drawn(what: str, output: Path) -> Path:
 
 
 def run_here(jobs: Sequence[Job], *, in_process: bool = True, at_once: int = 1) -> list[str]:
-    """In their order, some of them at once; the names of those that failed. A failure stops only the jobs that need it."""
+    """In their order, some of them at once; the names of those that failed. A failure stops only the jobs
+    that need it.
+    """
     failed: list[str] = []
     heads = [f"[{number}/{len(jobs)}] {job.name}" for number, job in enumerate(jobs, 1)]
     if at_once == 1:

@@ -1,4 +1,5 @@
-"""Show what the saliency sees and what each augmentation does to an image, as in figures 1 and 4 of the paper.
+"""Show what the saliency sees and what each augmentation does to an image, as in figures 1 and 4 of the
+paper.
 
     python tools/show_regions.py --image cat.jpg --weights weights.pt --output regions.png
     python tools/show_regions.py --image cat.jpg --weights resnet50.pth --label 281 --output regions.png
@@ -146,7 +147,9 @@ def figure4(
 
 
 def policies(args: argparse.Namespace) -> list[tuple[str, list[Callable[[Any], Any]]]]:
-    """A label and five policies for each row: the scales of one policy, or five draws of one without a scale."""
+    """A label and five policies for each row: the scales of one policy, or five draws of one without a
+    scale.
+    """
     fills = {"torchvision": None, "google": [128.0] * 3 if args.side >= 128 else [125.0, 123.0, 114.0]}
     rows: list[tuple[str, list[Callable[[Any], Any]]]] = []
     for operations, most, ranges in itertools.product(OPERATIONS, MAGNITUDE_MAXIMA, RANGES):
@@ -170,7 +173,9 @@ def policies(args: argparse.Namespace) -> list[tuple[str, list[Callable[[Any], A
 
 
 def policy_sheet(path: Path, args: argparse.Namespace) -> list[tuple[str, list[Image.Image]]]:
-    """The clean view and five strong ones for each policy, and the jitter and noise that are one draw for all views."""
+    """The clean view and five strong ones for each policy, and the jitter and noise that are one draw for all
+    views.
+    """
     image, scale = read(path, args), max(1, round(192 / args.side))
     rows = []
     for label, row in policies(args):

@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 8 tools/train_classifier.py --config configs/classify/imagenet.yaml root=IMAGENET
     python tools/train_classifier.py --config ... --seeds 0 1 2     one run after the other, then mean and spread
 
-Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an interruption and
-ends with the same weights.
+Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an
+interruption and ends with the same weights.
 """
 
 from __future__ import annotations

@@ -208,7 +208,8 @@ def _compare(
 ) -> None:
     if expected is None or found == tuple(expected):
         return
-    text = f"{path} is {found[0]} x {found[1]} (height x width), its annotations say {expected[0]} x {expected[1]}"
+    text = f"{path} is {found[0]} x {found[1]} (height x width), "
+    text += f"its annotations say {expected[0]} x {expected[1]}"
     if found == tuple(expected)[::-1]:
         marked = f"EXIF orientation {orientation}" if orientation != 1 else "no EXIF orientation"
         text += (

@@ -212,7 +212,8 @@ def _options_of_earlier_file(content: Mapping[str, Any], path: Path) -> dict[str
         raise ValueError(
             f"{path} does not say which shortcut its {content['arch']} has, and no result.json lies beside "
             f"it: give "
-            'options={"shortcut": "raw"} for a semi-supervised run, {"shortcut": "activated"} for a classifier'
+            'options={"shortcut": "raw"} for a semi-supervised run, {"shortcut": "activated"} for a '
+            "classifier"
         )
     raw = kind == "ssl_uda" or content.get("method") == "supervised"
     return options | {"shortcut": "raw" if raw else "activated"}

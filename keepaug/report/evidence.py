@@ -120,7 +120,7 @@ class Evidence:
     questions: tuple[Question, ...]
 
     def order(self, questions: Sequence[str] = ()) -> list[tuple[PlannedRun, int]]:
-        """Runs and seeds in the order in which pairs complete: question by question, all runs of a seed before the next seed.
+        """Runs and seeds in the order in which pairs complete: question by question, seed by seed.
 
         Args:
             questions: ids; none means all.

@@ -302,7 +302,8 @@ def _summary(groups: Sequence[Group]) -> str:
     newest = max(result["created"] for group in groups for result in group.results)
     hardware = groups[0].first["hardware"]
     machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['cores']} cores"
-    return f"{number} runs, {synthetic} of them on data drawn by the program; the newest of {newest}; machine: {machine}."
+    drawn = f"{number} runs, {synthetic} of them on data drawn by the program"
+    return f"{drawn}; the newest of {newest}; machine: {machine}."
 
 
 def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:

@@ -381,7 +381,8 @@ def test_timm_and_hugging_face_folders_say_what_their_file_is(tmp_path: Path) ->
 
 
 BAD_VALUES = {
-    "mean": [[math.nan] * 3, [math.inf, 0, 0], [0.1, 0.2], "0.5", "x", ["x"], [[]], [True] * 3, [[0.1, 0.2, 0.3]] * 2,
+    "mean": [[math.nan] * 3, [math.inf, 0, 0], [0.1, 0.2], "0.5", "x", ["x"], [[]], [True] * 3,
+    [[0.1, 0.2, 0.3]] * 2,
     {"r": 1}, 0.5, [-0.1, 0, 0]],
     "std": [[0, 0, 0], [0.2, 0.0, 0.2], [math.nan] * 3, [math.inf] * 3, torch.zeros(3), [1e400, 1, 1]],
     "loss": [math.inf, math.nan, -math.inf, np.float64("nan"), torch.tensor(math.nan)],

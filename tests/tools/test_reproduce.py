@@ -1,4 +1,6 @@
-"""tools/reproduce.py: shrunk runs of every row, skipping, going on, failing, SLURM by submitit's local executor."""
+"""tools/reproduce.py: shrunk runs of every row, skipping, going on, failing, SLURM by submitit's local
+executor.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,3 @@
-"""Sections of `tools/benchmark.py`: each a function of keyword arguments that returns a table and its figures."""
+"""Sections of `tools/benchmark.py`: each a function of keyword arguments that returns a table and its
+figures.
+"""

@@ -1,7 +1,7 @@
 """How faithful the approximations of the saliency map are, for `tools/benchmark.py`.
 
-The measure: regions are drawn from an approximate map as KeepCutout draws them, and those count that the exact map forbids. A
-map that knows nothing lets 1 - tau of them through.
+The measure: regions are drawn from an approximate map as KeepCutout draws them, and those count that the
+exact map forbids. A map that knows nothing lets 1 - tau of them through.
 """
 
 from __future__ import annotations

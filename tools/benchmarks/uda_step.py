@@ -87,7 +87,9 @@ def uda_section(
             targets_and_saliency(network, clean, UdaConfig(keep=True, saliency_scale=scale), only=only)
 
     def eval_step(scale: float) -> None:
-        """target_mode=eval with Keep: target and saliency before, labelled and strong images in training mode."""
+        """target_mode=eval with Keep: target and saliency before, labelled and strong images in training
+        mode.
+        """
         settings = UdaConfig(arch=chosen, keep=True, target_mode="eval", saliency_scale=scale)
         prepare()
         with autocast():
@@ -123,7 +125,9 @@ def uda_section(
 
 
 def one_by_one(images: Tensor, draws: Draws) -> Tensor:
-    """The policy as usual, a call for each image and operation; close to `apply_policy`, not equal to the bit."""
+    """The policy as usual, a call for each image and operation; close to `apply_policy`, not equal to the
+    bit.
+    """
     done = []
     for number, image in enumerate(images):
         for turn in range(draws.operation.shape[1]):

@@ -2,8 +2,8 @@
 
     python tools/examples/lightning_module.py --epochs 3
 
-Under Trainer's mixed precision, gradient accumulation and DDP alike: the saliency pass touches no `.grad` and passes DDP by.
-Needs lightning (pip install lightning). Learns to tell drawn squares from drawn discs.
+Under Trainer's mixed precision, gradient accumulation and DDP alike: the saliency pass touches no `.grad` and
+passes DDP by. Needs lightning (pip install lightning). Learns to tell drawn squares from drawn discs.
 """
 
 from __future__ import annotations
