@@ -145,7 +145,8 @@ class Quickstart:
             num_train=self.scale.num_few_labels,
             num_val=self.scale.num_val,
             size=(32, 32),
-            num_classes=3,  # the hues of four are exchanged by inverting the colours, which is one of the augmentations
+            # the hues of four are exchanged by inverting the colours, which is one of the augmentations
+            num_classes=3,
             object_share=(0.4, 0.5),
             colour_cue=0.8,
             noise=0.03,

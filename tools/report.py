@@ -3,7 +3,7 @@
 python tools/report.py runs --output report
 python tools/report.py table1 --runs runs      one table of the paper, with what has been run and what has not
 python tools/report.py runs --table 9          the same
-python tools/report.py evidence --runs runs    docs/evidence.md anew, from the results kept below docs/evidence and those of runs
+python tools/report.py evidence --runs runs    docs/evidence.md anew, from docs/evidence and runs
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def _table(number: str, runs: Path, *, must_exist: bool) -> str:
     text = "\n\n".join(table_markdown(part) for part in parts)
     missing = any(ours == NOT_RUN for part in parts for _, cells in part.rows for _, ours, _ in cells)
     if missing and number != "3":
-        text += f"\n\nWhat has not been run: python tools/reproduce.py {number} --dry-run root=DATA prints the commands."
+        text += (
+            f"\n\nWhat has not been run: python tools/reproduce.py {number} --dry-run root=DATA "
+            "prints the commands."
+        )
     return text
 
 

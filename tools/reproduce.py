@@ -1,16 +1,16 @@
 """Run all rows and columns of a table of the paper, over seeds; what is finished is skipped, what was
 interrupted goes on.
 
-    python tools/reproduce.py 1 root=CIFAR --output runs                  one run after the other on this machine
-    python tools/reproduce.py 6 root=IMAGENET --gpus 8 --slurm --partition gpu --hours 100      one SLURM job each
+    python tools/reproduce.py 1 root=CIFAR --output runs                  one run after the other here
+    python tools/reproduce.py 6 root=IMAGENET --gpus 8 --slurm --partition gpu --hours 100    SLURM jobs
     python tools/reproduce.py 5 root=CIFAR --only "AugMix" --seeds 0 precision=bf16 channels_last=true
     python tools/reproduce.py 8 root=Market-1501-v15.09.15 weights=resnet101-63fe2227.pth
-    python tools/reproduce.py 9 root=COCO imagenet=IMAGENET --gpus 8      backbones (shared with table 6), conversion, detectors
-    python tools/reproduce.py 1 --shrink                                  a step each on drawn images: does it run?
-    python tools/reproduce.py lab root=CIFAR --output runs --at-once 2    the paired experiments of docs/evidence.md; --only a,b
+    python tools/reproduce.py 9 root=COCO imagenet=IMAGENET --gpus 8      backbones, conversion, detectors
+    python tools/reproduce.py 1 --shrink                                  a step each on drawn images
+    python tools/reproduce.py lab root=CIFAR --output runs --at-once 2    docs/evidence.md's pairs; --only a,b
 
-key=value settings go to every run. `--dry-run` prints the commands. `python tools/report.py table1 --runs
-runs` prints the table.
+Table 9's backbones are shared with table 6. key=value settings go to every run. `--dry-run` prints the
+commands. `python tools/report.py table1 --runs runs` prints the table.
 """
 
 from __future__ import annotations

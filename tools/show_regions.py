@@ -3,8 +3,8 @@ paper.
 
     python tools/show_regions.py --image cat.jpg --weights weights.pt --output regions.png
     python tools/show_regions.py --image cat.jpg --weights resnet50.pth --label 281 --output regions.png
-    python tools/show_regions.py --image cat.jpg --weights weights.pt --show figure4       low resolution, early head
-    python tools/show_regions.py --image cat.jpg --side 32 --show policies                 all policies, scales and ranges
+    python tools/show_regions.py --image cat.jpg --weights weights.pt --show figure4    low-res, early head
+    python tools/show_regions.py --image cat.jpg --side 32 --show policies              all policies, scales
 
 Columns, in figure 1's order: the image, Cutout, RandAugment, saliency, KeepCutout, KeepRandAugment. White:
 the regions chosen. Cutout and KeepCutout draw from one seed, so that KeepCutout moves only where it must;
