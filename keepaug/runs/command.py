@@ -200,6 +200,9 @@ def exit_code(act: Callable[[], int]) -> int:
     except StopRequestedError as error:
         print(error, file=sys.stderr)
         return EXIT_STOPPED
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
