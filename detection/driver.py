@@ -40,7 +40,7 @@ def run(job: DetectorJob) -> CocoMetrics | None:
         print(f"note: {note}", flush=True)
     output = Path(prepared.cfg.OUTPUT_DIR)
     with open_recorder(job, prepared) as recorder:
-        recorded = not job.eval_only or job.resume
+        recorded = not job.eval_only  # an evaluation says nothing of how long, or on what, was trained
         if recorded:
             claim(job, prepared, recorder)
         results_path = output / RESULTS_FILE
@@ -89,7 +89,7 @@ def claim(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
     recorder.claim(
         job.resume,
         name=job.config_file.stem if job.config_file else recorder.path.name,
-        dataset=before.get("dataset", own) if job.eval_only else own,
+        dataset=own,
         synthetic=prepared.dataset["synthetic"],
         shortened=prepared.shortened,
         engine=prepared.engine,

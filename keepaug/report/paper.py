@@ -90,7 +90,7 @@ def _ours(group: Group, metric: str, table: Mapping[str, Any]) -> str:
 
 def _mean(group: Group, metric: str) -> str:
     values = group.values(metric)
-    return f"{sum(values) / len(values):.1f}"
+    return " | ".join(f"{one:.1f}" for one in (values if group.repeated else [sum(values) / len(values)]))
 
 
 def differs(group: Group, wanted: Wanted, sizes: Mapping[str, int]) -> list[str]:

@@ -190,7 +190,7 @@ def exit_code(act: Callable[[], int]) -> int:
 
     Returns:
         What `act` returns; 2 for mistakes, missing files, full disks and diverged losses; 130 for Ctrl-C; 75
-        for a run that was asked to stop and can be resumed.
+        for a run that was asked to stop and can be resumed; 141 where nobody reads the output any more.
     """
     try:
         return act()
@@ -202,7 +202,7 @@ def exit_code(act: Callable[[], int]) -> int:
         return EXIT_STOPPED
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141  # as a shell says SIGPIPE: a run that printed into it has not ended
     except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2

@@ -1,8 +1,9 @@
 """One run, one folder, one recorder: lock, config.yaml, metrics.jsonl, checkpoints, clock, result.json.
 
     with Recorder(output, config, kind="classify", main=world.is_main) as recorder:
-        step = recorder.claim(resume, name=..., dataset=..., synthetic=..., shortened=..., model=network,
-        optimizer=optimizer) for step in range(step, total):
+        facts = {"name": ..., "dataset": ..., "synthetic": ..., "shortened": ...}
+        state = recorder.claim(resume, **facts, model=network, optimizer=optimizer)
+        for step in range(state["step"], total):
             ...
             recorder.log(step + 1, {"train/loss": loss})
             recorder.save(step + 1)
@@ -191,6 +192,11 @@ class Recorder:
             raise ConfigError(f"{self.path} holds a run already: resume it, or choose another folder")
         if (other := self._kind_here()) is not None and other != self._run["kind"]:
             raise ConfigError(f"{self.path} holds a run of another kind ({other}): choose another folder")
+        if not begun and (self.path / "result.json").is_file():
+            raise ConfigError(
+                f"{self.path} holds the result of a run whose checkpoints are gone: "
+                "choose another folder, or remove it"
+            )
         revisions: list[str | None] = [revision()]
         if begun:
             before = self.recorded

@@ -283,6 +283,9 @@ def test_a_detectors_folder_and_its_backbone_are_fixed_at_its_first_step(root: P
         run(job(root, other, *few, *backbones[0]))
     assert json.loads((folder / "result.json").read_text()) == before
     assert json.loads((other / "result.json").read_text())["kind"] == "classify"
+    few_of_them = job(root, folder, *backbones[0], eval_only=True, resume=True, max_images=1)
+    assert run(few_of_them) is not None  # without the iterations and the data of the training
+    assert json.loads((folder / "result.json").read_text()) == before
     (tmp_path / "0.backbone.pth").unlink()  # known from the first step
     metrics = run(job(root, folder, *few, *backbones[0], resume=True))
     assert metrics is not None

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,3 +283,26 @@ def test_help_says_who_uses_a_setting() -> None:
     assert lines.index("  lr=0.1") < lines.index("used by keep:")
     assert next(line for line in lines if line.startswith("bookkeeping"))
     assert lines[-1] == "  device=cpu"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_result_without_checkpoints_is_not_overwritten(resume: bool, tmp_path: Path) -> None:
+    begun(tmp_path)
+    with claimed(tmp_path, resume=True) as recorder:
+        recorder.finish({"accuracy": 1.0})
+    for path in tmp_path.glob("checkpoint*"):
+        path.unlink()
+    before = {name: (tmp_path / name).read_bytes() for name in ("result.json", "metrics.jsonl")}
+    with pytest.raises(ConfigError, match="whose checkpoints are gone"):
+        claimed(tmp_path, Settings(lr=0.5), resume=resume)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_a_closed_pipe_is_no_success() -> None:
+    act = (
+        "import sys; from keepaug.runs.command import exit_code\ndef act():\n while True: print('x' * 999)\n"
+    )
+    command = [sys.executable, "-c", act + "sys.exit(exit_code(act))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+    assert process.returncode == 141
