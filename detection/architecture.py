@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from detection.other_networks import other_network, part_of_another
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torchvision.models.resnet import ResNet
 
 __all__ = [
@@ -238,6 +236,8 @@ def caffe2_to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor] | Non
     """
     if "conv1_w" not in state or not any(key.startswith("res2_0_branch2a_") for key in state):
         return None
+    import torch
+
     found = {}
     for key, value in state.items():
         try:

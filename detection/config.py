@@ -26,6 +26,10 @@ __all__ = ["CfgNode", "ConfigError", "check_values", "defaults", "flat", "load_c
 BASE_KEY = "_BASE_"
 
 
+class NotCarriedError(ConfigError):
+    """A key that Detectron2's engine alone knows."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """`yaml.SafeLoader` that refuses a key given twice (YAML forbids it; PyYAML keeps the last silently)."""
 
@@ -159,7 +163,7 @@ def _set(cfg: CfgNode, key: str, raw: Any, where: str) -> None:
     for branch in branches:
         node = node.get(branch) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or leaf not in node:
-        raise ConfigError(_unknown_key(key, where, flat(cfg)))
+        raise _unknown_key(key, where, flat(cfg))
     old = node[leaf]
     if isinstance(old, CfgNode):
         raise ConfigError(f"{where}: {key} is a branch of keys ({', '.join(old)}), got the value {raw!r}")
@@ -184,10 +188,10 @@ def _coerce(value: Any, old: Any, key: str, where: str) -> Any:
     )
 
 
-def _unknown_key(key: str, where: str, known: dict[str, Any]) -> str:
+def _unknown_key(key: str, where: str, known: dict[str, Any]) -> ConfigError:
     for prefix in NOT_CARRIED:
         if key == prefix or key.startswith(prefix + "."):
-            return (
+            return NotCarriedError(
                 f"{where}: {key} is a key of Detectron2 that the torchvision engine does not know (Faster "
                 f"R-CNN C4/FPN "
                 "and RetinaNet on ResNets only); remove it, or take --engine detectron2"
@@ -197,7 +201,7 @@ def _unknown_key(key: str, where: str, known: dict[str, Any]) -> str:
         leaf = key.rpartition(".")[2]
         close = [name for name in known if name.rpartition(".")[2] == leaf][:3]
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see detection/defaults.py for all keys"
-    return f"{where}: unknown key {key}{hint}"
+    return ConfigError(f"{where}: unknown key {key}{hint}")
 
 
 def check_values(cfg: CfgNode) -> None:

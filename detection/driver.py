@@ -8,17 +8,19 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detection.coco import CocoDataset
 from detection.config import ConfigError
-from detection.evaluation import CocoMetrics, evaluate, load_results, save_results
 from detection.prepare import DetectorJob, Prepared, prepare, scored_split
 from detection.sidecar import started_from
 from detection.tool import changed_settings, has_run, precision_of, recipe_of
 from keepaug.runs.files import write_json_atomic
-from keepaug.runs.recorder import Recorder
 from keepaug.runs.result import FILE_NAME
+
+if TYPE_CHECKING:  # a wrong config is refused without torch
+    from detection.evaluation import CocoMetrics
+    from keepaug.runs.recorder import Recorder
 
 RESULTS_FILE = "inference/coco_instances_results.json"
 
@@ -38,6 +40,8 @@ def run(job: DetectorJob) -> CocoMetrics | None:
     prepared = prepare(job)
     for note in prepared.notes:
         print(f"note: {note}", flush=True)
+    from detection.evaluation import load_results
+
     output = Path(prepared.cfg.OUTPUT_DIR)
     with open_recorder(job, prepared) as recorder:
         recorded = not job.eval_only  # an evaluation says nothing of how long, or on what, was trained
@@ -59,6 +63,8 @@ def run(job: DetectorJob) -> CocoMetrics | None:
 
 def open_recorder(job: DetectorJob, prepared: Prepared) -> Recorder:
     """The run's folder, locked; see `keepaug.runs.recorder`."""
+    from keepaug.runs.recorder import Recorder
+
     cfg = prepared.cfg
     return Recorder(
         cfg.OUTPUT_DIR,
@@ -101,6 +107,8 @@ def rescore(job: DetectorJob) -> CocoMetrics:
     """Score a results JSON again, without any engine; leaves the figures beside it."""
     if not job.eval_only:
         raise ConfigError("--results-json re-scores results and trains nothing: add --eval-only")
+    from detection.evaluation import evaluate, load_results
+
     assert job.results_json is not None
     val = scored_split(job)
     results = load_results(job.results_json)
@@ -133,6 +141,7 @@ def _run_detectron2(job: DetectorJob, prepared: Prepared) -> None:
 
 
 def _run_torchvision(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
+    from detection.evaluation import save_results
     from detection.torchvision_engine.loop import last_checkpoint, predict, restore_model, train
 
     cfg = prepared.cfg
@@ -146,6 +155,8 @@ def _run_torchvision(job: DetectorJob, prepared: Prepared, recorder: Recorder) -
 
 
 def _score(job: DetectorJob, val: CocoDataset, results: list[dict[str, Any]], output: Path) -> CocoMetrics:
+    from detection.evaluation import evaluate
+
     metrics = evaluate(val, results, backend=job.backend)
     write_json_atomic(output / "evaluation.json", metrics.to_dict())
     print(metrics.table(), flush=True)

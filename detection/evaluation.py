@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from detection.coco import CocoDataset, _key, _number
+from detection.prepare import BACKENDS
 from keepaug.runs.files import write_json_atomic
 
-BACKENDS = ("auto", "hotcoco", "faster", "pycocotools")
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _REMEDY = "pip install 'keepaug[detection]'"
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from yacs.config import CfgNode
 
@@ -26,10 +25,11 @@ from detection.coco import (
     find_coco,
     load_coco,
 )
-from detection.config import ConfigError, load_config, unfreeze
+from detection.config import ConfigError, NotCarriedError, load_config, unfreeze
 from detection.tool import has_run
 
 ENGINES = ("auto", "detectron2", "torchvision")
+BACKENDS = ("auto", "hotcoco", "faster", "pycocotools")  # of the evaluation
 FULL_COCO = {"train": 118_287, "val": 5_000}
 
 
@@ -170,20 +170,25 @@ def describe(splits: dict[str, CocoDataset], train_name: str, val_name: str) -> 
     }
 
 
-def known_keys(engine: str) -> CfgNode | None:
-    """All keys with their defaults: Detectron2's engine takes every key of Detectron2."""
-    if engine != "detectron2":
-        return None
-    from detectron2.config import get_cfg
-
-    return get_cfg()
-
-
 def _config(job: DetectorJob, engine: str) -> CfgNode:
-    cfg = load_config(job.config_file, list(job.opts), known=known_keys(engine))
+    cfg = _load(job, engine, job.opts)
     if job.max_images is not None and job.max_images < 1:
         raise ConfigError(f"--max-images is {job.max_images}; expected 1 or more")
     return cfg
+
+
+def _load(job: DetectorJob, engine: str, opts: Sequence[str] = (), *, check: bool = True) -> CfgNode:
+    """Detectron2 knows more keys than we do, and is asked when there is nothing else to refuse."""
+    try:
+        cfg = load_config(job.config_file, opts, check=check)
+        if engine != "detectron2":
+            return cfg
+    except NotCarriedError:
+        if engine != "detectron2":
+            raise
+    from detectron2.config import get_cfg
+
+    return load_config(job.config_file, opts, known=get_cfg(), check=check)
 
 
 def _only(cfg: CfgNode, split: str) -> str:
@@ -214,6 +219,8 @@ def _find(job: DetectorJob, names: Sequence[str]) -> dict[str, CocoPaths]:
 
 
 def _decide_device(cfg: CfgNode) -> list[str]:
+    import torch
+
     notes = []
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -253,6 +260,8 @@ def _check_processes(job: DetectorJob, cfg: CfgNode, engine: str) -> None:
             "first two must be 1 or more, the rank below the number of machines (on a CPU, --num-gpus counts "
             "processes)"
         )
+    import torch
+
     available = torch.cuda.device_count()
     if cfg.MODEL.DEVICE.startswith("cuda") and job.num_gpus > available:
         raise ConfigError(f"--num-gpus {job.num_gpus}, but this machine has {available}")
@@ -346,7 +355,7 @@ def _is_shortened(job: DetectorJob, cfg: CfgNode, splits: dict[str, CocoDataset]
     """Less than the config or COCO itself asks for: such a figure must not stand beside a full one."""
     if job.max_images is not None:
         return True
-    recipe = load_config(job.config_file, known=known_keys(engine), check=False)
+    recipe = _load(job, engine, check=False)
     if cfg.SOLVER.MAX_ITER < recipe.SOLVER.MAX_ITER:
         return True
     for name, dataset in splits.items():

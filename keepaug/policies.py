@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from keepaug.choices import OPERATIONS, ORDERS, RANGES
+
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 __all__ = [
-    "MAGNITUDE_MAXIMA",
-    "OPERATIONS",
-    "ORDERS",
-    "RANGES",
     "AugMix",
     "BatchPolicy",
     "Repeated",
@@ -32,10 +30,6 @@ __all__ = [
     "rand_augment",
 ]
 
-OPERATIONS = ("rand_augment", "auto_augment")
-ORDERS = ("after_crop", "before_crop")
-RANGES = ("torchvision", "google")
-MAGNITUDE_MAXIMA = (10, 30)
 # torchvision's private names that this module rests on, said here alone; a test names the versions.
 _SPACE, _APPLY, _PAIRS = "_AUGMENTATION_SPACE", "_apply_image_or_video_transform", "_policies"
 _POLICIES = ("cifar10", "imagenet", "svhn")

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keepaug.choices import PLACEMENTS
 from keepaug.transfer import to_device
 
 __all__ = [
-    "PLACEMENTS",
     "Regions",
     "Size",
     "random_regions",
@@ -21,7 +21,6 @@ __all__ = [
 ]
 
 Size = int | tuple[int, int] | Tensor
-PLACEMENTS = ("inside", "clipped", "matched")
 _MISS = 1e-9  # chance that an image is still undecided after the fixed number of proposals
 _MAX_ROUNDS = 64
 _COMPARISONS = 2**27  # at once on a GPU: a byte each

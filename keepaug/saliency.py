@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from keepaug.choices import OF
 from keepaug.modes import evaluating
 from keepaug.transfer import to_device
 
-__all__ = ["OF", "saliency_map", "unwrap"]
-
-OF = ("logit", "loss")
+__all__ = ["saliency_map", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:

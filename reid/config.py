@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.config import ConfigError, option
 from reid.data.layouts import LAYOUTS

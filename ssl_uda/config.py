@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keepaug.models.networks import ARCHITECTURES, STEMS
-from keepaug.regions import PLACEMENTS
+from keepaug.choices import PLACEMENTS, STEMS
+from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.config import ConfigError, option
 from ssl_uda.algorithms import ALGORITHMS
-from ssl_uda.algorithms.supervised import TSA
-from ssl_uda.algorithms.uda import CONSISTENCY
-from ssl_uda.policy import POLICIES
-from ssl_uda.split import SPLITS, USES
+from ssl_uda.choices import CONSISTENCY, POLICIES, SPLITS, TSA, USES
 
 __all__ = ["UdaConfig", "check", "in_todays_names", "is_shortened", "label"]
 
@@ -82,9 +79,7 @@ class UdaConfig:
         help="of the two views; independent: Google's",
         used_by=UNLABELLED,
     )
-    policy: str = option(
-        "uda", choices=tuple(POLICIES), help="operations of the strong view", used_by=UNLABELLED
-    )
+    policy: str = option("uda", choices=POLICIES, help="operations of the strong view", used_by=UNLABELLED)
     num_ops: int = option(2, low=1, used_by=UNLABELLED)
     levels: list[int] = option(
         [1, 9], low=0, high=10, help="smallest and largest magnitude", used_by=UNLABELLED

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.data.checking import read_all
 from keepaug.data.cifar import load_cifar10
 from keepaug.data.files import EXTENSIONS, find_images, is_hidden
 from keepaug.data.folder import VALIDATION, open_folder
 from keepaug.data.identity import describe_tensors, is_synthetic
-from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.data.reading import read_image
 from keepaug.runs.command import is_main
 from keepaug.runs.config import ConfigError

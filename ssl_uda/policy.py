@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from keepaug.transfer import to_device
+from ssl_uda.choices import POLICIES
 
-__all__ = ["OPERATIONS", "POLICIES", "Draws", "apply_policy", "draw_policy"]
+__all__ = ["OPERATIONS", "Draws", "apply_policy", "draw_policy"]
 
 MAX_LEVEL = 10
 _HIDDEN_COLOUR = (125, 122, 113)  # of the recipe's Cutout operation
@@ -85,7 +86,7 @@ def draw_policy(
         raise ValueError(f"p must be in [0, 1] and num_ops 1 or more, got p={p}, num_ops={num_ops}")
     shape = (num, num_ops)
     return Draws(
-        POLICIES[policy][torch.randint(len(POLICIES[policy]), shape, generator=generator)],
+        _OPERATIONS_OF[policy][torch.randint(len(_OPERATIONS_OF[policy]), shape, generator=generator)],
         torch.randint(low, high + 1, shape, generator=generator),
         torch.rand(shape, generator=generator) < p,
         torch.rand(shape, generator=generator) < 0.5,
@@ -308,11 +309,11 @@ _APPLY: dict[str, Operation] = {
 }
 OPERATIONS = tuple(_APPLY)
 """The recipe's fifteen operations, in its order."""
-POLICIES = {
+_OPERATIONS_OF = {
     "uda": torch.arange(len(OPERATIONS)),
     # Identity (-1) instead of Invert and Cutout: google-research/fixmatch, `libml/augment.py`
     "fixmatch": torch.tensor(
         [-1, *(number for number, name in enumerate(OPERATIONS) if name not in ("Invert", "Cutout"))]
     ),
 }
-"""Which operations a policy draws from."""
+"""Which operations each of `POLICIES` draws from."""

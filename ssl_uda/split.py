@@ -11,11 +11,9 @@ from torch import Tensor
 
 from keepaug.runs.config import ConfigError
 from keepaug.runs.seeds import make_generator
+from ssl_uda.choices import SPLITS
 
-__all__ = ["SPLITS", "USES", "LabelSplit", "choose_labelled", "split_labels"]
-
-SPLITS = ("first", "balanced_first", "balanced")
-USES = ("all", "rest", "extra")
+__all__ = ["LabelSplit", "choose_labelled", "split_labels"]
 
 
 @dataclass(frozen=True)

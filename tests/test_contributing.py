@@ -43,12 +43,13 @@ def test_a_method_is_an_entry(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
         load_config(ClassifyConfig, None, [*given, "num_ops=3"])
 
 
-def test_an_algorithm_is_an_entry(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loss(outputs, labels, config, step, world) -> LossParts:
-        total = F.cross_entropy(outputs.labelled, labels) + outputs.strong.square().mean()
-        return LossParts(total, {"loss": total.detach()})
+def small_logits(outputs, labels, config, step, world) -> LossParts:
+    total = F.cross_entropy(outputs.labelled, labels) + outputs.strong.square().mean()
+    return LossParts(total, {"loss": total.detach()})
 
-    monkeypatch.setitem(ALGORITHMS, "small_logits", Algorithm(loss))
+
+def test_an_algorithm_is_an_entry(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS, "small_logits", Algorithm(f"{__name__}:small_logits"))
     given = ["algorithm=small_logits", "steps=1", "batch_size=2", "num_labels=8"]
     more = ["split=balanced", "arch=wrn10_1", "dataset=image_folder", "pictures=false", f"root={root}"]
     config = load_config(UdaConfig, None, [*given, *more])
@@ -56,13 +57,14 @@ def test_an_algorithm_is_an_entry(root: Path, tmp_path: Path, monkeypatch: pytes
     assert load_classifier(tmp_path / "weights.pt").provenance["recipe"]["algorithm"] == "small_logits"
 
 
-def test_a_network_is_a_pattern(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(width: int, num_classes: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
-        )
+def tiny(width: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
+    )
 
-    monkeypatch.setattr(networks, "_PATTERNS", ((r"tiny(\d+)", build), *networks._PATTERNS))
+
+def test_a_network_is_a_pattern(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "_PATTERNS", ((r"tiny(\d+)", f"{__name__}:tiny"), *networks._PATTERNS))
     shrink = [f"{key}={value}" for key, value in TOOL.shrink.items()]
     config = load_config(ClassifyConfig, None, [*shrink, f"root={root}", "arch=tiny4"])
     train(config, tmp_path)

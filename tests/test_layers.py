@@ -12,7 +12,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = {
     **dict.fromkeys(
-        ["keepaug.transfer", "keepaug.modes", "keepaug.saliency", "keepaug.regions", "keepaug.ops"], 0
+        [
+            "keepaug.choices",
+            "keepaug.lazy",
+            "keepaug.transfer",
+            "keepaug.modes",
+            "keepaug.saliency",
+            "keepaug.regions",
+            "keepaug.ops",
+        ],
+        0,
     ),
     **dict.fromkeys(["keepaug.keep", "keepaug.baselines", "keepaug.policies"], 1),
     **dict.fromkeys(["keepaug.runs", "keepaug.data", "keepaug.models"], 2),

@@ -32,7 +32,7 @@ from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.report.cells import Cell, load_cells, run_name
 from keepaug.report.evidence import load_evidence, of_run
 from keepaug.runs.command import exit_code
-from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
 from keepaug.runs.planning import Job, command_of, settings_of
 from keepaug.runs.result import read_results

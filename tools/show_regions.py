@@ -41,12 +41,12 @@ from keepaug import (
     sample_regions,
 )
 from keepaug.audit.pictures import enlarged, grey_map, labelled_sheet
+from keepaug.choices import MAGNITUDE_MAXIMA, OPERATIONS, RANGES
 from keepaug.data.batch_transforms import change_colours, draw_colours, normalize
 from keepaug.data.reading import read_image
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.models.weights import ForeignFileError, load_classifier
-from keepaug.policies import MAGNITUDE_MAXIMA, OPERATIONS, RANGES
 from keepaug.runs.command import exit_code
 from keepaug.runs.files import write_atomic
 from keepaug.runs.seeds import make_generator

@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from detection.coco import CocoPaths
 from detection.driver import run
-from detection.evaluation import BACKENDS
-from detection.prepare import ENGINES, DetectorJob
+from detection.prepare import BACKENDS, ENGINES, DetectorJob
 from keepaug.runs.command import exit_code
 
 

@@ -20,8 +20,9 @@ from detection.torchvision_engine.build import Detector, RetinaNet, build_model
 from detection.torchvision_engine.data import EvaluationImages, Sample, TrainingBatches, usable
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
 from keepaug.runs.checkpoint import first_non_finite, read_weights_only
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic, write_text_atomic
-from keepaug.runs.guard import NonFiniteLossError, check_finite
+from keepaug.runs.guard import check_finite
 from keepaug.runs.progress import progress
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything

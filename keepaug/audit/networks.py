@@ -24,7 +24,7 @@ import yaml
 from torch import Tensor, nn
 
 from keepaug.audit.foreign import load_object
-from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import build_network, import_timm
 from keepaug.models.weights import load_classifier
 from keepaug.runs.checkpoint import read_weights_only

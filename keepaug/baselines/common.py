@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keepaug.regions import PLACEMENTS, Regions, Size, random_regions, sample_regions
+from keepaug.choices import PLACEMENTS
+from keepaug.regions import Regions, Size, random_regions, sample_regions
 from keepaug.transfer import to_device
 
 __all__ = [

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from keepaug.choices import (
+    AFTER,
+    BORDERS,
+    CIFAR_MEAN,
+    IMAGENET_MEAN,
+    MAGNITUDE_MAXIMA,
+    OF,
+    OPERATIONS,
+    ORDERS,
+    PLACEMENTS,
+    RANGES,
+    STEMS,
+)
 from keepaug.classify.methods import METHODS
-from keepaug.data.batch_transforms import BORDERS
-from keepaug.data.cifar import CIFAR_MEAN
-from keepaug.data.imagenet import IMAGENET_MEAN
-from keepaug.models.early import AFTER
-from keepaug.models.networks import FAST, STEMS, check_arch
-from keepaug.models.weights import NetworkSpec
-from keepaug.policies import MAGNITUDE_MAXIMA, OPERATIONS, ORDERS, RANGES
-from keepaug.regions import PLACEMENTS
+from keepaug.models.networks import FAST, check_arch
 from keepaug.runs.config import ConfigError, option
-from keepaug.saliency import OF
+
+if TYPE_CHECKING:
+    from keepaug.models.weights import NetworkSpec
 
 __all__ = ["SALIENCY", "ClassifyConfig", "check", "network_spec"]
 
@@ -303,6 +312,8 @@ class ClassifyConfig:
 
 def network_spec(config: ClassifyConfig, num_classes: int) -> NetworkSpec:
     """The network of the settings."""
+    from keepaug.models.weights import NetworkSpec
+
     drops = {
         key: getattr(config, key) for key in ("dropout", "drop_path", "drop_block") if getattr(config, key)
     }

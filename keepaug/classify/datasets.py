@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepaug.choices import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from keepaug.classify.config import ClassifyConfig
 from keepaug.classify.methods import build_batch_policy, build_policy
 from keepaug.data.checking import check_images
-from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD, load_cifar10
+from keepaug.data.cifar import load_cifar10
 from keepaug.data.files import ImageFiles
 from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors, is_synthetic
-from keepaug.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, read_eval, read_train
+from keepaug.data.imagenet import read_eval, read_train
 from keepaug.data.images import FileImages, Images, MemoryImages, decode_all
 from keepaug.data.reading import ImageError
 from keepaug.runs.config import ConfigError

@@ -10,36 +10,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-import torch
-from torch import Tensor, nn
-from torchvision.transforms import v2
+import keepaug
 
-from keepaug.baselines import (
-    AttentiveCutMix,
-    ConsistentLabels,
-    CutMix,
-    Cutout,
-    GridMask,
-    HiddenMix,
-    ManifoldMixup,
-    MixedLabels,
-    Mixup,
-    RandomErasing,
-    three_views,
-)
-from keepaug.baselines.common import Draw
-from keepaug.data.images import BatchTransform, one_by_one
-from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
-from keepaug.models.early import EarlyHeadNetwork
-from keepaug.policies import AugMix, BatchPolicy, Repeated, aug_mix, auto_augment, rand_augment
-from keepaug.saliency import saliency_map
+if TYPE_CHECKING:  # the table is read without torch, before a run
+    import torch
+    from torch import Tensor, nn
+    from torchvision.transforms import v2
 
-if TYPE_CHECKING:
+    from keepaug.baselines import (
+        AttentiveCutMix,
+        ConsistentLabels,
+        CutMix,
+        Cutout,
+        GridMask,
+        HiddenMix,
+        ManifoldMixup,
+        MixedLabels,
+        Mixup,
+        RandomErasing,
+    )
+    from keepaug.baselines.common import Draw
     from keepaug.classify.config import ClassifyConfig
+    from keepaug.data.images import BatchTransform
+    from keepaug.keep import KeepPaste
+    from keepaug.policies import AugMix, Repeated
 
 __all__ = ["METHODS", "Labels", "Method", "Views", "build_batch_policy", "build_policy", "compute_saliency"]
 
-Labels = Tensor | MixedLabels | ConsistentLabels | HiddenMix
+Labels: TypeAlias = "Tensor | MixedLabels | ConsistentLabels | HiddenMix"
 
 
 class Views(NamedTuple):
@@ -97,7 +95,7 @@ class Cutting:
 
     def at(self, progress: float) -> Cutting:
         """The same at a progress of the training in [0, 1]; only GridMask changes."""
-        return Cutting(self.augment.at(progress)) if isinstance(self.augment, GridMask) else self
+        return Cutting(self.augment.at(progress)) if isinstance(self.augment, keepaug.GridMask) else self
 
 
 @dataclass(frozen=True)
@@ -157,10 +155,10 @@ class Consistent:
         if views.strong is None or views.strong.ndim != 5:
             raise ValueError("AugMix's consistency loss needs two augmented views (N, 2, 3, H, W)")
         first, second = views.strong[:, 0], views.strong[:, 1]
-        return three_views(views.images, first, second, views.labels, weight=self.weight)
+        return keepaug.three_views(views.images, first, second, views.labels, weight=self.weight)
 
 
-Policy: TypeAlias = v2.Transform | AugMix | Repeated
+Policy: TypeAlias = "v2.Transform | AugMix | Repeated"
 
 
 @dataclass(frozen=True)
@@ -204,13 +202,13 @@ def _cutmix(config: ClassifyConfig) -> dict[str, Any]:
 
 
 def _grid_mask(config: ClassifyConfig) -> GridMask:
-    return GridMask(
+    return keepaug.GridMask(
         _pair(config.grid_unit), config.grid_ratio, config.grid_rotate, config.p, config.grid_ramp
     )
 
 
 def _after(config: ClassifyConfig) -> Cutout | None:
-    return Cutout(config.cutout_after) if config.cutout_after else None
+    return keepaug.Cutout(config.cutout_after) if config.cutout_after else None
 
 
 def _plain_policy(config: ClassifyConfig) -> Pasting:
@@ -218,7 +216,7 @@ def _plain_policy(config: ClassifyConfig) -> Pasting:
 
 
 def _keep_policy(config: ClassifyConfig) -> Pasting:
-    return Pasting(KeepPaste(config.size, config.tau, config.paste_placement), _after(config))
+    return Pasting(keepaug.KeepPaste(config.size, config.tau, config.paste_placement), _after(config))
 
 
 def _moved(config: ClassifyConfig) -> dict[str, Any]:
@@ -227,7 +225,7 @@ def _moved(config: ClassifyConfig) -> dict[str, Any]:
 
 
 def _rand_augment(config: ClassifyConfig) -> Policy:
-    return rand_augment(
+    return keepaug.rand_augment(
         config.num_ops,
         config.magnitude,
         magnitude_max=config.magnitude_max,
@@ -237,11 +235,13 @@ def _rand_augment(config: ClassifyConfig) -> Policy:
 
 
 def _auto_augment(config: ClassifyConfig) -> Policy:
-    return auto_augment(config.policy, **_moved(config))
+    return keepaug.auto_augment(config.policy, **_moved(config))
 
 
 def _aug_mix(config: ClassifyConfig) -> Policy:
-    policy = aug_mix(config.severity, all_ops=config.all_ops)
+    from keepaug.policies import Repeated
+
+    policy = keepaug.aug_mix(config.severity, all_ops=config.all_ops)
     return Repeated(policy, 2) if config.consistency else policy
 
 
@@ -250,17 +250,21 @@ PASTE, NETWORK = frozenset({"keep", "policy", "paste"}), frozenset({"network"})
 
 METHODS: dict[str, Method] = {
     "none": Method("none", lambda config: Unchanged()),
-    "cutout": Method("cutout", lambda config: Cutting(Cutout(**_cutout(config)))),
+    "cutout": Method("cutout", lambda config: Cutting(keepaug.Cutout(**_cutout(config)))),
     "keep_cutout": Method(
-        "cutout", lambda config: Cutting(KeepCutout(**_cutout(config), tau=config.tau)), KEEP
+        "cutout", lambda config: Cutting(keepaug.KeepCutout(**_cutout(config), tau=config.tau)), KEEP
     ),
-    "cutmix": Method("cutmix", lambda config: Mixing(CutMix(**_cutmix(config)))),
+    "cutmix": Method("cutmix", lambda config: Mixing(keepaug.CutMix(**_cutmix(config)))),
     "keep_cutmix": Method(
-        "cutmix", lambda config: Mixing(KeepCutMix(**_cutmix(config), tau=config.tau)), KEEP
+        "cutmix", lambda config: Mixing(keepaug.KeepCutMix(**_cutmix(config), tau=config.tau)), KEEP
     ),
-    "random_erasing": Method("random_erasing", lambda config: Cutting(RandomErasing(**_erasing(config)))),
+    "random_erasing": Method(
+        "random_erasing", lambda config: Cutting(keepaug.RandomErasing(**_erasing(config)))
+    ),
     "keep_random_erasing": Method(
-        "random_erasing", lambda config: Cutting(KeepRandomErasing(**_erasing(config), tau=config.tau)), KEEP
+        "random_erasing",
+        lambda config: Cutting(keepaug.KeepRandomErasing(**_erasing(config), tau=config.tau)),
+        KEEP,
     ),
     "rand_augment": Method("rand_augment", _plain_policy, POLICY, _rand_augment),
     "keep_rand_augment": Method("rand_augment", _keep_policy, PASTE, _rand_augment),
@@ -275,13 +279,15 @@ METHODS: dict[str, Method] = {
     ),
     "attentive_cutmix": Method(
         "attentive_cutmix",
-        lambda config: Mixing(AttentiveCutMix(config.attention_grid, config.num_patches, config.p)),
+        lambda config: Mixing(keepaug.AttentiveCutMix(config.attention_grid, config.num_patches, config.p)),
         frozenset({"saliency"}),
     ),
-    "mixup": Method("mixup", lambda config: Mixing(Mixup(config.alpha, config.p, config.per))),
+    "mixup": Method("mixup", lambda config: Mixing(keepaug.Mixup(config.alpha, config.p, config.per))),
     "manifold_mixup": Method(
         "manifold_mixup",
-        lambda config: Mixing(ManifoldMixup(config.alpha, config.hidden_layers, config.p, config.per)),
+        lambda config: Mixing(
+            keepaug.ManifoldMixup(config.alpha, config.hidden_layers, config.p, config.per)
+        ),
     ),
     "dropout": Method("dropout", lambda config: Unchanged(), NETWORK),
     "drop_path": Method("drop_path", lambda config: Unchanged(), NETWORK),
@@ -302,7 +308,11 @@ def build_batch_policy(config: ClassifyConfig) -> BatchTransform | None:
     policy = build_policy(config)
     if policy is None:
         return None
-    return one_by_one(policy) if config.method == "aug_mix" else BatchPolicy(policy)
+    if config.method == "aug_mix":
+        from keepaug.data.images import one_by_one
+
+        return one_by_one(policy)
+    return keepaug.BatchPolicy(policy)
 
 
 def compute_saliency(
@@ -325,12 +335,14 @@ def compute_saliency(
     """
     scale = 0.5 if mode.startswith("low_resolution") else 1.0
     if mode in ("early_head", "low_resolution_early"):
+        from keepaug.models.early import EarlyHeadNetwork
+
         forward = model.forward_early if isinstance(model, EarlyHeadNetwork) else forward_early
         if forward is None:
             raise ValueError(
                 f"saliency {mode} needs a network with an early head, got {type(model).__name__}"
             )
-        return saliency_map(
+        return keepaug.saliency_map(
             model, images, labels, only=only, of=early_map, forward=forward_early or forward, scale=scale
         )
-    return saliency_map(model, images, labels, only=only, scale=scale)
+    return keepaug.saliency_map(model, images, labels, only=only, scale=scale)

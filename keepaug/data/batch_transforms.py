@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keepaug.choices import BORDERS
 from keepaug.transfer import to_device
 
 __all__ = [
-    "BORDERS",
     "Border",
     "Colours",
     "CropFlip",
@@ -26,7 +26,6 @@ __all__ = [
     "with_mirror",
 ]
 
-BORDERS = ("zero", "reflect")
 Border = str | tuple[float, ...]
 _MIRROR_BIT = 62  # the highest of an int64 seed, which drawn seeds leave free
 

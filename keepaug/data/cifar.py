@@ -15,12 +15,10 @@ from keepaug.data.folder import open_folder
 from keepaug.data.images import decode_all
 from keepaug.runs.restricted import unpickle_arrays
 
-__all__ = ["CIFAR_MEAN", "CIFAR_STD", "CLASSES", "load_cifar10"]
+__all__ = ["CLASSES", "load_cifar10"]
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # Cutout's released code
-CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
-CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 
 

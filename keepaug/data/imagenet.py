@@ -12,10 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from keepaug.data.reading import read_image, read_part
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ResizedCrop", "draw_resized_crop", "read_eval", "read_train"]
+__all__ = ["ResizedCrop", "draw_resized_crop", "read_eval", "read_train"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 

@@ -6,9 +6,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from keepaug.models.splits import AFTER, split
+from keepaug.models.splits import split
 
-__all__ = ["AFTER", "EarlyHeadNetwork"]
+__all__ = ["EarlyHeadNetwork"]
 
 
 class EarlyHeadNetwork(nn.Module):

@@ -1,43 +1,40 @@
-"""Networks by name: the paper's for small images, torchvision's and timm's."""
+"""Networks by name: the paper's for small images, torchvision's and timm's.
+
+Names are checked without torch, which is imported when a network is built.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.util
+import pkgutil
 import re
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torchvision
-from torch import nn
-from torchvision.models import ResNet, resnet18, resnet34, resnet50, resnet101
+from keepaug.choices import STEMS
 
-from keepaug.models.cifar_resnet import cifar_resnet
-from keepaug.models.drop_resnet import drop_resnet
-from keepaug.models.lab import WIDTHS, lab_network
-from keepaug.models.pyramid_net import pyramid_net
-from keepaug.models.shake_shake import shake_shake_network
-from keepaug.models.wide_resnet import wide_resnet
+if TYPE_CHECKING:
+    from torch import nn
 
-__all__ = ["ARCHITECTURES", "PAPER", "STEMS", "build_network", "check_arch"]
+__all__ = ["ARCHITECTURES", "PAPER", "build_network", "check_arch"]
 
 # What can become a Detectron2 backbone.
-ARCHITECTURES = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
-STEMS = ("imagenet", "cifar")
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
 # The networks of the paper's tables for CIFAR-10, beside resnet18.
 PAPER = ("resnet110", "wrn28_10", "wrn28_2", "shake_shake_26_2x32d", "shake_shake_26_2x96d", "pyramidnet272")
 # The depths of He et al. without those that are torchvision's; 8 and 14 to try things out.
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110, 1202)
 # For experiments with many seeds.
-FAST = tuple(WIDTHS)
+FAST = ("lab", "lab_large")
 
-_PATTERNS: tuple[tuple[str, Callable[..., nn.Module]], ...] = (
-    (rf"resnet({'|'.join(map(str, CIFAR_DEPTHS))})", cifar_resnet),
-    (r"wrn(\d+)_(\d+)", wide_resnet),
-    (r"shake_shake_(\d+)_2x(\d+)d", shake_shake_network),
-    (
-        r"pyramidnet(\d+)(?:_a(\d+))?",
-        lambda depth, alpha, *rest, **options: pyramid_net(depth, alpha or 200, *rest, **options),
-    ),
+# The numbers of a name, in their order, are the first arguments; a missing one is 0.
+_PATTERNS: tuple[tuple[str, str], ...] = (
+    (rf"resnet({'|'.join(map(str, CIFAR_DEPTHS))})", "keepaug.models.cifar_resnet:cifar_resnet"),
+    (r"wrn(\d+)_(\d+)", "keepaug.models.wide_resnet:wide_resnet"),
+    (r"shake_shake_(\d+)_2x(\d+)d", "keepaug.models.shake_shake:shake_shake_network"),
+    (r"pyramidnet(\d+)(?:_a(\d+))?", "keepaug.models.pyramid_net:pyramid_net"),
 )
 
 
@@ -128,27 +125,35 @@ def build_network(
 
 def _build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     if arch in FAST:
+        from keepaug.models.lab import lab_network
+
         return lab_network(arch, num_classes, **options)
-    for pattern, build in _PATTERNS:
+    for pattern, builder in _PATTERNS:
         match = re.fullmatch(pattern, arch)
         if match:
-            return build(*(int(group) if group else 0 for group in match.groups()), num_classes, **options)
+            build = pkgutil.resolve_name(builder)
+            return build(*(int(group) for group in match.groups("0")), num_classes, **options)
     source, _, name = arch.rpartition(":")
     if source == "timm":
         names = {"dropout": "drop_rate", "drop_path": "drop_path_rate", "drop_block": "drop_block_rate"}
         renamed = {names.get(key, key): value for key, value in options.items()}
         return import_timm().create_model(name, pretrained=False, num_classes=num_classes, **renamed)
+    from torchvision import models
+
+    from keepaug.models.drop_resnet import drop_resnet
+
     if source == "torchvision":
-        build = torchvision.models.get_model_builder(name)
         if name in ("googlenet", "inception_v3"):  # their own heads would change what the network returns
             options = {"aux_logits": False, "init_weights": True, **options}
-        return build(weights=None, num_classes=num_classes, **options)
-    if set(options) & {"dropout", "drop_path", "drop_block"}:
+    elif set(options) & {"dropout", "drop_path", "drop_block"}:
         return drop_resnet(arch, num_classes, **options)
-    return ARCHITECTURES[arch](weights=None, num_classes=num_classes, **options)
+    return models.get_model_builder(name)(weights=None, num_classes=num_classes, **options)
 
 
 def _use_cifar_stem(network: nn.Module, arch: str) -> None:
+    from torch import nn
+    from torchvision.models import ResNet
+
     if isinstance(network, ResNet):
         network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         for module in network.modules():
@@ -176,5 +181,14 @@ def _timm_names() -> list[str]:
     return list(import_timm().list_models())
 
 
+@functools.cache
 def _torchvision_names() -> list[str]:
-    return list(torchvision.models.list_models(module=torchvision.models))
+    """As `torchvision.models.list_models` has them, read off its files: to import it takes two seconds."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return []
+    files = sorted((Path(spec.origin).parent / "models").glob("*.py"))
+    return [name for file in files for name in re.findall(_REGISTERED, file.read_text())]
+
+
+_REGISTERED = r"@register_model\(\)\n(?:@.*\n)*def (\w+)\("

@@ -57,7 +57,7 @@ def pyramid_net(depth: int, alpha: int, num_classes: int, *, shake_drop: float =
 
     Args:
         depth: 9 n + 2: 11, 20, 29 ... 164, 272.
-        alpha: widening, 1 or more.
+        alpha: widening, 1 or more; 0: 200.
         num_classes: size of the output.
         shake_drop: the last block's probability of being perturbed, 1 - p_L; linear from the first block on,
             l / L of it in block l (0.5 in AutoAugment's code); 0: none.
@@ -70,6 +70,7 @@ def pyramid_net(depth: int, alpha: int, num_classes: int, *, shake_drop: float =
         raise ValueError(
             f"the depth of a bottleneck PyramidNet is 9 n + 2 (11, 20 ... 272), got {depth}; try {near}"
         )
+    alpha = alpha or 200
     if alpha < 1:
         raise ValueError(f"alpha must be 1 or more, got {alpha}")
     if not 0 <= shake_drop <= 1:

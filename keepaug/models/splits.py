@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as tv
 
+from keepaug.choices import AFTER
 from keepaug.models.staged import StagedNetwork
 from keepaug.modes import evaluating
 
-__all__ = ["AFTER", "EarlySplit", "split"]
+__all__ = ["EarlySplit", "split"]
 
-AFTER = ("stage", "block")
 
 # Children that run first, the child that ends with the first stage, how many of its elements belong there
 # (None: all).

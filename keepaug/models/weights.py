@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.networks import build_network
 from keepaug.runs.checkpoint import first_non_finite, read_weights_only
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import sha256_of, write_atomic
-from keepaug.runs.guard import NonFiniteLossError
 
 __all__ = [
     "Classifier",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import keep_as, write_atomic
-from keepaug.runs.guard import NonFiniteLossError
 from keepaug.runs.restricted import read_file
 
 __all__ = [

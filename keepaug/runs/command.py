@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from keepaug.runs.config import ConfigError
-from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.errors import EXIT_STOPPED, NonFiniteLossError, StopRequestedError
 from keepaug.runs.planning import Tool, is_finished
-from keepaug.runs.recorder import EXIT_STOPPED, StopRequestedError
 from keepaug.runs.result import FILE_NAME, read_result
 
 __all__ = [

@@ -1,9 +1,20 @@
-"""What a user's settings are refused with."""
+"""What a run ends with when it does not end well; said here without torch, for the commands."""
 
 from __future__ import annotations
 
-__all__ = ["ConfigError"]
+__all__ = ["EXIT_STOPPED", "ConfigError", "NonFiniteLossError", "StopRequestedError"]
+
+# EX_TEMPFAIL: the run stopped after a checkpoint, as it was asked to; the same command goes on
+EXIT_STOPPED = 75
 
 
 class ConfigError(ValueError):
     """Settings that cannot be meant: names the key, the value and what is allowed."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged; says when, and what to go back to."""
+
+
+class StopRequestedError(RuntimeError):
+    """The run was asked to stop (SIGTERM, SIGUSR1), finished its step and saved a checkpoint."""

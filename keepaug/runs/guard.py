@@ -8,13 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.transfer import start_reading
 
-__all__ = ["NonFiniteLossError", "check_finite", "only_finite"]
-
-
-class NonFiniteLossError(RuntimeError):
-    """Training diverged; says when, and what to go back to."""
+__all__ = ["check_finite", "only_finite"]
 
 
 def check_finite(loss: float, step: int, last_checkpoint: str | Path | None, *, what: str = "loss") -> None:

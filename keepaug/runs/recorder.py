@@ -34,19 +34,13 @@ from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from keepaug.runs.config import ConfigError, changed_settings, precision_of, recipe_of, to_dict
 from keepaug.runs.distributed import Distributed
+from keepaug.runs.errors import StopRequestedError
 from keepaug.runs.files import remove_unfinished, write_json_atomic, write_text_atomic
 from keepaug.runs.result import describe_run, record_result, revision
 
-__all__ = ["EXIT_STOPPED", "Recorder", "StopRequestedError"]
+__all__ = ["Recorder"]
 
-EXIT_STOPPED = (
-    75  # EX_TEMPFAIL: the run stopped after a checkpoint, as it was asked to; the same command goes on
-)
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-
-
-class StopRequestedError(RuntimeError):
-    """The run was asked to stop (SIGTERM, SIGUSR1), finished its step and saved a checkpoint."""
 
 
 METRICS = "metrics.jsonl"

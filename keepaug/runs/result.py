@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from keepaug.runs.files import write_json_atomic
 
 __all__ = [
@@ -235,6 +233,8 @@ def _packages() -> dict[str, str]:
 
 
 def _hardware() -> dict[str, Any]:
+    import torch  # a report reads results without it
+
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 

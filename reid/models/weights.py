@@ -14,8 +14,8 @@ from keepaug.models.weights import identity_of
 from keepaug.runs.checkpoint import first_non_finite, read_weights_only
 from keepaug.runs.command import is_main
 from keepaug.runs.config import ConfigError
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic
-from keepaug.runs.guard import NonFiniteLossError
 from reid.config import ReidConfig
 from reid.models.network import ReidNetwork, build_reid_network
 

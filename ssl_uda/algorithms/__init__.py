@@ -3,14 +3,11 @@
 """
 
 from ssl_uda.algorithms.common import Algorithm, LossParts, Outputs
-from ssl_uda.algorithms.fixmatch import fixmatch_loss
-from ssl_uda.algorithms.supervised import supervised_loss
-from ssl_uda.algorithms.uda import uda_loss
 
 __all__ = ["ALGORITHMS", "Algorithm", "LossParts", "Outputs"]
 
 ALGORITHMS = {
-    "supervised": Algorithm(supervised_loss, unlabelled=False),
-    "uda": Algorithm(uda_loss),
-    "fixmatch": Algorithm(fixmatch_loss),
+    "supervised": Algorithm("ssl_uda.algorithms.supervised:supervised_loss", unlabelled=False),
+    "uda": Algorithm("ssl_uda.algorithms.uda:uda_loss"),
+    "fixmatch": Algorithm("ssl_uda.algorithms.fixmatch:fixmatch_loss"),
 }

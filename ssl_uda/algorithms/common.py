@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # settings are checked without torch
+    from torch import Tensor
 
-from keepaug.runs.distributed import Distributed
-
-if TYPE_CHECKING:
+    from keepaug.runs.distributed import Distributed
     from ssl_uda.config import UdaConfig
 
 __all__ = ["Algorithm", "LossParts", "Outputs"]
@@ -51,9 +51,15 @@ class Algorithm:
     """What makes one algorithm another.
 
     Attributes:
-        loss: of the outputs, the labels (B,), the settings, the step and the processes.
+        function: "module:function", imported when it is used.
         unlabelled: whether it uses the unlabelled images.
     """
 
-    loss: Loss
+    function: str
     unlabelled: bool = True
+
+    @property
+    def loss(self) -> Loss:
+        """Of the outputs, the labels (B,), the settings, the step and the processes."""
+        found: Loss = pkgutil.resolve_name(self.function)
+        return found

@@ -12,13 +12,12 @@ from torch.nn import functional as F
 
 from keepaug.runs.distributed import Distributed
 from ssl_uda.algorithms.common import LossParts, Outputs
+from ssl_uda.choices import TSA
 
 if TYPE_CHECKING:
     from ssl_uda.config import UdaConfig
 
-__all__ = ["TSA", "masked_mean", "supervised_loss", "supervised_losses", "tsa_mask", "tsa_threshold"]
-
-TSA = ("off", "linear", "log", "exp")
+__all__ = ["masked_mean", "supervised_loss", "supervised_losses", "tsa_mask", "tsa_threshold"]
 
 
 def supervised_loss(

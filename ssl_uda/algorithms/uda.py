@@ -10,13 +10,12 @@ from torch import Tensor
 from keepaug.runs.distributed import Distributed
 from ssl_uda.algorithms.common import LossParts, Outputs
 from ssl_uda.algorithms.supervised import supervised_loss
+from ssl_uda.choices import CONSISTENCY
 
 if TYPE_CHECKING:
     from ssl_uda.config import UdaConfig
 
-__all__ = ["CONSISTENCY", "confidence_mask", "consistency_losses", "entropies", "sharpened", "uda_loss"]
-
-CONSISTENCY = ("kl", "cross_entropy")
+__all__ = ["confidence_mask", "consistency_losses", "entropies", "sharpened", "uda_loss"]
 
 
 def uda_loss(

@@ -23,7 +23,7 @@ from detection.torchvision_engine.loop import build_optimizer, last_checkpoint, 
 from detection.torchvision_engine.loop import train as train_in
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
 from keepaug.data.synthetic import write_detection
-from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.recorder import Recorder
 
 

@@ -9,8 +9,8 @@ from torchvision.models import resnet50
 from torchvision.ops import drop_block2d
 
 from keepaug import saliency_map
-from keepaug.models import build_network, schedule_drops
-from keepaug.models.drop_resnet import DropBlock, DropPath, drop_block
+from keepaug.models import build_network
+from keepaug.models.drop_resnet import DropBlock, DropPath, drop_block, schedule_drops
 
 ALL = {"dropout": 0.3, "drop_path": 0.1, "drop_block": 0.1}
 

@@ -9,12 +9,16 @@ import torch
 import torchvision
 
 from keepaug.models import build_network, check_arch
-from keepaug.models.networks import PAPER
+from keepaug.models.networks import PAPER, _torchvision_names
 
 
 def test_all_names_of_the_paper_are_known() -> None:
     for arch in ("resnet18", "resnet50", "resnet101", *PAPER, "wrn40_4", "pyramidnet110_a48", "resnet1202"):
         check_arch(arch)
+
+
+def test_torchvisions_names_are_read_without_importing_it() -> None:
+    assert sorted(_torchvision_names()) == torchvision.models.list_models(module=torchvision.models)
 
 
 def test_torchvision_by_name_is_torchvisions() -> None:

@@ -27,7 +27,7 @@ from keepaug.regions import Regions, region_scores
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, setup
-from keepaug.runs.guard import NonFiniteLossError
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.recorder import Recorder
 from reid.data.manager import open_manager
 from reid.models.weights import build

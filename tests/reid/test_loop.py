@@ -22,7 +22,7 @@ from keepaug.report.cells import resolve as resolve_cell
 from keepaug.report.paper import fill_table, load_paper
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError, load_config, recipe_of, to_dict
-from keepaug.runs.recorder import StopRequestedError
+from keepaug.runs.errors import StopRequestedError
 from keepaug.runs.result import read_result
 from reid.config import RECIPES, ReidConfig, check, is_shortened, resolve
 from reid.data.layouts import OFFICIAL_SIZES, SPLITS

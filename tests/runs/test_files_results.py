@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from keepaug.runs.ema import ModelEma, ema_decay
+from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import sha256_of, write_atomic, write_json_atomic
-from keepaug.runs.guard import NonFiniteLossError, check_finite, only_finite
+from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.result import read_results, write_result
 from keepaug.runs.seeds import make_generator
 from keepaug.transfer import start_reading

@@ -20,8 +20,8 @@ from keepaug.runs import checkpoint, files
 from keepaug.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from keepaug.runs.command import exit_code, settings_help
 from keepaug.runs.config import ConfigError, load_config, option
-from keepaug.runs.guard import NonFiniteLossError
-from keepaug.runs.recorder import EXIT_STOPPED, Recorder, StopRequestedError
+from keepaug.runs.errors import EXIT_STOPPED, NonFiniteLossError, StopRequestedError
+from keepaug.runs.recorder import Recorder
 
 
 @dataclass

@@ -25,8 +25,7 @@ from keepaug.data.synthetic import write_classification
 from keepaug.models import build_network
 from keepaug.models.weights import load_classifier
 from keepaug.runs.config import ConfigError, load_config
-from keepaug.runs.guard import NonFiniteLossError
-from keepaug.runs.recorder import StopRequestedError
+from keepaug.runs.errors import NonFiniteLossError, StopRequestedError
 from keepaug.saliency import saliency_map
 from ssl_uda import ALGORITHMS, UdaConfig, loop, train
 from ssl_uda.algorithms import fixmatch

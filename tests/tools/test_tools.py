@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
+from keepaug.choices import RANGES
 from keepaug.models import EarlyHeadNetwork
 from keepaug.models.weights import NetworkSpec, save_classifier
 from keepaug.policies import OPERATIONS as POLICY_OPERATIONS
-from keepaug.policies import RANGES
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from keepaug.choices import CIFAR_MEAN, CIFAR_STD
 from keepaug.classify.config import SALIENCY
 from keepaug.classify.methods import compute_saliency
 from keepaug.data.batch_transforms import draw_crop_flip, normalize
-from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD
 from keepaug.data.images import MemoryImages
 from keepaug.data.loader import make_loader
 from keepaug.data.saliency_cache import SaliencyCache

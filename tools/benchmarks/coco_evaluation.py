@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from detection.coco import CocoDataset, load_coco
-from detection.evaluation import BACKENDS, _ground_truth, evaluate, score, validate_results
+from detection.evaluation import _ground_truth, evaluate, score, validate_results
+from detection.prepare import BACKENDS
 from keepaug.runs.timing import Table, interleaved
 
 __all__ = ["coco_evaluation_section"]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from keepaug.choices import CIFAR_MEAN, CIFAR_STD
 from keepaug.classify.methods import compute_saliency
 from keepaug.data.batch_transforms import CropFlip, crop_flip, draw_crop_flip, normalize
-from keepaug.data.cifar import CIFAR_MEAN, CIFAR_STD, load_cifar10
+from keepaug.data.cifar import load_cifar10
 from keepaug.data.saliency_cache import SaliencyCache
 from keepaug.models import EarlyHeadNetwork, build_network
 from keepaug.models.weights import load_classifier

@@ -1,0 +1,40 @@
+"""What settings may name, and the fields' constants: without torch, so that a command can refuse a wrong name
+before it loads anything. The modules that act on them have them under the same names.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AFTER",
+    "BORDERS",
+    "CIFAR_MEAN",
+    "CIFAR_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MAGNITUDE_MAXIMA",
+    "OF",
+    "OPERATIONS",
+    "ORDERS",
+    "PLACEMENTS",
+    "RANGES",
+    "STEMS",
+]
+
+# regions: where a box may lie
+PLACEMENTS = ("inside", "clipped", "matched")
+# saliency: of what the gradient is taken
+OF = ("logit", "loss")
+# policies: whose operations, before or after the crop, whose ranges of magnitudes
+OPERATIONS = ("rand_augment", "auto_augment")
+ORDERS = ("after_crop", "before_crop")
+RANGES = ("torchvision", "google")
+MAGNITUDE_MAXIMA = (10, 30)
+# data: what a random crop pads with; normalisation
+BORDERS = ("zero", "reflect")
+CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# models: where an early head sits; how a ResNet begins
+AFTER = ("stage", "block")
+STEMS = ("imagenet", "cifar")
