@@ -48,10 +48,9 @@ PAGE = ROOT / "docs" / "agreement.md"
 TESTS = ROOT / "tests"
 HEAD = """# Agreement with the sources
 
-Each operation against an independent slow version of the rule in its source, on drawn images. Made by `python
-tools/agreement.py
---write`; the named tests hold the agreement. What is read differently on purpose stands in the README under
-"How we read the paper".
+Each operation against an independent slow version of the rule in its source, on drawn images. Made by
+`python tools/agreement.py --write`; the named tests hold the agreement. What is read differently on purpose:
+[readings](readings.md).
 """
 
 

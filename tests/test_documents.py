@@ -1,0 +1,147 @@
+"""What README and docs say: code runs, commands and settings are taken, what is named and linked is there."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text()
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def _prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def _quoted(page: Path) -> list[str]:
+    return [" ".join(text.split()) for text in re.findall(r"`([^`]+)`", _prose(page))]
+
+
+def _commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command, of blocks and of quotations in the text."""
+    lines = [line for block in _blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    quoted = [text for text in _quoted(page) if re.match(r"(python|torchrun) ", text)]
+    for line in [*lines, *quoted]:
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pages
+def test_commands_are_taken(page: Path) -> None:
+    """By the parser of their tool, and their settings by their config, before anything is read or run."""
+    known = importlib.import_module("known")
+    for words in _commands(page):
+        script = next((word for word in words if word.startswith("tools/")), None)
+        if script is None:
+            assert words[0] in {"make", "pip", "cd", "git"}, words
+            continue
+        module = importlib.import_module(script.removeprefix("tools/").removesuffix(".py").replace("/", "."))
+        if not hasattr(module, "build_parser"):
+            continue
+        args = _parse(module.build_parser(), words[words.index(script) + 1 :])
+        name = Path(script).stem
+        if name == "train_detector":
+            pairs = [f"{key}={value}" for key, value in zip(args.opts[::2], args.opts[1::2], strict=True)]
+            known.tool(name).load(args.config_file, pairs)
+        elif name in known.PACKAGES:
+            numbers = [item for item in args.seeds or [] if "=" in item]
+            known.tool(name).load(args.config, [*args.overrides, *numbers])
+
+
+def _parse(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
+    try:
+        return (parser.parse_args if parser._subparsers else parser.parse_intermixed_args)(given)
+    except SystemExit:
+        pytest.fail(f"not taken: {parser.prog} {shlex.join(given)}")
+
+
+@pages
+def test_code_runs(page: Path) -> None:
+    """Each block after the other, with a model and a batch as a training loop has them."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=3)
+    space = {
+        "model": model,
+        "images": torch.randn(3, 3, 32, 32),
+        "labels": torch.arange(3),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+    }
+    for block in _blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), space)
+    if page.stem == "README":
+        assert space["loss"].requires_grad
+
+
+@pages
+def test_what_is_named_exists(page: Path) -> None:
+    """Files of this project, targets of make, options of its tools."""
+    named = set(re.findall(r"(?<![\w/.])(?:tools|configs|tests|docs|keepaug)/[\w/-]+\.\w+", page.read_text()))
+    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z]+)\b", "\n".join([*_quoted(page), *_blocks(page, "bash")])):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    words = {word for text in _quoted(page) for word in text.split()}
+    options = {word for word in words if re.fullmatch(r"--[a-z][a-z-]+", word)}
+    assert sorted(options - _options()) == []
+
+
+def _options() -> set[str]:
+    sources = [
+        path.read_text() for folder in ("tools", "keepaug/runs") for path in (ROOT / folder).glob("*.py")
+    ]
+    return {"--help", *re.findall(r"\"(--[a-z-]+)\"", "\n".join(sources))}
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", _prose(page)):
+        if target.startswith("http"):
+            assert re.match(r"https://[\w.-]+\.\w+(/|$)", target), target
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor in map(_anchor, headings), f"{page.name}: {target}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(([\w./-]+\.md)\)", README))
+    assert sorted({str(page.relative_to(ROOT)) for page in PAGES[1:]} - linked) == []
+
+
+def test_the_readme_is_short_and_its_picture_small() -> None:
+    assert len(README.split()) <= 900
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert len(pictures) == 1
+    assert (ROOT / pictures[0]).stat().st_size < 150_000
+
+
+def test_figures_of_the_readme_stand_on_their_pages() -> None:
+    """The README repeats results and has none of its own."""
+    rows = re.findall(r"^\| .*$", README[README.index("## Does keeping help?") :], re.MULTILINE)[1:]
+    pages = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("results", "evidence", "speed"))
+    numbers = {number for row in rows for number in re.findall(r"[-+]?\d+\.\d+", re.sub(r"\(.*?\)", "", row))}
+    assert len(numbers) >= 10
+    assert sorted(number for number in numbers if number not in pages) == []
