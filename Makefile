@@ -7,7 +7,7 @@ QUICKSTART_OUT ?= quickstart
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: quickstart test lint types env clean
+.PHONY: quickstart test lint types docs env clean
 
 quickstart: $(VENV)/.ready  ## the whole job on a dataset drawn by the program
 	$(BIN)/python tools/quickstart.py --output $(QUICKSTART_OUT)
@@ -21,6 +21,9 @@ lint: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/mypy
+
+docs: $(VENV)/.ready  ## the API reference, from the docstrings
+	$(BIN)/python tools/reference.py --output build/docs
 
 env: $(VENV)/.ready
 

@@ -306,7 +306,7 @@ class BatchPolicy:
         TypeError: another transform.
 
     Example:
-        >>> strong = BatchPolicy(rand_augment(2, 9))(images, torch.randint(2**42, (len(images),)))
+        >>> strong = BatchPolicy(rand_augment(2, 9))(pixels, torch.randint(2**42, (len(pixels),)))
     """
 
     def __init__(self, policy: v2.Transform) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import doctest
 import importlib
 import re
 import shlex
@@ -11,7 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
+from torch.nn import functional as F
 from torchvision.models import resnet18
+from torchvision.transforms import v2
+
+import keepaug
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,18 +85,56 @@ def _parse(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namesp
 @pages
 def test_code_runs(page: Path) -> None:
     """Each block after the other, with a model and a batch as a training loop has them."""
-    torch.manual_seed(0)
-    model = resnet18(num_classes=3)
-    space = {
-        "model": model,
-        "images": torch.randn(3, 3, 32, 32),
-        "labels": torch.arange(3),
-        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
-    }
+    space = _training()
     for block in _blocks(page, "python"):
         exec(compile(block, page.name, "exec"), space)
     if page.stem == "README":
         assert space["loss"].requires_grad
+
+
+def _training() -> dict[str, object]:
+    """What a training loop has: a network, an optimizer, a batch."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=3)
+    return {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "images": torch.randn(3, 3, 32, 32),
+        "labels": torch.arange(3),
+    }
+
+
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("keepaug", "detection", "reid", "ssl_uda")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings_run(name: str) -> None:
+    image = Image.new("RGB", (40, 40), "teal")
+    space = {"F": F, "torch": torch, "image": image, "keep": keepaug.KeepCutout(8), **_training()}
+    space |= {"clean": space["images"], "strong": -space["images"], "v2": v2}
+    space["pixels"] = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    space |= {public: getattr(keepaug, public) for public in keepaug.__all__}
+    result = doctest.testmod(importlib.import_module(name), extraglobs=space)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.slow
+def test_reference_is_written_from_docstrings(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    pytest.importorskip("pdoc", reason="pdoc is not installed")
+    reference = importlib.import_module("reference")
+    assert reference.main(["--output", str(tmp_path)]) == 0
+    assert [str(one.message) for one in recwarn if "pdoc" in str(one.filename)] == []
+    page = (tmp_path / "keepaug.html").read_text()
+    for public in keepaug.__all__:
+        assert f'id="{public}"' in page
+        assert getattr(keepaug, public).__doc__
+    assert "keepaug.html" in (tmp_path / "index.html").read_text()
 
 
 @pages
@@ -124,6 +169,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             assert anchor in map(_anchor, headings), f"{page.name}: {target}"
+
+
+def test_issue_forms_are_whole() -> None:
+    """Without these keys GitHub shows no form."""
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config"]
+    assert len(forms) == 3
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert {"name", "description", "body"} <= form.keys()
+        for part in form["body"]:
+            assert part["type"] in {"textarea", "input", "checkboxes", "markdown"}
+            assert part["attributes"].keys() & {"label", "value"}
 
 
 def test_every_page_is_linked_from_the_readme() -> None:

@@ -183,8 +183,8 @@ def audit(
         ImportError: a library that is needed and missing.
 
     Example:
-        >>> result = audit(model, (images, labels), ["cutout:16"], mean=(0.5,) * 3, std=(0.2,) * 3)
-        >>> result.rows[0]["importance_lost"]["mean"]
+        >>> result = audit(model, (pixels, labels), ["cutout:16"], mean=(0.5,) * 3, std=(0.2,) * 3)
+        >>> lost = result.rows[0]["importance_lost"]["mean"]
     """
     if not 0 <= tau <= 1 or not 0 < bound <= 1:
         raise ValueError(f"tau must be in [0, 1] and bound in (0, 1], got {tau} and {bound}")
