@@ -19,6 +19,7 @@ except ImportError as error:
     raise ImportError("detection.config needs yacs: pip install 'keepaug[detection]'") from error
 
 from detection.defaults import DEFAULTS, NOT_CARRIED
+from keepaug.runs.configs import find_config
 from keepaug.runs.errors import ConfigError
 
 __all__ = ["CfgNode", "ConfigError", "check_values", "defaults", "flat", "load_config", "unfreeze"]
@@ -82,7 +83,7 @@ def load_config(
     """
     cfg = defaults() if known is None else known.clone()
     if path is not None:
-        tree = _read(Path(path), ())
+        tree = _read(find_config(path), ())
         version = tree.get("VERSION", cfg.VERSION)
         if version != cfg.VERSION:
             raise ConfigError(

@@ -6,6 +6,8 @@ loss = F.cross_entropy(model(keep(images, heat)), labels)
 
 from typing import TYPE_CHECKING
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from keepaug._api import *  # noqa: F403
     from keepaug._api import __all__ as __all__

@@ -27,7 +27,8 @@ LAYERS = {
     **dict.fromkeys(["keepaug.runs", "keepaug.data", "keepaug.models"], 2),
     **dict.fromkeys(["keepaug.classify", "keepaug.report", "keepaug.audit"], 3),
     **dict.fromkeys(["detection", "reid", "ssl_uda"], 4),
-    "tools": 5,
+    "keepaug.commands": 5,
+    "tools": 6,
 }
 ADAPTERS = {"detection", "reid", "ssl_uda"}
 

@@ -1,52 +1,11 @@
-"""Features of new images by a trained re-identification network, as an npz file.
+"""`keepaug extract-reid`, from a clone."""
 
-    python tools/reid_features.py --weights runs/x/weights.pt --images FOLDER --output features.npz
-
-The file holds images_features (N, D), images_paths (N texts, relative to the folder), and identities and
-cameras of -1; `reid.evaluation.features.load_features` reads it, and `describe_images` is the same as a
-function.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--weights", type=Path, required=True, metavar="FILE", help="weights.pt or best.pt of a run")
-    add("--images", type=Path, required=True, metavar="DIR", help="images, in folders below too")
-    add("--output", type=Path, required=True, metavar="FILE", help="an npz file")
-    add("--feature", choices=("after", "before"), default="after", help="the neck")
-    add("--flip-test", action="store_true", help="mean with the mirror image's features")
-    add("--batch-size", type=int, default=128)
-    add("--threads", type=int, default=4, help="that decode")
-    add("--device", default="auto")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    options = vars(build_parser().parse_args(argv))
-    output, weights, images = (options.pop(key) for key in ("output", "weights", "images"))
-    # Here: the help must not wait for torch.
-    from reid.evaluation.features import describe_images, save_features
-
-    try:
-        found = describe_images(weights, images, **options)
-        save_features(output, images=found)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    number, size = found.features.shape
-    print(f"{output}: {size} numbers for each of {number} images")
-    return 0
-
+from keepaug.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["extract-reid", *sys.argv[1:]]))

@@ -1,39 +1,11 @@
-"""Train a classifier with KeepAugment or a baseline.
+"""`keepaug train-classifier`, from a clone."""
 
-    python tools/train_classifier.py --config configs/classify/cifar10.yaml root=DATA method=keep_cutout
-    torchrun --nproc-per-node 8 tools/train_classifier.py --config configs/classify/imagenet.yaml root=DATA
-    python tools/train_classifier.py --config ... --seeds 0 1 2    one run after the other, then mean, spread
-
-Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an
-interruption and ends with the same weights.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
+from pathlib import Path
 
-from keepaug.classify import ClassifyConfig, train
-from keepaug.classify.tool import TOOL
-from keepaug.runs.command import config_parser, run_seeds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-def build_parser() -> argparse.ArgumentParser:
-    return config_parser(
-        __doc__, ClassifyConfig, configs="configs/classify", output="runs/NAME-METHOD-seedSEED"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_intermixed_args(argv)
-
-    def name(config: ClassifyConfig) -> str:
-        stem = config.name or (args.config.stem if args.config else config.dataset)
-        return f"{stem}-{config.method}"
-
-    return run_seeds(args, TOOL, name=name, train=train)
-
+from keepaug.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train-classifier", *sys.argv[1:]]))

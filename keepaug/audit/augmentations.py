@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import keepaug
+from keepaug.audit.choices import SETTINGS, check_name, paste_side
 from keepaug.audit.foreign import Foreign, load_object
 from keepaug.audit.measures import identity_source
 from keepaug.audit.probes import doubtful, probe_images, read_sources
@@ -311,11 +312,6 @@ def _transformed(augmentation: Augmentation, pixels: Tensor, seeds: Tensor) -> _
     return _Views(strong, read_sources(told), ~doubtful(told), seconds)
 
 
-def _paste_side(side: int) -> int:
-    """The paper's: 16 of CIFAR-10's 32 pixels, 40 of ImageNet's 224."""
-    return max(1, round(side / 2 if side <= 64 else side * 40 / 224))
-
-
 def _sides(side: int) -> list[int]:
     return [round(side * part / 8) for part in (2, 3, 4, 5, 6)]
 
@@ -325,7 +321,7 @@ KINDS: dict[str, Kind] = {
     "cutout": Kind(
         "Cutout of {size} pixels",
         "KeepCutout",
-        lambda side: {"size": side // 2, "placement": "matched"},
+        SETTINGS["cutout"],
         _cut,
         lambda settings, keep, tau: (
             KeepCutout(settings["size"], settings["placement"], tau=tau)
@@ -337,7 +333,7 @@ KINDS: dict[str, Kind] = {
     "random_erasing": Kind(
         "random erasing",
         "KeepRandomErasing",
-        lambda side: {"p": 0.5, "area_low": 0.02, "area_high": 0.4},
+        SETTINGS["random_erasing"],
         _cut,
         lambda settings, keep, tau: (
             KeepRandomErasing(settings["p"], (settings["area_low"], settings["area_high"]), tau=tau)
@@ -349,7 +345,7 @@ KINDS: dict[str, Kind] = {
     "cutmix": Kind(
         "CutMix",
         "KeepCutMix",
-        lambda side: {"alpha": 1.0, "placement": "matched"},
+        SETTINGS["cutmix"],
         _mix,
         lambda settings, keep, tau: (
             KeepCutMix(settings["alpha"], placement=settings["placement"], tau=tau)
@@ -361,7 +357,7 @@ KINDS: dict[str, Kind] = {
     "mixup": Kind(
         "mixup",
         None,
-        lambda side: {"alpha": 1.0},
+        SETTINGS["mixup"],
         _mix,
         lambda settings, keep, tau: Mixup(settings["alpha"]),
         call="images, mixed = augment(images, labels)",
@@ -369,11 +365,7 @@ KINDS: dict[str, Kind] = {
     "grid_mask": Kind(
         "GridMask",
         None,
-        lambda side: {
-            "unit_low": round(side * 3 / 7),
-            "unit_high": side,
-            "ratio": 0.4 if side <= 64 else 0.6,
-        },
+        SETTINGS["grid_mask"],
         _grid,
         lambda settings, keep, tau: GridMask(
             (settings["unit_low"], settings["unit_high"]), settings["ratio"]
@@ -384,7 +376,7 @@ KINDS: dict[str, Kind] = {
     "rand_augment": Kind(
         "RandAugment of {num_ops} operations of magnitude {magnitude}",
         "KeepRandAugment",
-        lambda side: {"num_ops": 2, "magnitude": 9, "paste": _paste_side(side)},
+        SETTINGS["rand_augment"],
         _pasted,
         lambda settings, keep, tau: (
             KeepPaste(settings["paste"], tau)
@@ -398,7 +390,7 @@ KINDS: dict[str, Kind] = {
     "auto_augment": Kind(
         "AutoAugment",
         "KeepAutoAugment",
-        lambda side: {"policy": "cifar10" if side <= 64 else "imagenet", "paste": _paste_side(side)},
+        SETTINGS["auto_augment"],
         _pasted,
         lambda settings, keep, tau: (
             KeepPaste(settings["paste"], tau) if keep else BatchPolicy(auto_augment(settings["policy"]))
@@ -409,7 +401,7 @@ KINDS: dict[str, Kind] = {
     "aug_mix": Kind(
         "AugMix of severity {severity}",
         "KeepAugMix",
-        lambda side: {"severity": 3, "paste": _paste_side(side)},
+        SETTINGS["aug_mix"],
         _pasted,
         lambda settings, keep, tau: (
             KeepPaste(settings["paste"], tau) if keep else aug_mix(settings["severity"])
@@ -432,19 +424,10 @@ def parse_augmentation(spec: str, side: int) -> Augmentation:
     Raises:
         ValueError: an unknown name, setting or value.
     """
-    name, _, given = spec.partition(":")
-    named_keep, plain = name.startswith("keep_"), name.removeprefix("keep_")
-    if plain not in KINDS:
-        if ":" not in spec:
-            raise ValueError(
-                f"{spec!r} is no augmentation; known: {', '.join(KINDS)}, each with keep_ too where it cuts "
-                f"or distorts, "
-                "or module:object of your own"
-            )
+    plain, (name, _, given) = check_name(spec), spec.partition(":")
+    if plain is None:
         return foreign_augmentation(load_object(spec), spec, side)
-    kind = KINDS[plain]
-    if named_keep and kind.keep is None:
-        raise ValueError(f"{plain} has no Keep version; audit {plain}")
+    named_keep, kind = name != plain, KINDS[plain]
     settings = kind.defaults(side)
     names = list(settings)
     for number, part in enumerate(item for item in given.split(",") if item):
@@ -475,7 +458,7 @@ def parse_augmentation(spec: str, side: int) -> Augmentation:
 
 def foreign_augmentation(transform: Any, name: str, side: int) -> Augmentation:
     """Somebody's own transform."""
-    settings = {"transform": name, "paste": _paste_side(side)}
+    settings = {"transform": name, "paste": paste_side(side)}
     return Augmentation(name, None, settings, foreign=Foreign(transform, name))
 
 

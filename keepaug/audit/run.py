@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from keepaug.audit.advice import advise, headline, warnings
 from keepaug.audit.augmentations import Augmentation, foreign_augmentation, parse_augmentation
+from keepaug.audit.choices import BOUND
 from keepaug.audit.images import Sample, open_source
 from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
 from keepaug.audit.table import MEASURES, PERCENT, clean_figures, recommended, row_of, sweep_points
@@ -26,9 +27,8 @@ from keepaug.runs.cache import cache_file
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import write_atomic, write_json_atomic, write_text_atomic
 
-__all__ = ["BOUND", "Audit", "audit"]
+__all__ = ["Audit", "audit"]
 
-BOUND = 0.95
 TAUS = (0.2, 0.4, 0.6, 0.8)
 NUM_WORST = 24
 _CACHE_VERSION = 2

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.runs.config import ConfigError
+from keepaug.runs.errors import ConfigError
 from keepaug.runs.errors import EXIT_STOPPED, NonFiniteLossError, StopRequestedError
 from keepaug.runs.planning import Tool, is_finished
 from keepaug.runs.result import FILE_NAME, read_result
@@ -140,6 +140,7 @@ def run_seeds(
 
     def run(overrides: list[str], seed: int | None) -> dict[str, float]:
         config = tool.load(args.config, overrides + ([] if seed is None else [f"seed={seed}"]))
+        tool.check(config)  # before anything slow is imported
         base = args.output or Path("runs") / _file_name(name(config))
         named = seed is None and args.output is not None
         output = base if named else base.with_name(f"{base.name}-seed{config.seed}")

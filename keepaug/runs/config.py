@@ -23,6 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from keepaug.runs.configs import find_config
 from keepaug.runs.errors import ConfigError
 from keepaug.runs.files import write_text_atomic
 
@@ -170,7 +171,7 @@ def load_config(
     """
     tree = OmegaConf.structured(cls)
     if path is not None:
-        tree = _merge(tree, _read(Path(path), ()), cls, str(path))
+        tree = _merge(tree, _read(find_config(path), ()), cls, str(path))
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator or not key:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keepaug.runs.config import ConfigError
+from keepaug.runs.errors import ConfigError
 
 __all__ = ["Command", "Commands", "slurm_executor"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keepaug.runs.config import ConfigError
+from keepaug.runs.errors import ConfigError
 from keepaug.runs.files import sha256_of
 from keepaug.runs.jobs import Command
 from keepaug.runs.result import FILE_NAME, plain, read_result
@@ -23,15 +23,15 @@ class Tool:
     """A training tool as planning and report see it; each package has its own in `tool.py`.
 
     Attributes:
-        name: of the script, without its ending.
+        name: of the command `keepaug NAME`, with _ for -.
         kind: of its results.
         load: settings from a config file and `key=value` pairs.
         recipe: what decides the figures of a run with these settings, as its result says it.
         check: refuses settings that cannot run; raises ConfigError.
-        arguments: of the script, from config, run folder and `key=value` pairs; an interrupted run goes on.
+        arguments: of the command, from config, run folder and `key=value` pairs; an interrupted run goes on.
         shrink: settings that make a run a step or two on a few images.
         origin: the weights file that the settings start from; "" for random weights.
-        processes: the script's own option for several processes; None: by torchrun.
+        processes: the command's own option for several processes; None: by torchrun.
     """
 
     name: str
@@ -86,27 +86,24 @@ def settings_arguments(config: Path, output: Path, given: Sequence[str]) -> list
 
 
 def command_of(
-    tool: Tool, scripts: Path, config: Path, output: Path, given: Sequence[str], *, processes: int = 1
+    tool: Tool, config: Path, output: Path, given: Sequence[str], *, processes: int = 1
 ) -> Command:
     """The command of one run.
 
     Args:
         tool: what runs.
-        scripts: folder of the tools' scripts.
         config: file.
         output: run folder.
         given: `key=value` pairs.
         processes: data-parallel.
     """
-    script, arguments = str(scripts / f"{tool.name}.py"), tool.arguments(config, output, given)
+    run = ["-m", "keepaug", tool.name.replace("_", "-")]
+    arguments = tool.arguments(config, output, given)
     if tool.processes is not None:
-        argv = [sys.executable, script, tool.processes, str(processes), *arguments]
-    elif processes == 1:
-        argv = [sys.executable, script, *arguments]
-    else:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        argv = [sys.executable, *torchrun, script, *arguments]
-    return Command(tuple(argv), output / FILE_NAME)
+        arguments = [tool.processes, str(processes), *arguments]
+    elif processes > 1:
+        run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *run]
+    return Command((sys.executable, *run, *arguments), output / FILE_NAME)
 
 
 def settings_of(given: Sequence[str]) -> dict[str, str]:

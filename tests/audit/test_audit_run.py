@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from keepaug.__main__ import commands
 from keepaug.audit import audit
 from keepaug.data.synthetic import CLASSES, draw_classification, write_classification, write_detection
 
@@ -30,11 +30,7 @@ INTERVALS = ("importance_lost", "fidelity", "flipped", "logit_drop", "diversity"
 
 
 def tool(name: str):
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(commands()[name].module)
 
 
 def network(num_classes: int = 4, seed: int = 0) -> nn.Module:

@@ -87,7 +87,7 @@ def test_policies_tell_where_pixels_come_from() -> None:
 def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
     from keepaug.data.synthetic import write_classification
 
-    path = Path(__file__).parents[2] / "tools" / "benchmarks" / "audit_truth.py"
+    path = Path(__file__).parents[2] / "keepaug" / "commands" / "benchmarks" / "audit_truth.py"
     spec = importlib.util.spec_from_file_location("tool_audit_truth", path)
     command = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(command)

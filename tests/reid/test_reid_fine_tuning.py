@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from reid_helpers import tiny_config, write_image, write_market
 from torch import nn
 
+from keepaug.__main__ import commands
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError
 from reid.evaluation.features import describe_images, load_features
@@ -187,11 +187,7 @@ def test_other_data_of_equal_size_is_refused(tmp_path: Path) -> None:
 
 
 def tool(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(commands()[name].module)
 
 
 def test_features_of_new_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +201,7 @@ def test_features_of_new_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ):
         write_image(folder / place, number, 1, number, size=(40 + number, 20))
     (folder / "notes.txt").write_text("no image")
-    done = tool("reid_features").main(
+    done = tool("extract-reid").main(
         [
             "--weights",
             str(tmp_path / "weights.pt"),
@@ -262,7 +258,7 @@ def test_features_of_what_cannot_be_used(
         "--output": "f.npz",
         "--device": "cpu",
     } | change
-    assert tool("reid_features").main([item for pair in options.items() for item in pair]) == 2
+    assert tool("extract-reid").main([item for pair in options.items() for item in pair]) == 2
     error = capsys.readouterr().err
     assert pytest.importorskip("re").search(message, error), error
     assert not Path("f.npz").exists()

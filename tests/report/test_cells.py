@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from known import CONFIGS, recipes, tool
 
 from keepaug.classify import ClassifyConfig
 from keepaug.classify.config import check
+from keepaug.commands.known import recipes, tool
 from keepaug.report import aggregate, fill_table, load_paper
 from keepaug.report.cells import Cell, load_cells, resolve, run_name
 from keepaug.runs.config import load_config, to_dict
+from keepaug.runs.configs import CONFIGS
 from keepaug.runs.result import read_results, write_result
 
 ROOT = Path(__file__).parents[2]

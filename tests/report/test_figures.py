@@ -4,8 +4,7 @@ aloud.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib")
 
+from keepaug.__main__ import commands
 from keepaug.report import figures
 from keepaug.report.aggregate import aggregate
 from keepaug.report.figures import draw_figure, find_points, printed_points, wanted_settings
@@ -23,11 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch):
-    spec = importlib.util.spec_from_file_location("tool_figures", ROOT / "tools" / "figures.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(commands()["figures"].module)
 
 
 def result(folder: Path, accuracy: float, *, seed: int = 0, shortened: bool = False, **config) -> None:

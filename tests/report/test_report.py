@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from known import recipes
 
 from keepaug.classify import ClassifyConfig
+from keepaug.commands.known import recipes
 from keepaug.report import aggregate, fill_table, load_paper, write_report
 from keepaug.report.aggregate import formatted
 from keepaug.runs.config import recipe_of, to_dict

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from known import recipes
 
+from keepaug.__main__ import commands
+from keepaug.commands.known import recipes
 from keepaug.data.synthetic import write_classification
 from keepaug.report.aggregate import aggregate
 from keepaug.report.page import table_markdown, write_report
@@ -28,11 +28,7 @@ CONFIGS = [*sorted((ROOT / "configs" / "ssl_uda").glob("*.yaml")), QUICKSTART]
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location("tool_train_uda", ROOT / "tools" / "train_uda.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(commands()["train-uda"].module)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -160,8 +156,7 @@ def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: 
 
 
 def test_benchmark_section_gives_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    from benchmarks.uda_step import uda_section
+    from keepaug.commands.benchmarks.uda_step import uda_section
 
     (head, rows), figures = uda_section(torch.device("cpu"), shrink=True, processor_time=True)
     assert head[2] == "share of the plain UDA step"

@@ -4,15 +4,17 @@ executor.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from known import recipes, tool
 
+from keepaug.__main__ import commands
+from keepaug.classify import loop
+from keepaug.commands.known import recipes, tool
 from keepaug.report import aggregate, fill_table, load_paper
 from keepaug.report.cells import load_cells
 from keepaug.runs.config import recipe_of
@@ -23,11 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(name: str):
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(commands()[name].module)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +102,7 @@ def test_finished_runs_are_skipped_and_others_go_on(
     reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [*SMALL, "--seeds", "0", "1", "--output", str(tmp_path)]
-    real, calls = reproduce.train, []
+    real, calls = loop.train, []
 
     def interrupted(settings, folder, *, resume: bool):
         calls.append(folder.name)
@@ -113,7 +111,7 @@ def test_finished_runs_are_skipped_and_others_go_on(
             raise KeyboardInterrupt
         return real(settings, folder, resume=resume)
 
-    monkeypatch.setattr(reproduce, "train", interrupted)
+    monkeypatch.setattr(loop, "train", interrupted)
     assert reproduce.main(given) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
@@ -188,7 +186,7 @@ def test_a_failure_stops_only_what_needs_it(
             raise ValueError("no such luck")
         leave_result(folder, "classify", recipe_of(settings))
 
-    monkeypatch.setattr(reproduce, "train", failing)
+    monkeypatch.setattr(loop, "train", failing)
     assert reproduce.main([*SMALL, "--seeds", "0", "1", "--output", str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert "failed: no such luck" in captured.err
@@ -209,11 +207,9 @@ def test_commands_of_the_other_tables_are_the_tools(reproduce, tmp_path: Path) -
         assert len(jobs) == number
         for job in jobs:
             for command in job.commands:
-                script = Path(command.argv[1])
-                assert script.is_file()
-                parser = load(script.stem).build_parser()
-                parse = parser.parse_args if "detect" in script.stem else parser.parse_intermixed_args
-                args = parse(list(command.argv[2:]))
+                run, name, given = command.argv[1:3], command.argv[3], command.argv[4:]
+                assert run == ("-m", "keepaug")
+                args = load(name).build_parser().parse_intermixed_args(list(given))
                 config = getattr(args, "config", None) or getattr(args, "config_file", None)
                 assert config is None or config.is_file(), config
     names = {job.name for job in jobs}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,9 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
+from keepaug.__main__ import commands
 from keepaug.choices import RANGES
+from keepaug.commands import panels
 from keepaug.models import EarlyHeadNetwork
 from keepaug.models.weights import NetworkSpec, save_classifier
 from keepaug.policies import OPERATIONS as POLICY_OPERATIONS
@@ -22,11 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def tool(name: str):
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(commands()[name].module)
 
 
 @pytest.mark.slow
@@ -44,7 +41,7 @@ def test_quickstart_from_data_to_report_and_again(tmp_path: Path, capfd: pytest.
 
 
 def test_convert_report_and_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    convert = tool("convert_backbone")
+    convert = tool("convert")
     torch.save(resnet18().state_dict(), tmp_path / "w.pth")
     assert (
         convert.main(
@@ -70,14 +67,14 @@ def test_convert_report_and_errors(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_show_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show = tool("show_regions")
+    show = tool("show")
     torch.save(resnet18().state_dict(), tmp_path / "w.pth")
     Image.effect_noise((80, 60), 60).convert("RGB").save(tmp_path / "i.png")
     base = ["--torchvision", str(tmp_path / "w.pth"), "--side", "64", "--output", str(tmp_path / "o.png")]
     assert show.main(["--image", str(tmp_path / "i.png"), "--arch", "resnet18", *base]) == 0
     assert Image.open(tmp_path / "o.png").width > 6 * 190
     plain = (tmp_path / "o.png").read_bytes()
-    assert show.TITLES == ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandAugment")
+    assert panels.TITLES == ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandAugment")
     assert show.main(["--image", str(tmp_path / "i.png"), "--arch", "resnet18", "--contrast", *base]) == 0
     assert (tmp_path / "o.png").read_bytes() != plain
     assert show.main(["--image", str(tmp_path / "i.png"), *base]) == 2
@@ -88,7 +85,7 @@ def test_show_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_show_regions_draws_figure_4_and_all_policies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show = tool("show_regions")
+    show = tool("show")
     Image.effect_noise((40, 40), 60).convert("RGB").save(tmp_path / "i.png")
     base = ["--image", str(tmp_path / "i.png"), "--side", "32", "--output", str(tmp_path / "o.png")]
     spec = NetworkSpec("resnet8", 3, {"stem": "cifar"})
@@ -107,7 +104,7 @@ def test_show_regions_draws_figure_4_and_all_policies(
     assert widths[0] - widths[1] > 300  # two pictures more, of the early head
     assert show.main([*base, "--show", "policies"]) == 0
     args = show.build_parser().parse_args([*base, "--show", "policies"])
-    labels = [label for label, _ in show.policies(args)]
+    labels = [label for label, _ in panels.policies(args)]
     for wanted in (*POLICY_OPERATIONS, *RANGES, "of 10", "of 30", "cifar10", "imagenet", "svhn", "AugMix"):
         assert any(wanted in label for label in labels), wanted
     assert Image.open(tmp_path / "o.png").height > (len(labels) + 1) * 190
@@ -119,7 +116,7 @@ def test_show_regions_reads_what_the_converter_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same picture from one ResNet, however it is wrapped."""
-    show = tool("show_regions")
+    show = tool("show")
     Image.effect_noise((80, 60), 60).convert("RGB").save(tmp_path / "i.png")
     torch.manual_seed(0)
     state = resnet18(num_classes=5).state_dict()
@@ -171,7 +168,7 @@ def test_report_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_train_classifier_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train = tool("train_classifier")
+    train = tool("train-classifier")
     config = str(ROOT / "configs" / "classify" / "laptop.yaml")
     assert train.main(["--config", config, "root=/nowhere", "--output", str(tmp_path)]) == 2
     assert "no folder /nowhere" in capsys.readouterr().err
@@ -185,7 +182,7 @@ def test_train_classifier_runs_seeds_and_does_not_repeat_them(
 ) -> None:
     from keepaug.data.synthetic import write_classification
 
-    train = tool("train_classifier")
+    train = tool("train-classifier")
     root = write_classification(tmp_path / "d", num_train=16, num_val=8, num_classes=4, size=(32, 32))
     config = str(ROOT / "configs" / "classify" / "laptop.yaml")
     call = [
@@ -210,7 +207,7 @@ def test_train_classifier_runs_seeds_and_does_not_repeat_them(
 
 def test_train_detector_command_line_is_detectron2s() -> None:
     """Frozen: scripts that call Detectron2's own training script call this one."""
-    parser = tool("train_detector").build_parser()
+    parser = tool("train-detector").build_parser()
     given = [
         "--config-file",
         "c.yaml",
@@ -251,7 +248,7 @@ def test_train_detector_trains_evaluates_and_scores_again(
 ) -> None:
     from keepaug.data.synthetic import write_detection
 
-    detect = tool("train_detector")
+    detect = tool("train-detector")
     root = write_detection(tmp_path / "d", num_train=4, num_val=2, num_classes=4)
     config = [
         "--config-file",
@@ -284,10 +281,7 @@ def test_train_detector_trains_evaluates_and_scores_again(
     )
 
 
-def test_benchmark_prints_ratios(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tools")  # as when it is run
+def test_benchmark_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = tool("benchmark")
     assert benchmark.main(["--shrink", "--output", str(tmp_path / "b.json"), "--device", "cpu"]) == 0
     figures = json.loads((tmp_path / "b.json").read_text())["figures"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from keepaug.__main__ import commands
 from keepaug.data.synthetic_reid import write_reid
 
 ROOT = Path(__file__).parents[2]
@@ -16,11 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("tool_train_reid", ROOT / "tools" / "train_reid.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(commands()["train-reid"].module)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from detection.coco import CocoDataset, load_coco
-from detection.evaluation import _ground_truth, evaluate, score, validate_results
+from detection.evaluation import CocoMetrics, _ground_truth, evaluate, score, validate_results
 from detection.prepare import BACKENDS
 from keepaug.runs.timing import Table, interleaved
 
@@ -29,7 +30,8 @@ def coco_evaluation_section(
     with tempfile.TemporaryDirectory() as folder:
         split, results = _drawn(Path(folder), images)
     truth, ready = _ground_truth(split), validate_results(results, split)
-    figures, variants = {}, {}
+    figures: dict[str, CocoMetrics] = {}
+    variants: dict[str, Callable[[], object]] = {}
     for name in BACKENDS[1:]:
         try:
             figures[name] = evaluate(split, results, backend=name)
@@ -55,7 +57,8 @@ def coco_evaluation_section(
 def _drawn(folder: Path, images: int) -> tuple[CocoDataset, list[dict[str, Any]]]:
     """COCO's proportions: 7.5 boxes an image of 80 classes, four detections a box."""
     draw = random.Random(0)
-    truth, results = [], []
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for image in range(1, images + 1):
         for _ in range(draw.randrange(16)):
             box = [draw.uniform(0, 400), draw.uniform(0, 300), draw.uniform(4, 200), draw.uniform(4, 160)]

@@ -1,7 +1,7 @@
 """Is the audit true? On drawn data, whose objects are known, and against the accuracy that training gave.
 
-    python tools/benchmarks/audit_truth.py maps --weights weights.pt --data DRAWN
-    python tools/benchmarks/audit_truth.py runs RUNS --weights RUNS/none/weights.pt --data DATA
+    python -m keepaug.commands.benchmarks.audit_truth maps --weights weights.pt --data DRAWN
+    python -m keepaug.commands.benchmarks.audit_truth runs RUNS --weights RUNS/none/weights.pt --data DATA
 
 `maps` compares importance lost with the object's hidden share, for the full, low-resolution and early-head
 maps (where the network has an early head), a constant map, and an untrained network. `runs` compares the
@@ -22,18 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from keepaug.audit import audit  # noqa: E402
-from keepaug.audit.images import Sample, open_source  # noqa: E402
-from keepaug.audit.measures import rank_correlation  # noqa: E402
-from keepaug.audit.truth import judge_maps  # noqa: E402
-from keepaug.data.batch_transforms import normalize  # noqa: E402
-from keepaug.models.weights import load_classifier  # noqa: E402
-from keepaug.runs.result import read_results  # noqa: E402
-from keepaug.runs.seeds import make_generator  # noqa: E402
-from keepaug.saliency import saliency_map  # noqa: E402
+from keepaug.audit import audit
+from keepaug.audit.images import Sample, open_source
+from keepaug.audit.measures import rank_correlation
+from keepaug.audit.truth import judge_maps
+from keepaug.data.batch_transforms import normalize
+from keepaug.models.weights import load_classifier
+from keepaug.runs.result import read_results
+from keepaug.runs.seeds import make_generator
+from keepaug.saliency import saliency_map
 
 MEASURES = ("fidelity", "importance_lost", "destroyed", "flipped", "logit_drop", "diversity")
 
@@ -100,11 +97,11 @@ def runs(args: argparse.Namespace) -> dict[str, Any]:
         entry = {"accuracy": statistics.mean(reached), "runs": len(reached)}
         table.append({"augmentation": row["augmentation"], "keep": row["keep"], **entry, **told})
     correlations = {}
-    for name in MEASURES:
-        known = [entry for entry in table if entry[name] is not None]
+    for measure in MEASURES:
+        known = [entry for entry in table if entry[measure] is not None]
         if len(known) < 3:
             continue
-        first = torch.tensor([entry[name] for entry in known])
+        first = torch.tensor([entry[measure] for entry in known])
         second = torch.tensor([entry["accuracy"] for entry in known])
         generator = make_generator(args.seed, "audit", "runs")
         picked = torch.randint(len(known), (1000, len(known)), generator=generator)
@@ -112,7 +109,7 @@ def runs(args: argparse.Namespace) -> dict[str, Any]:
         again = again[~again.isnan()].sort().values
         if not len(again):  # all settings alike
             continue
-        correlations[name] = {
+        correlations[measure] = {
             "settings": len(known),
             "rank_correlation": rank_correlation(first, second),
             "low": float(again[int(0.025 * len(again))]),

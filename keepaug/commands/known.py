@@ -5,13 +5,11 @@ kinds.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 from keepaug.report.cells import Wanted, load_cells, resolve
+from keepaug.runs.configs import CONFIGS
 from keepaug.runs.planning import Tool
 
-SCRIPTS = Path(__file__).resolve().parent
-CONFIGS = SCRIPTS.parent / "configs"
 PACKAGES = {
     "train_classifier": "keepaug.classify",
     "train_detector": "detection",

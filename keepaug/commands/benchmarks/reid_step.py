@@ -74,7 +74,8 @@ def _step(engine: KeepEngine, batch: Batch, step: int) -> None:
 
 def _step_that_erases(engine: KeepEngine, num: int) -> int:
     """The first step whose draw erases the expected number of images."""
-    if engine.eraser is None:
+    eraser = engine.eraser
+    if eraser is None:
         return 0
     shape, wanted = (
         torch.empty(num, 1, engine.config.height, engine.config.width),
@@ -82,8 +83,8 @@ def _step_that_erases(engine: KeepEngine, num: int) -> int:
     )
 
     def erased(step: int) -> int:
-        drawn = engine.eraser.draw(shape, generator=make_generator(engine.config.seed, "regions", step))
-        return int(drawn.applied.sum())
+        drawn = eraser.draw(shape, generator=make_generator(engine.config.seed, "regions", step))
+        return 0 if drawn.applied is None else int(drawn.applied.sum())
 
     return next(step for step in range(10_000) if erased(step) == wanted)
 

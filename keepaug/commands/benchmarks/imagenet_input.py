@@ -80,7 +80,12 @@ def _variants(paths: list[Path]) -> dict[str, Callable[[], object]]:
         from timm.data import create_transform
     except ImportError:
         return variants
-    options = {"is_training": True, "interpolation": "bilinear", "color_jitter": None, "use_prefetcher": True}
+    options: dict[str, Any] = {
+        "is_training": True,
+        "interpolation": "bilinear",
+        "color_jitter": None,
+        "use_prefetcher": True,
+    }
     one = create_transform(224, **options)
     first, policy, last = create_transform(224, auto_augment="rand-m9-n2-p1", separate=True, **options)
 

@@ -1,0 +1,83 @@
+"""Turn a classifier's ResNet into a Detectron2 backbone, and prove that nothing was lost.
+
+python tools/convert_backbone.py --weights weights.pt --output backbone.pth --verify --report
+python tools/convert_backbone.py --reverse --weights model_final.pth --output resnet.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from keepaug.runs.command import exit_code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="W",
+        help="the classifier: .pth, .pt, .tar, .safetensors",
+    )
+    add("--output", type=Path, required=True, metavar="OUT", help="the backbone; its sidecar is OUT.json")
+    add("--format", choices=("pth", "pkl"), help="default: by the suffix of OUT")
+    add("--key", help="which part of the file, where it holds several sets of weights (state_dict_ema)")
+    add("--prefix", help="of the keys, where one part holds several networks (backbone.); '' for none")
+    add("--arch", help="what the network is, where the file calls it something else (resnet50)")
+    add(
+        "--mean",
+        type=float,
+        nargs=3,
+        metavar=("R", "G", "B"),
+        help="the classifier's, in [0, 1]; default ImageNet's",
+    )
+    add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="the same")
+    add("--color-order", choices=("RGB", "BGR"), help="the classifier's; default RGB")
+    add(
+        "--verify",
+        action="store_true",
+        help="compare features with torchvision's and, if installed, Detectron2's",
+    )
+    add("--image", type=Path, help="the picture for --verify; default: a drawn one")
+    add("--report", action="store_true", help="print what was done")
+    add("--reverse", action="store_true", help="from Detectron2 to torchvision")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    def act() -> int:
+        from detection.convert import convert, reverse
+
+        if args.reverse:
+            architecture, notes = reverse(args.weights, args.output)
+            print(f"{args.output}: {architecture.name}", *(f"  note: {note}" for note in notes), sep="\n")
+            return 0
+        done = convert(
+            args.weights,
+            args.output,
+            format=args.format,
+            key=args.key,
+            prefix=args.prefix,
+            arch=args.arch,
+            mean=args.mean,
+            std=args.std,
+            color_order=args.color_order,
+            verify_features=args.verify,
+            image=args.image,
+        )
+        print(
+            done.report()
+            if args.report
+            else f"{done.output}: {done.sidecar.architecture}, {done.num_tensors} tensors"
+        )
+        return 0
+
+    return exit_code(act)

@@ -1,0 +1,1 @@
+"""Commands that span several packages; each package has its own beside what it runs."""

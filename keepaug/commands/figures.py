@@ -1,0 +1,122 @@
+"""Draw figure 2 (accuracy against Cutout's length and RandAugment's magnitude) or 3 (against tau) of the
+paper.
+
+    python tools/figures.py 2 RUNS --output figure2.png                    from result.json files in RUNS
+    python tools/figures.py 2 RUNS --commands root=CIFAR precision=bf16    the commands of missing runs
+    python tools/figures.py 2 RUNS --run --seeds 0 1 2 root=CIFAR          run them here in turn, then draw
+    python tools/figures.py 3 RUNS --run --shrink                          two steps each on drawn images
+
+The paper's curves are Wide ResNet-28-10's and are printed as pictures; numbers of its tables 2 and 4 stand
+beside ours, named. Figure 1's panels on any image: tools/show_regions.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keepaug.commands.known import tool
+from keepaug.report.aggregate import aggregate
+from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
+from keepaug.runs.command import exit_code
+from keepaug.runs.configs import CONFIGS
+from keepaug.runs.jobs import Commands
+from keepaug.runs.planning import Job, command_of
+from keepaug.runs.result import read_results
+
+TOOL = "train_classifier"
+POLICY_CONFIG = "cifar10_auto_augment.yaml"  # what RandAugment's panels start from
+CONFIG_OF = {"wrn28_10": "cifar10_wrn28_10.yaml"}  # others: cifar10.yaml with arch=
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("figure", choices=sorted(FIGURES))
+    add("runs", type=Path, metavar="RUNS", help="folder with the runs; --run adds to it")
+    add("--output", type=Path, help="default figureN.png")
+    add("--arch", default=None, help="default wrn28_10, the paper's; with --shrink resnet8")
+    add("--shortened", action="store_true", help="draw shortened runs, without the paper's numbers")
+    add("--commands", action="store_true", help="print what is missing, and draw nothing")
+    add("--run", action="store_true", help="run what is missing first")
+    add("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    add("--shrink", action="store_true", help="with --run or --commands: two steps each; implies --shortened")
+    add("overrides", nargs="*", metavar="key=value", help="for every run, for example root=CIFAR")
+    return parser
+
+
+def config_of(arch: str, settings: Mapping[str, Any]) -> Path:
+    policy = "rand_augment" in str(settings["method"])
+    name = POLICY_CONFIG if policy else CONFIG_OF.get(arch, "cifar10.yaml")
+    return CONFIGS / "classify" / name
+
+
+def given_of(args: argparse.Namespace, settings: Mapping[str, Any], seed: int) -> list[str]:
+    shrink = tool(TOOL).shrink if args.shrink else {}
+    own = {**shrink, **settings, "arch": args.arch, "seed": seed}
+    return [*(f"{key}={value}" for key, value in own.items()), *args.overrides]
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """The runs of the figure that are not finished, seeds outermost."""
+    if args.shrink and args.run and not any(item.startswith("root=") for item in args.overrides):
+        from keepaug.data.synthetic import write_classification
+
+        root = args.runs / "drawn"
+        if not root.is_dir():
+            write_classification(root, num_train=24, num_val=8, num_classes=2, size=(32, 32))
+        args.overrides += ["dataset=image_folder", "loading=memory", f"root={root}"]
+    jobs = {}
+    for seed in args.seeds:
+        for _, _, settings in wanted_settings(args.figure):
+            name = "-".join(
+                [args.arch, *(f"{key}_{value}" for key, value in settings.items()), f"seed{seed}"]
+            )
+            config, given = config_of(args.arch, settings), given_of(args, settings, seed)
+            command = command_of(tool(TOOL), config, args.runs / name, given)
+            recipe = tool(TOOL).recipe(tool(TOOL).load(config, given))
+            jobs[name] = Job(name, args.runs / name, (command,), recipe)
+    return [job for job in jobs.values() if not job.finished]
+
+
+def run_all(args: argparse.Namespace) -> None:
+    try:
+        Commands(tuple(command for job in jobs_of(args) for command in job.commands))()
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"{shlex.join(error.cmd)} failed; the same command goes on with the others"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_intermixed_args(argv)
+    args.arch = args.arch or ("resnet8" if args.shrink else "wrn28_10")
+    comparable = not (args.shortened or args.shrink)
+
+    def act() -> int:
+        if args.commands:
+            print("\n".join(shlex.join(command.argv) for job in jobs_of(args) for command in job.commands))
+            return 0
+        if args.run:
+            run_all(args)
+        points = find_points(
+            args.figure, aggregate(read_results(args.runs)), arch=args.arch, comparable=comparable
+        )
+        for point in points:
+            if point.group is None:
+                print("not run: " + " ".join(f"{key}={value}" for key, value in point.settings.items()))
+            elif "train" in "".join(c.metric for c in point.panel.curves) and not point.group.values(
+                "train_accuracy"
+            ):
+                print(f"no train accuracy in {point.group.first['folder']}")
+        output = args.output or Path(f"figure{args.figure}.png")
+        print(draw_figure(args.figure, points, output, arch=args.arch, comparable=comparable))
+        return 0
+
+    return exit_code(act)

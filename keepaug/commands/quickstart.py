@@ -1,0 +1,288 @@
+"""The whole job on data drawn by the program: backbones, conversion, detectors, re-identification, few
+labels, report.
+
+    python tools/quickstart.py --output quickstart
+
+Every stage leaves its result in the output folder; called again, finished stages are not repeated and
+interrupted ones go on where they stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from keepaug.commands.known import recipes, tool
+from keepaug.report import write_report
+from keepaug.runs.configs import CONFIGS
+from keepaug.runs.jobs import Command
+from keepaug.runs.planning import Job, command_of
+
+METHODS = ("none", "cutmix", "keep_cutmix")
+AUDITED = ("cutout:24", "random_erasing:p=1", "cutmix", "rand_augment:2,9")
+RECIPES = ("bag_of_tricks", "bag_of_tricks_keep")
+FEW_LABELS = {
+    "supervised": ("algorithm=supervised",),
+    "uda": ("algorithm=uda",),
+    "uda-keep": ("algorithm=uda", "keep=true"),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is drawn and trained; the small one is for tests."""
+
+    num_train: int
+    num_val: int
+    num_detection: int
+    num_detection_val: int
+    num_people: int
+    num_few_labels: int
+    backbone: tuple[str, ...] = ()
+    detector: tuple[str, ...] = ()
+    reid: tuple[str, ...] = ()
+    uda: tuple[str, ...] = ()
+
+
+FULL = Scale(1200, 300, 160, 60, num_people=60, num_few_labels=1200)
+SHRUNK = Scale(
+    *(64, 32, 8, 4, 8, 60),
+    backbone=("epochs=1", "max_steps=2"),
+    detector=("SOLVER.MAX_ITER=2", "SOLVER.STEPS=(1,)"),
+    reid=(
+        "epochs=1",
+        "max_steps=2",
+        "milestones=[1]",
+        "warmup_epochs=1",
+        "identities=4",
+        "images=2",
+        "ranked=2",
+    ),
+    uda=("steps=2", "batch_size=4"),
+)
+
+
+class StageError(RuntimeError):
+    """A stage failed; its log says why."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The stages, in the order they run."""
+
+    output: Path
+    scale: Scale
+    jobs: int
+
+    @property
+    def classes(self) -> Path:
+        """Where the classification images are."""
+        return self.output / "data" / "classes"
+
+    @property
+    def objects(self) -> Path:
+        """Where the detection images are."""
+        return self.output / "data" / "objects"
+
+    @property
+    def people(self) -> Path:
+        """Where the re-identification images are."""
+        return self.output / "data" / "people"
+
+    @property
+    def few_labels(self) -> Path:
+        """Where the images are of which few are labelled."""
+        return self.output / "data" / "few-labels"
+
+    def stages(self) -> list[tuple[str, Callable[[], None]]]:
+        """Title and action of each stage."""
+        return [
+            ("draw the datasets", self.draw),
+            (
+                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and {len(FEW_LABELS)} "
+                f"few-label networks",
+                self.train_networks,
+            ),
+            ("convert them to Detectron2's format and verify the features", self.convert),
+            ("measure what the augmentations destroy", self.measure),
+            ("train a detector from each backbone (torchvision engine)", self.train_detectors),
+            ("write the report", self.report),
+        ]
+
+    def draw(self) -> None:
+        """Classification as image folders, detection as COCO, re-identification as Market-1501."""
+        from keepaug.data.synthetic import write_classification, write_detection
+        from keepaug.data.synthetic_reid import write_reid
+
+        look = {"num_classes": 4, "colour_cue": 0.8, "noise": 0.03}
+        write_classification(
+            self.classes,
+            num_train=self.scale.num_train,
+            num_val=self.scale.num_val,
+            object_share=(0.3, 0.42),
+            **look,  # type: ignore[arg-type]
+        )
+        write_detection(
+            self.objects,
+            num_train=self.scale.num_detection,
+            num_val=self.scale.num_detection_val,
+            objects=(1, 3),
+            object_sides=(30.0, 46.0),
+            **look,  # type: ignore[arg-type]
+        )
+
+        write_classification(
+            self.few_labels,
+            num_train=self.scale.num_few_labels,
+            num_val=self.scale.num_val,
+            size=(32, 32),
+            # the hues of four are exchanged by inverting the colours, which is one of the augmentations
+            num_classes=3,
+            object_share=(0.4, 0.5),
+            colour_cue=0.8,
+            noise=0.03,
+        )
+        write_reid(
+            self.people,
+            num_train_identities=self.scale.num_people,
+            num_test_identities=self.scale.num_people // 2,
+        )
+
+    def train_networks(self) -> None:
+        """One run folder for each; the longest first, so that no core waits at the end."""
+        self._run_all(
+            [
+                *(self._backbone(method) for method in reversed(METHODS)),
+                *(self._reid(recipe) for recipe in reversed(RECIPES)),
+                *(self._uda(name) for name in reversed(FEW_LABELS)),
+            ]
+        )
+
+    def _backbone(self, method: str) -> Job:
+        given = [f"root={self.classes}", f"method={method}", "name=quickstart-backbone", *self.scale.backbone]
+        return self._job("train_classifier", "backbone.yaml", f"backbones/{method}", given)
+
+    def _reid(self, recipe: str) -> Job:
+        given = [f"root={self.people}", f"recipe={recipe}", *self.scale.reid]
+        return self._job("train_reid", "reid.yaml", f"reid/{recipe}", given)
+
+    def _uda(self, name: str) -> Job:
+        given = [f"root={self.few_labels}", *FEW_LABELS[name], *self.scale.uda]
+        return self._job("train_uda", "uda.yaml", f"uda/{name}", given)
+
+    def _job(self, name: str, config: str, folder: str, given: Sequence[str], *options: str) -> Job:
+        one, path, output = tool(name), CONFIGS / "quickstart" / config, self.output / folder
+        command = command_of(one, path, output, given)
+        command = Command((*command.argv[:4], *options, *command.argv[4:]), command.done)
+        settings = one.load(path, given)
+        return Job(folder, output, (command,), one.recipe(settings), one.origin(settings))
+
+    def convert(self) -> None:
+        """weights.pt to backbone.pth with its sidecar."""
+        for method in METHODS:
+            folder = self.output / "backbones" / method
+            command = [
+                *("-m", "keepaug", "convert"),
+                *("--weights", str(folder / "weights.pt"), "--output", str(folder / "backbone.pth")),
+                *("--verify", "--report"),
+            ]
+            self._run(f"convert {method}", command, folder / "convert.log", show=True)
+
+    def measure(self) -> None:
+        """The audit of the plainly trained backbone, which no method has an advantage in."""
+        from keepaug.audit import audit
+        from keepaug.audit.record import record
+        from keepaug.models.weights import identity_of, load_classifier
+
+        started = time.monotonic()
+        weights, output = self.output / "backbones" / "none" / "weights.pt", self.output / "audit"
+        result = audit(weights, self.classes, AUDITED, output=output, images=300, sweep=60, quiet=True)
+        origin = identity_of(weights, load_classifier(weights).provenance)
+        record(result, output, synthetic=True, wall_time_s=time.monotonic() - started, started_from=origin)
+        print(f"  {result.sentence}", flush=True)
+
+    def train_detectors(self) -> None:
+        """One run folder for each backbone."""
+        self._run_all([self._detector(method) for method in METHODS])
+
+    def _detector(self, method: str) -> Job:
+        weights = self.output / "backbones" / method / "backbone.pth"
+        given = [f"data_root={self.objects}", f"MODEL.WEIGHTS={weights}", *self.scale.detector]
+        options = ("--engine", "torchvision", "--draw", "6")
+        return self._job("train_detector", "detector.yaml", f"detectors/{method}", given, *options)
+
+    def report(self) -> None:
+        """Markdown and HTML."""
+        for path in write_report(self.output, self.output, recipes=recipes, title="KeepAugment quickstart"):
+            print(f"  {path}", flush=True)
+
+    def _run_all(self, jobs: Sequence[Job]) -> None:
+        """Several runs beside each other, one thread each; finished ones are not repeated."""
+
+        def one(job: Job) -> None:
+            if job.finished:
+                print(f"  {job.name}: done before", flush=True)
+                return
+            for command in job.commands:
+                self._run(job.name, list(command.argv[1:]), job.folder.with_name(f"{job.folder.name}.log"))
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(one, jobs))
+
+    def _run(self, name: str, command: list[str], log: Path, *, show: bool = False) -> None:
+        started = time.monotonic()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            done = subprocess.run(
+                [sys.executable, *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        text = log.read_text()
+        if done.returncode:
+            raise StageError(
+                f"{name} failed (exit code {done.returncode}); the end of {log}:\n{text[-2000:]}"
+            )
+        lines = text.replace("\r", "\n").strip().splitlines()
+        if show:
+            print("\n".join(f"  {line}" for line in lines if "->" in line or "verified" in line), flush=True)
+        print(f"  {name}: done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder for everything")
+    parser.add_argument(
+        "--jobs", type=int, default=min(3, os.cpu_count() or 1), help="runs beside each other"
+    )
+    parser.add_argument("--shrink", action="store_true", help="a few images and steps: does it run?")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    work = Quickstart(args.output.resolve(), SHRUNK if args.shrink else FULL, args.jobs)
+    stages, started = work.stages(), time.monotonic()
+    for number, (title, action) in enumerate(stages, start=1):
+        print(f"[{number}/{len(stages)}, {time.monotonic() - started:.0f} s] {title}", flush=True)
+        try:
+            action()
+        except (StageError, ValueError, FileNotFoundError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    print(
+        f"finished in {time.monotonic() - started:.0f} s: open {work.output / 'audit' / 'audit.html'}, then "
+        f"{work.output / 'report.html'}"
+    )
+    return 0

@@ -1,0 +1,310 @@
+"""Run all rows and columns of a table of the paper, over seeds; what is finished is skipped, what was
+interrupted goes on.
+
+    python tools/reproduce.py 1 root=CIFAR --output runs                  one run after the other here
+    python tools/reproduce.py 6 root=IMAGENET --gpus 8 --slurm --partition gpu --hours 100    SLURM jobs
+    python tools/reproduce.py 5 root=CIFAR --only "AugMix" --seeds 0 precision=bf16 channels_last=true
+    python tools/reproduce.py 8 root=Market-1501-v15.09.15 weights=resnet101-63fe2227.pth
+    python tools/reproduce.py 9 root=COCO imagenet=IMAGENET --gpus 8      backbones, conversion, detectors
+    python tools/reproduce.py 1 --shrink                                  a step each on drawn images
+    python tools/reproduce.py lab root=CIFAR --output runs --at-once 2    docs/evidence.md's pairs; --only a,b
+
+Table 9's backbones are shared with table 6. key=value settings go to every run. `--dry-run` prints the
+commands. `python tools/report.py table1 --runs runs` prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from keepaug.commands.known import tool
+from keepaug.report.cells import Cell, load_cells, run_name
+from keepaug.report.evidence import load_evidence, of_run
+from keepaug.runs.command import exit_code
+from keepaug.runs.configs import CONFIGS
+from keepaug.runs.errors import NonFiniteLossError
+from keepaug.runs.jobs import Command, Commands, slurm_executor
+from keepaug.runs.planning import Job, command_of, settings_of
+from keepaug.runs.result import read_results
+
+KEPT = CONFIGS.parent / "docs" / "evidence"  # in a clone
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "table",
+        help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; or lab; table 3 is tools/benchmark.py's",
+    )
+    add("--seeds", type=int, nargs="+", metavar="N", help="default: as many as the paper averages over")
+    add(
+        "--only", metavar="TEXT", help='only cells whose "row / column" contains this; lab: questions, as a,b'
+    )
+    add("--output", type=Path, metavar="DIR", help="default runs; with --shrink runs-shrunk")
+    add("--shrink", action="store_true", help="a step each, on drawn data where no root is given")
+    add(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes per run, by torchrun (table 9: --num-gpus)",
+    )
+    add("--at-once", type=int, default=1, metavar="N", help="runs at a time on this machine; default 1")
+    add("--missing", action="store_true", help="lab: leave out what docs/evidence has a result of")
+    add("--dry-run", action="store_true", help="print what would run, and start nothing")
+    slurm = parser.add_argument_group("SLURM (needs submitit)")
+    slurm.add_argument("--slurm", action="store_true", help="submit one job per run and return")
+    slurm.add_argument("--partition", help="default: the cluster's")
+    slurm.add_argument(
+        "--hours", type=float, default=24, help="time limit; a job that reaches it is queued again"
+    )
+    slurm.add_argument("--cpus", type=int, default=8, metavar="N", help="per GPU")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def cells_of(table: str) -> list[Cell]:
+    table = table.removeprefix("table")
+    return [cell for name in ([table, "1b"] if table == "1" else [table]) for cell in load_cells(name)]
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """The jobs of a table, each once, those that others need first.
+
+    Raises:
+        ValueError: nothing to run, or settings that cannot be meant.
+    """
+    if args.table == "lab":
+        return _lab(args)
+    cells = [c for c in cells_of(args.table) if not args.only or args.only in f"{c.row} / {c.column}"]
+    if not cells:
+        raise ValueError(f"--only {args.only!r} fits no cell of table {args.table}")
+    settings = settings_of(args.overrides)
+    jobs: dict[str, Job] = {}
+    for cell in cells:
+        for seed in args.seeds or cell.seeds:
+            for job in _jobs(cell, seed, settings, args.output, args):
+                jobs.setdefault(job.name, job)
+    return list(jobs.values())
+
+
+def _lab(args: argparse.Namespace) -> list[Job]:
+    """The paired experiments; says first what they cost."""
+    evidence, settings = load_evidence(), settings_of(args.overrides)
+    if clash := sorted(
+        set(settings) & {"seed", *(key for run in evidence.runs.values() for key in run.settings)}
+    ):
+        raise ValueError(
+            f"{', '.join(clash)}: that is what the runs differ in; --only and --seeds choose among them"
+        )
+    kept = read_results(KEPT) if args.missing and KEPT.is_dir() else []
+    have = {name: of_run(kept, one) for name, one in evidence.wanted(tool(evidence.tool), CONFIGS).items()}
+    jobs, minutes = [], 0.0
+    for run, seed in evidence.order(args.only.split(",") if args.only else ()):
+        if (args.seeds and seed not in args.seeds) or seed in have[run.name]:
+            continue
+        name = f"{run.name}-seed{seed}"
+        jobs.append(
+            _job(evidence.tool, evidence.config, run.settings, seed, settings, args.output, args, name=name)
+        )
+        minutes += 0 if jobs[-1].finished else run.core_minutes
+    if not jobs:
+        raise ValueError("nothing to run: no such seed is planned, or all results are kept in docs/evidence")
+    print(f"{len(jobs)} runs; what is not done yet takes about {minutes / 60:.1f} core-hours", flush=True)
+    return jobs
+
+
+def _jobs(
+    cell: Cell, seed: int, settings: Mapping[str, str], output: Path, args: argparse.Namespace
+) -> list[Job]:
+    """The run of a cell; for a detector the classifier (shared with table 6) before it."""
+    if clash := sorted(set(settings) & ({*cell.overrides, "seed"})):
+        raise ValueError(
+            f"{', '.join(clash)}: that is what the cells of table {cell.table} are about; --only and "
+            f"--seeds choose "
+            "among them"
+        )
+    if cell.backbone is None:
+        return [_job(cell.tool, cell.config, cell.overrides, seed, settings, output, args)]
+    root = settings.get("root") or (str(_drawn("coco", output)) if args.shrink else None)
+    if root is None:
+        raise ValueError("root is missing: give the folder of COCO, for example root=datasets/coco")
+    below = {} if "imagenet" not in settings else {"root": settings["imagenet"]}
+    backbone = _job("train_classifier", *cell.backbone, seed, below, output, args)
+    weights = backbone.folder / "weights.pt"
+    converted = backbone.folder / "backbone.pth"
+    run = (sys.executable, "-m", "keepaug", "convert")
+    convert = (*run, "--weights", str(weights), "--output", str(converted), "--verify")
+    own = {key: value for key, value in settings.items() if key not in ("root", "imagenet")}
+    given = {"data_root": root, **own, "MODEL.WEIGHTS": str(converted)}
+    detector = _job(cell.tool, cell.config, {}, seed, given, output, args, name=f"{cell.run}-seed{seed}")
+    commands = (Command(convert, converted), *detector.commands)
+    return [backbone, dataclasses.replace(detector, commands=commands, after=(backbone.name,))]
+
+
+def _job(
+    name_of_tool: str,
+    config: str,
+    overrides: Mapping[str, Any],
+    seed: int,
+    settings: Mapping[str, str],
+    output: Path,
+    args: argparse.Namespace,
+    *,
+    name: str = "",
+) -> Job:
+    one = tool(name_of_tool)
+    path, name = CONFIGS / config, name or f"{run_name(config, overrides)}-seed{seed}"
+    given = dict(overrides)
+    if args.shrink:
+        given |= one.shrink
+        if one.name != "train_detector" and "root" not in settings:
+            drawn = one.load(path, []).dataset if one.name == "train_classifier" else one.name
+            given["root"] = str(_drawn(drawn, output))
+    key = (
+        {"SEED": seed + 1} if one.name == "train_detector" else {"seed": seed}
+    )  # 0 or less: not seeded there
+    pairs = [f"{key}={value}" for key, value in {**given, **settings, **key}.items()]
+    resolved = one.load(path, pairs)
+    one.check(resolved)
+    command = command_of(one, path, output / name, pairs, processes=args.gpus)
+    here = resolved if one.name == "train_classifier" else None
+    return Job(name, output / name, (command,), one.recipe(resolved), one.origin(resolved), settings=here)
+
+
+def _drawn(what: str, output: Path) -> Path:
+    """A small dataset drawn by the program in the real one's layout; results on it are marked synthetic."""
+    from keepaug.data.synthetic import write_classification, write_detection
+
+    root = output / "data" / what
+    if what == "cifar10":
+        return write_classification(root, num_train=20, num_val=10, num_classes=10, size=(24, 24))
+    if what == "imagenet":
+        return write_classification(root, num_train=8, num_val=4, num_classes=4, size=(56, 56))
+    if what == "coco":
+        return write_detection(root, num_train=4, num_val=2, num_classes=4)
+    if what == "train_uda":
+        return write_classification(root, num_train=60, num_val=20, num_classes=10, size=(32, 32))
+    from keepaug.data.synthetic_reid import write_reid
+
+    return write_reid(root)
+
+
+def run_here(jobs: Sequence[Job], *, in_process: bool = True, at_once: int = 1) -> list[str]:
+    """In their order, some of them at once; the names of those that failed. A failure stops only the jobs
+    that need it.
+    """
+    failed: list[str] = []
+    heads = [f"[{number}/{len(jobs)}] {job.name}" for number, job in enumerate(jobs, 1)]
+    if at_once == 1:
+        for job, head in zip(jobs, heads, strict=True):
+            _run(job, head, failed, in_process)
+        return failed
+    running: dict[str, Future[None]] = {}
+    with ThreadPoolExecutor(at_once) as pool:
+        for job, head in zip(jobs, heads, strict=True):
+            before = [running[name] for name in job.after if name in running]
+            running[job.name] = pool.submit(_run, job, head, failed, False, before)
+        try:
+            for one in running.values():
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def _run(
+    job: Job, head: str, failed: list[str], in_process: bool, before: Sequence[Future[None]] = ()
+) -> None:
+    for other in before:
+        other.result()
+    if job.finished:
+        print(f"{head}: done before", flush=True)
+        return
+    if lost := [name for name in job.after if name in failed]:
+        print(f"{head}: left out, it needs {', '.join(lost)}", flush=True)
+        failed.append(job.name)
+        return
+    print(f"{head}: {'going on' if job.begun else 'starting'}", flush=True)
+    try:
+        if in_process and job.settings is not None:
+            from keepaug.classify import train
+
+            train(job.settings, job.folder, resume=True)
+        else:
+            Commands(job.commands)()
+    except (
+        ValueError,
+        FileNotFoundError,
+        ImportError,
+        NonFiniteLossError,
+        subprocess.CalledProcessError,
+    ) as error:
+        print(f"{head}: failed: {error}", file=sys.stderr, flush=True)
+        failed.append(job.name)
+
+
+def submit(jobs: Sequence[Job], args: argparse.Namespace, logs: Path, *, cluster: str = "slurm") -> list[Any]:
+    """One submitit job per unfinished run; those that need another wait for it."""
+    submitted: dict[str, Any] = {}
+    for job in jobs:
+        if job.finished:
+            print(f"{job.name}: done before", flush=True)
+            continue
+        executor = slurm_executor(
+            logs / job.name,
+            name=job.name,
+            hours=args.hours,
+            gpus=args.gpus,
+            cpus=args.cpus,
+            partition=args.partition,
+            after=[submitted[name].job_id for name in job.after if name in submitted],
+            cluster=cluster,
+        )
+        submitted[job.name] = executor.submit(Commands(job.commands))
+        print(f"{job.name}: job {submitted[job.name].job_id}", flush=True)
+    return list(submitted.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_intermixed_args(argv)
+    args.output = (args.output or Path("runs-shrunk" if args.shrink else "runs")).resolve()
+
+    def act() -> int:
+        if args.at_once < 1:
+            raise ValueError(f"--at-once must be 1 or more, got {args.at_once}")
+        jobs = plan(args)
+        if args.dry_run:
+            for job in jobs:
+                state = "done" if job.finished else "begun" if job.begun else "to do"
+                print(
+                    f"# {job.name}: {state}",
+                    *(shlex.join(command.argv) for command in job.commands),
+                    sep="\n",
+                )
+            return 0
+        if args.slurm:
+            submit(jobs, args, args.output / "slurm")
+            return 0
+        failed = run_here(jobs, in_process=args.gpus == 1, at_once=args.at_once)
+        print(
+            f"{len(jobs) - len(failed)} of {len(jobs)} runs of "
+            f"{'lab' if args.table == 'lab' else f'table {args.table}'} are there"
+        )
+        if failed:
+            print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
+        return 1 if failed else 0
+
+    return exit_code(act)

@@ -1,0 +1,40 @@
+"""Train on few labels and many unlabelled images: UDA or FixMatch, plain or with Keep, or the labelled images
+alone.
+
+    python tools/train_uda.py --config configs/ssl_uda/cifar10_4000.yaml root=DATA keep=true --seeds 0 1 2
+    torchrun --nproc-per-node 4 tools/train_uda.py --config configs/ssl_uda/cifar10_4000.yaml root=DATA
+
+Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an
+interruption and ends with the same weights; with several seeds it goes on with those that are not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from keepaug.runs.command import config_parser, run_seeds
+from ssl_uda.config import UdaConfig, label
+from ssl_uda.tool import TOOL
+
+
+def build_parser() -> argparse.ArgumentParser:
+    return config_parser(
+        __doc__, UdaConfig, configs="configs/ssl_uda", output="runs/NAME-ALGORITHM-NUMlabels-seedSEED"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_intermixed_args(argv)
+
+    def name(config: UdaConfig) -> str:
+        stem = config.name or (args.config.stem if args.config else config.dataset)
+        return f"{stem}-{label(config)}"
+
+    def train(config: UdaConfig, output: Path, *, resume: bool) -> dict[str, float]:
+        from ssl_uda.loop import train
+
+        return train(config, output, resume=resume)
+
+    return run_seeds(args, TOOL, name=name, train=train)

@@ -1,0 +1,124 @@
+"""`keepaug COMMAND`: what there is, and that help and refusals come before anything slow is imported."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keepaug.__main__ import commands, main
+from keepaug.runs.config import load_config
+from keepaug.runs.configs import config_names, find_config
+
+ROOT = Path(__file__).parents[2]
+SLOW = {"torch", "torchvision", "timm", "detectron2", "torchreid", "matplotlib", "pycocotools"}
+REFUSED = [
+    ("audit", "--model m --data d --augment cutot", "cutot"),
+    ("audit", "--model m --data d --augment cutout --fail-above destroyed", "MEASURE=LIMIT"),
+    ("benchmark", "nothing", "unknown section nothing"),
+    ("configs", "nothing", "no config nothing"),
+    ("figures", "2 nowhere", "nowhere"),
+    ("report", "nowhere", "no folder nowhere"),
+    ("reproduce", "1 root=d lrr=1", "did you mean lr"),
+    ("reproduce", "9 root=d", "root"),
+    ("train-classifier", "--config classify/cifar10 root=d methot=cutout", "did you mean method"),
+    ("train-classifier", "root=d method=cutot", "did you mean cutout"),
+    ("train-classifier", "root=d arch=resnet51", "did you mean resnet"),
+    ("train-classifier", "root=d arch=resnext50_32x4d", "torchvision:resnext50_32x4d"),
+    ("train-classifier", "root=d nesterov=true momentum=0", "nesterov needs momentum"),
+    ("train-classifier", "--config reid/laptop root=d", "unknown key"),
+    ("train-detector", "--config-file nowhere.yaml", "no config file nowhere.yaml"),
+    ("train-detector", "--config-file detection/schedule_3x SOLVER.BASE_LRR 0.1", "SOLVER.BASE_LR"),
+    ("train-reid", "--config reid/r50_bag_of_tricks_kep root=d", "did you mean reid/r50_bag_of_tricks_keep"),
+    ("train-reid", "root=d recipe=standard neck=bnneck", "recipe=standard means neck=none"),
+    ("train-uda", "root=d keep=yes2", "keep"),
+    ("train-uda", "root=d entropy=1 target_mode=eval", "entropy needs"),
+]  # fmt: skip
+
+
+def in_process(*argv: str) -> tuple[int, str, set[str]]:
+    """Exit code, everything printed, and the imported packages of a process of its own."""
+    script = (
+        "import sys; from keepaug.__main__ import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code or 0\n"
+        "print('IMPORTED', *{name.partition('.')[0] for name in sys.modules}); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, cwd=ROOT)
+    text, _, imported = done.stdout.rpartition("IMPORTED ")
+    return done.returncode, text + done.stderr, set(imported.split())
+
+
+@pytest.mark.parametrize("name", ["", *commands()])
+def test_help_imports_nothing_slow(name: str) -> None:
+    code, text, imported = in_process(*filter(None, [name, "--help"]))
+    assert code == 0
+    assert f"usage: keepaug {name}".strip() in text
+    assert "keepaug.__main__" not in text
+    assert not imported & SLOW
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), REFUSED)
+def test_refusals_import_nothing_slow(name: str, arguments: str, message: str) -> None:
+    code, text, imported = in_process(name, *arguments.split())
+    assert code == 2
+    assert message in text
+    assert "Traceback" not in text
+    assert not imported & SLOW
+
+
+def test_every_command_is_listed_and_every_script_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for name, command in commands().items():
+        assert re.search(rf"^  {name} +\w", text, flags=re.MULTILINE), name
+        assert callable(command.load())
+    called = [re.search(r'main\(\["([\w-]+)"', path.read_text()) for path in (ROOT / "tools").glob("*.py")]
+    assert {found[1] for found in called if found} == set(commands()) - {"configs"}
+
+
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train-clasifier"]) == 2
+    assert "did you mean train-classifier?" in capsys.readouterr().err
+
+
+def test_a_script_is_its_command(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "train_reid.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={})
+    assert done.stdout.startswith("usage: keepaug train-reid")
+
+
+def test_configs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = ROOT / "configs" / "reid" / "laptop.yaml"
+    for name in ("reid/laptop", "reid/laptop.yaml", "configs/reid/laptop.yaml"):
+        assert find_config(name) == wanted
+    (tmp_path / "reid").mkdir()
+    (tmp_path / "reid" / "laptop.yaml").touch()  # the user's own file goes first
+    assert find_config("reid/laptop.yaml") == Path("reid/laptop.yaml")
+    assert find_config(wanted) == wanted
+    with pytest.raises(FileNotFoundError, match="did you mean reid/laptop"):
+        find_config("laptop.yaml")
+
+
+def test_configs_are_listed_printed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from detection.config import load_config as load_detector
+    from reid.config import ReidConfig
+
+    assert main(["configs"]) == 0
+    text = capsys.readouterr().out
+    for name in config_names():
+        assert re.search(rf"^{name} +\w", text, flags=re.MULTILINE), name
+    assert main(["configs", "reid", "detection/small_retinanet_R_18_FPN", "--copy-to", str(tmp_path)]) == 0
+    assert load_config(ReidConfig, tmp_path / "reid" / "laptop.yaml").arch == "resnet18"
+    name = "detection/small_retinanet_R_18_FPN"
+    copied, original = load_detector(tmp_path / f"{name}.yaml"), load_detector(name)
+    assert copied == original
+    capsys.readouterr()
+    assert main(["configs", "reid", "--copy-to", str(tmp_path)]) == 2
+    assert "there already" in capsys.readouterr().err
+    assert main(["configs", "reid/laptop", "--print"]) == 0
+    assert capsys.readouterr().out == (ROOT / "configs" / "reid" / "laptop.yaml").read_text()
