@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 import keepaug
+from keepaug.__main__ import commands
+from keepaug.commands import known
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +45,7 @@ def _quoted(page: Path) -> list[str]:
 def _commands(page: Path) -> Iterator[list[str]]:
     """The words of each command, of blocks and of quotations in the text."""
     lines = [line for block in _blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    quoted = [text for text in _quoted(page) if re.match(r"(python|torchrun) ", text)]
+    quoted = [text for text in _quoted(page) if re.match(r"(python|torchrun|keepaug) [a-z-]", text)]
     for line in [*lines, *quoted]:
         if words := shlex.split(line, comments=True):
             yield words
@@ -56,23 +59,42 @@ def _anchor(heading: str) -> str:
 @pages
 def test_commands_are_taken(page: Path) -> None:
     """By the parser of their tool, and their settings by their config, before anything is read or run."""
-    known = importlib.import_module("known")
     for words in _commands(page):
-        script = next((word for word in words if word.startswith("tools/")), None)
-        if script is None:
+        where = next((place for place, word in enumerate(words) if _COMMAND.match(word)), None)
+        if where is None:
             assert words[0] in {"make", "pip", "cd", "git"}, words
             continue
-        module = importlib.import_module(script.removeprefix("tools/").removesuffix(".py").replace("/", "."))
+        name, given, module = _module(words[where:])
         if not hasattr(module, "build_parser"):
             continue
-        args = _parse(module.build_parser(), words[words.index(script) + 1 :])
-        name = Path(script).stem
-        if name == "train_detector":
+        args = _parse(module.build_parser(), given)
+        if name == "train-detector":
             pairs = [f"{key}={value}" for key, value in zip(args.opts[::2], args.opts[1::2], strict=True)]
-            known.tool(name).load(args.config_file, pairs)
-        elif name in known.PACKAGES:
+            known.tool("train_detector").load(args.config_file, pairs)
+        elif name.replace("-", "_") in known.PACKAGES:
             numbers = [item for item in args.seeds or [] if "=" in item]
-            known.tool(name).load(args.config, [*args.overrides, *numbers])
+            known.tool(name.replace("-", "_")).load(args.config, [*args.overrides, *numbers])
+
+
+_COMMAND = re.compile(r"tools/|keepaug(\.|$)")
+
+
+def _module(words: list[str]) -> tuple[str, list[str], ModuleType]:
+    """Command, arguments and module of `keepaug NAME ...`, `tools/NAME.py ...`, `keepaug.MODULE ...`."""
+    name, *given = words
+    if name.startswith("tools/"):
+        script = re.search(r'main\(\["([\w-]+)"', (ROOT / name).read_text())
+        if script is None:
+            path = name.removeprefix("tools/").removesuffix(".py").replace("/", ".")
+            return name, given, importlib.import_module(path)
+        name = script[1]
+    elif name == "keepaug":
+        name, *given = given or ["--help"]
+        if name.startswith("-"):
+            return name, given, importlib.import_module("keepaug.__main__")
+    else:
+        return name, given, importlib.import_module(name)
+    return name, given, importlib.import_module(commands()[name].module)
 
 
 def _parse(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
@@ -152,7 +174,9 @@ def test_what_is_named_exists(page: Path) -> None:
 
 def _options() -> set[str]:
     sources = [
-        path.read_text() for folder in ("tools", "keepaug/runs") for path in (ROOT / folder).glob("*.py")
+        path.read_text()
+        for pattern in ("tools/*.py", "*/*command.py", "keepaug/*/command.py", "keepaug/commands/**/*.py")
+        for path in ROOT.glob(pattern)
     ]
     return {"--help", *re.findall(r"\"(--[a-z-]+)\"", "\n".join(sources))}
 

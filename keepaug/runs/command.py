@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.runs.errors import ConfigError
-from keepaug.runs.errors import EXIT_STOPPED, NonFiniteLossError, StopRequestedError
+from keepaug.runs.errors import EXIT_STOPPED, ConfigError, NonFiniteLossError, StopRequestedError
 from keepaug.runs.planning import Tool, is_finished
 from keepaug.runs.result import FILE_NAME, read_result
 
