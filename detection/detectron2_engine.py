@@ -10,7 +10,10 @@ loaded.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import functools
+import json
 import logging
 import random
 import traceback
@@ -22,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
@@ -31,8 +35,12 @@ from detection.config import ConfigError
 from detection.evaluation import coco_results, evaluate, save_results
 from keepaug.data.reading import read_image
 from keepaug.runs.checkpoint import first_non_finite, read_weights_only
-from keepaug.runs.files import write_atomic, write_bytes_atomic
+from keepaug.runs.distributed import Distributed
+from keepaug.runs.errors import EXIT_STOPPED, LostProcessError, StopRequestedError
+from keepaug.runs.files import write_atomic, write_text_atomic
+from keepaug.runs.recorder import Clock
 from keepaug.runs.seeds import derive_seed
+from keepaug.runs.stopping import StopSignals, iterate
 
 try:
     import detectron2.utils.comm as comm
@@ -53,8 +61,8 @@ try:
         TrainerBase,
         create_ddp_model,
         default_setup,
-        launch,
     )
+    from detectron2.engine import launch as launch_processes
     from detectron2.evaluation import DatasetEvaluator
     from detectron2.structures import BoxMode
 except ImportError as error:
@@ -243,6 +251,8 @@ def _as_it_is(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class _Checkpointer(DetectionCheckpointer):
     """Writes to a temporary file, then renames: a kill while saving leaves the previous checkpoint usable."""
 
+    clock: Clock | None = None
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Everything that is loaded comes through here: Detectron2's own loader runs what a pickle says."""
         return read_for_detectron2(filename)
@@ -257,10 +267,12 @@ class _Checkpointer(DetectionCheckpointer):
             raise FloatingPointError(f"{bad} is no longer finite, so {path} is not written")
         write_atomic(path, lambda file: torch.save(state, file))
         self.tag_last_checkpoint(path.name)
+        if self.clock is not None:
+            self.clock.keep()
         self.logger.info("Saved %s", path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        write_bytes_atomic(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
+        write_text_atomic(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
 
 class _Evaluator(DatasetEvaluator):
@@ -288,10 +300,27 @@ class _Evaluator(DatasetEvaluator):
         return {"bbox": evaluate(self._dataset, results).metrics}
 
 
-class Trainer(DefaultTrainer):
-    """Detectron2's default trainer with our checkpointer, COCO evaluator and CPU processes."""
+class _Stop(BaseException):
+    """Ends Detectron2's loop, which prints the traceback of every Exception, after a step.
 
-    def __init__(self, cfg: Any) -> None:
+    Attributes:
+        said: what the user is told.
+    """
+
+    def __init__(self, said: StopRequestedError) -> None:
+        self.said = said
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's default trainer with our checkpointer, COCO evaluator and CPU processes.
+
+    Args:
+        cfg: the config.
+        clock: of the run.
+        signals: that ask to stop.
+    """
+
+    def __init__(self, cfg: Any, clock: Clock | None = None, signals: StopSignals | None = None) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own builds the parts below with fixed choices
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -304,6 +333,7 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # This trainer's own state_dict holds optimizer, scheduler and iteration.
         self.checkpointer = _Checkpointer(parallel, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.clock, self.signals = clock, signals
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -347,12 +377,33 @@ class Trainer(DefaultTrainer):
     def train(self) -> Any:
         """From where the checkpoint left the batches."""
         self._trainer.data_loader.batch_sampler.start = self.start_iter
+        self._trainer._data_loader_iter_obj = iterate(self._trainer.data_loader)
         return super().train()
 
     def run_step(self) -> None:
         """One step; anchors and proposals are sampled from a seed of its own."""
         torch.manual_seed(derive_seed(self.cfg.SEED, "samples", comm.get_rank(), self.iter))
-        super().run_step()
+        # RetinaNet's focal loss is scripted: a process's third call would compile it, with other rounding.
+        with torch.jit.optimized_execution(False):
+            super().run_step()
+
+    def after_step(self) -> None:
+        """Detectron2's hooks; then stop where that is asked for."""
+        super().after_step()
+        done = self.iter + 1
+        if self.signals is None or done == self.max_iter:
+            return
+        rank, size = comm.get_rank(), comm.get_world_size()
+        world = Distributed(rank, size, comm.get_local_rank(), torch.device(self.cfg.MODEL.DEVICE))
+        save = functools.partial(self.checkpointer.save, f"model_{self.iter:07d}", iteration=self.iter)
+        if not comm.is_main_process():
+            save = comm.synchronize
+        try:
+            self.signals.stop_if_asked(Path(self.cfg.OUTPUT_DIR), done, save, world)
+        except StopRequestedError as error:
+            if comm.is_main_process():
+                comm.synchronize()
+            raise _Stop(error) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's, and the moving average that its RetinaNet divides losses by."""
@@ -382,6 +433,8 @@ def run(
     *,
     resume: bool = False,
     eval_only: bool = False,
+    clock: Clock | None = None,
+    signals: StopSignals | None = None,
 ) -> None:
     """Train and evaluate (or only evaluate) in this process; one of several under `launch`.
 
@@ -394,8 +447,11 @@ def run(
         resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate that
             checkpoint.
         eval_only: evaluate `cfg.MODEL.WEIGHTS`, which must be a whole detector.
+        clock: of the run, kept with every checkpoint.
+        signals: that ask to stop; None under `launch`, where each process has its own.
 
     Raises:
+        StopRequestedError: the run was asked to stop, and has written a checkpoint.
         WeightsNotLoadedError: the backbone (or with `eval_only` the detector) did not come from the file.
         RuntimeError: a loss became infinite or NaN; names the last good checkpoint.
     """
@@ -410,7 +466,8 @@ def run(
         _load_and_check(checkpointer, last or cfg.MODEL.WEIGHTS, whole_detector=True)
         Trainer.test(cfg, model)
         return
-    trainer = Trainer(cfg)
+    several = comm.get_world_size() > 1
+    trainer = Trainer(cfg, clock, StopSignals() if several else signals)
     if resume and trainer.checkpointer.has_checkpoint():
         _refuse_other_engine(trainer.checkpointer.get_checkpoint_file())
         trainer.resume_or_load(resume=True)
@@ -421,14 +478,62 @@ def run(
             )
     elif cfg.MODEL.WEIGHTS:
         trainer.loaded_weights(cfg.MODEL.WEIGHTS)
+    if comm.is_main_process():
+        _forget_after(Path(cfg.OUTPUT_DIR) / "metrics.json", trainer.start_iter)
+    # It would print the traceback of what is said in one line, and raised, anyway.
+    logging.getLogger(TrainerBase.__module__).addFilter(lambda record: record.exc_info is None)
     try:
         trainer.train()
+    except _Stop as stop:
+        if several:  # a process can tell its parent no more than a number
+            raise SystemExit(EXIT_STOPPED) from None
+        raise stop.said from None
     except FloatingPointError as error:
         last = trainer.checkpointer.get_checkpoint_file()
         raise RuntimeError(
             f"{error}; last good checkpoint: {last or 'none'}. Lower SOLVER.BASE_LR or raise "
             "SOLVER.WARMUP_ITERS, then --resume"
         ) from error
+
+
+def launch(work: Any, processes: int, *, output: Path, **where: Any) -> None:
+    """Detectron2's `launch`, which tells of what happened in its processes in one line.
+
+    Args:
+        work: to do in each.
+        processes: on this machine.
+        output: the run's folder.
+        where: `num_machines`, `machine_rank` and `dist_url`.
+
+    Raises:
+        StopRequestedError: they were asked to stop, and have written a checkpoint.
+        LostProcessError: one of them has ended.
+    """
+    try:
+        launch_processes(work, processes, **where)
+    except ProcessExitedException as error:
+        if error.exit_code == EXIT_STOPPED:
+            raise StopRequestedError(
+                f"stopped, with a checkpoint in {output}; the same command with --resume goes on"
+            ) from error
+        raise LostProcessError(
+            f"{error}; the others were ended, the same command with --resume goes on from the last checkpoint"
+        ) from error
+    except ProcessRaisedException as error:
+        raise LostProcessError(
+            f"process {error.error_index}: {str(error).strip().splitlines()[-1]}"
+        ) from error
+
+
+def _forget_after(path: Path, start: int) -> None:
+    """Leave what Detectron2 logged before iteration `start`: what came after it is done again."""
+    kept = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut short
+            if json.loads(line)["iteration"] < start:
+                kept.append(line)
+    if path.is_file():
+        write_text_atomic(path, "".join(kept))
 
 
 def _refuse_other_engine(checkpoint: str) -> None:

@@ -50,7 +50,7 @@ def run(job: DetectorJob) -> CocoMetrics | None:
         results_path = output / RESULTS_FILE
         results_path.unlink(missing_ok=True)  # an earlier evaluation must not be taken for this one
         if prepared.engine == "detectron2":
-            _run_detectron2(job, prepared)
+            _run_detectron2(job, prepared, recorder)
         else:
             _run_torchvision(job, prepared, recorder)
         if job.machine_rank != 0:
@@ -76,7 +76,7 @@ def open_recorder(job: DetectorJob, prepared: Prepared) -> Recorder:
         precision=precision_of(cfg),
         seed=cfg.SEED,
         changed=lambda before: changed_settings(before, cfg),
-        stoppable=prepared.engine == "torchvision",
+        pass_signals_on=job.num_gpus * job.num_machines > 1,
         has_run=has_run,
     )
 
@@ -120,8 +120,11 @@ def rescore(job: DetectorJob) -> CocoMetrics:
     return metrics
 
 
-def _run_detectron2(job: DetectorJob, prepared: Prepared) -> None:
+def _run_detectron2(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
     from detection import detectron2_engine
+
+    # Several processes get their own signals; this one passes on what is sent to it.
+    several = job.num_gpus * job.num_machines > 1
 
     work = functools.partial(
         detectron2_engine.run,
@@ -130,10 +133,13 @@ def _run_detectron2(job: DetectorJob, prepared: Prepared) -> None:
         prepared.val,
         resume=job.resume,
         eval_only=job.eval_only,
+        clock=None if job.eval_only else recorder.clock,
+        signals=None if several else recorder.signals,
     )
     detectron2_engine.launch(
         work,
         job.num_gpus,
+        output=recorder.path,
         num_machines=job.num_machines,
         machine_rank=job.machine_rank,
         dist_url=job.dist_url,

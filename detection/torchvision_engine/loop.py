@@ -24,8 +24,9 @@ from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic, write_text_atomic
 from keepaug.runs.guard import check_finite
 from keepaug.runs.progress import progress
-from keepaug.runs.recorder import Recorder
+from keepaug.runs.recorder import Clock, Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything
+from keepaug.runs.stopping import iterate
 
 __all__ = ["build_optimizer", "last_checkpoint", "learning_rate", "predict", "restore_model", "train"]
 
@@ -86,7 +87,9 @@ def last_checkpoint(output: str | Path) -> Path | None:
     return Path(output) / mark.read_text().strip() if mark.is_file() else None
 
 
-def _save(path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: int, seed: int) -> None:
+def _save(
+    path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: int, seed: int, clock: Clock
+) -> None:
     """A file that Detectron2 can evaluate too: its names under "model"."""
     normaliser = float(model.head.normaliser) if isinstance(model, RetinaNet) else None
     content = {
@@ -103,6 +106,7 @@ def _save(path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: in
         )
     write_atomic(path, lambda file: torch.save(content, file))
     write_text_atomic(path.with_name("last_checkpoint"), path.name)
+    clock.keep()
 
 
 def _newest_readable(output: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -202,7 +206,7 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
         print(f"loaded {number} tensors from {cfg.MODEL.WEIGHTS}", flush=True)
     recorder.forget_after(start)
     data = TrainingBatches(records, cfg, seed, start)
-    loader = DataLoader(data, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    loader = iterate(DataLoader(data, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS))
     bar = progress(loader, "training", total=cfg.SOLVER.MAX_ITER, initial=start)
     model.train()
     for iteration, batch in enumerate(bar, start=start):
@@ -216,10 +220,12 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
             if hasattr(bar, "set_postfix_str"):
                 bar.set_postfix_str(f"loss {values['total_loss']:.3f}", refresh=False)
         path = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
-        recorder.stop_if_asked(done, functools.partial(_save, path, model, optimizer, iteration, seed))
+        save = functools.partial(_save, path, model, optimizer, iteration, seed, recorder.clock)
         if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
             checkpoint = path
-            _save(checkpoint, model, optimizer, iteration, seed)
+            save()
+        if not last:
+            recorder.stop_if_asked(done, save)
     return model.eval()
 
 
@@ -283,7 +289,7 @@ def predict(cfg: Any, model: Detector, dataset: CocoDataset) -> list[dict[str, A
         EvaluationImages(dataset.records, cfg), batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
     results: list[dict[str, Any]] = []
-    bar = progress(images, "evaluating", total=len(dataset.records))
+    bar = progress(iterate(images), "evaluating", total=len(dataset.records))
     for record, image in zip(dataset.records, bar, strict=True):
         found = model.detect([image])[0]
         scale = record["width"] / image.shape[2], record["height"] / image.shape[1]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from keepaug.data.batch_transforms import with_mirror
 from keepaug.data.images import Batch, Images
 from keepaug.runs.seeds import make_generator
+from keepaug.runs.stopping import iterate
 
 __all__ = ["Loader", "default_workers", "make_loader"]
 
@@ -122,7 +123,7 @@ class Loader:
                 pin_memory=self.pin_memory,
                 **workers,
             )
-        for batch in self._batches:
+        for batch in iterate(self._batches):
             self.position += 1
             yield batch
         self.epoch += 1

@@ -7,13 +7,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.runs.errors import EXIT_STOPPED, ConfigError, NonFiniteLossError, StopRequestedError
+from keepaug.runs.errors import (
+    EXIT_STOPPED,
+    ConfigError,
+    LostProcessError,
+    NonFiniteLossError,
+    StopRequestedError,
+)
 from keepaug.runs.planning import Tool, is_finished
 from keepaug.runs.result import FILE_NAME, read_result
 
@@ -188,8 +195,9 @@ def exit_code(act: Callable[[], int]) -> int:
     """What a tool ends with: every expected error is one line on standard error.
 
     Returns:
-        What `act` returns; 2 for mistakes, missing files, full disks and diverged losses; 130 for Ctrl-C; 75
-        for a run that was asked to stop and can be resumed; 141 where nobody reads the output any more.
+        What `act` returns; 2 for mistakes, missing files, full disks or memories, lost processes and diverged
+        losses; 130 for Ctrl-C; 75 for a run that was asked to stop and can be resumed; 141 where nobody reads
+        the output any more.
     """
     try:
         return act()
@@ -202,9 +210,26 @@ def exit_code(act: Callable[[], int]) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says SIGPIPE: a run that printed into it has not ended
-    except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
+    except (ValueError, OSError, ImportError, NonFiniteLossError, LostProcessError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if (remedy := _remedy(error)) is None:
+            raise
+        print(f"error: {_one_line(error).splitlines()[0]} ({remedy})", file=sys.stderr)
+        return 2
+
+
+def _remedy(error: BaseException) -> str | None:
+    """What helps against errors of torch that have no type of their own; None: nobody knows."""
+    text = f"{type(error).__name__}: {error}"
+    if re.search(r"MemoryError|out of memory|can't allocate memory|not enough memory", text):
+        return "smaller batches or images, bf16, or more processes need less; --resume goes on"
+    if re.search(r"gloo|NCCL|DistBackend|DistNetwork|DistStore|Connection (closed|reset)|Broken pipe", text):
+        return "another process of this run has ended or cannot be reached; --resume goes on"
+    if "DataLoader worker" in text:
+        return "a process that reads images was ended, mostly for lack of memory; --resume goes on"
+    return None
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import signal
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+
+from keepaug.runs.errors import ConfigError
 
 __all__ = [
     "Distributed",
@@ -75,27 +81,36 @@ def setup(device: str = "auto") -> Distributed:
         device: "auto" (cuda where available), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: a CUDA device is asked for and there is none.
+        ConfigError: no such device, or it is not there.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise ConfigError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:N")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not cuda:
-        raise ValueError(f"device is {device}, but torch sees no CUDA device; device=cpu or device=auto")
+        raise ConfigError(f"device is {device}, but torch sees no CUDA device; device=cpu or device=auto")
     if device == "auto":
         device = "cuda" if cuda else "cpu"
     chosen = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
     if chosen.type == "cuda":
         if chosen.index is not None and chosen.index >= torch.cuda.device_count():
-            raise ValueError(
+            raise ConfigError(
                 f"process {local_rank} wants {chosen}, this machine has {torch.cuda.device_count()} GPU(s); "
                 "lower torchrun's --nproc-per-node"
             )
         torch.cuda.set_device(chosen)
     joined = world_size > 1 and not dist.is_initialized()
     if joined:
+        _end_with_parent()
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
     return Distributed(rank, world_size, local_rank, chosen, joined)
+
+
+def _end_with_parent() -> None:
+    """Be asked to stop where torchrun itself is killed: its processes would go on, and nobody end them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class _Gather(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EXIT_STOPPED", "ConfigError", "NonFiniteLossError", "StopRequestedError"]
+__all__ = ["EXIT_STOPPED", "ConfigError", "LostProcessError", "NonFiniteLossError", "StopRequestedError"]
 
 # EX_TEMPFAIL: the run stopped after a checkpoint, as it was asked to; the same command goes on
 EXIT_STOPPED = 75
@@ -10,6 +10,10 @@ EXIT_STOPPED = 75
 
 class ConfigError(ValueError):
     """Settings that cannot be meant: names the key, the value and what is allowed."""
+
+
+class LostProcessError(RuntimeError):
+    """One of several processes has ended, so that the others cannot go on."""
 
 
 class NonFiniteLossError(RuntimeError):

@@ -17,15 +17,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -34,17 +32,46 @@ from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from keepaug.runs.config import ConfigError, changed_settings, precision_of, recipe_of, to_dict
 from keepaug.runs.distributed import Distributed
-from keepaug.runs.errors import StopRequestedError
 from keepaug.runs.files import remove_unfinished, write_json_atomic, write_text_atomic
 from keepaug.runs.result import describe_run, record_result, revision
+from keepaug.runs.stopping import StopSignals
 
-__all__ = ["Recorder"]
-
-_STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-
+__all__ = ["Clock", "Recorder"]
 
 METRICS = "metrics.jsonl"
 RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A run's time, without the pauses between interruption and continuation.
+
+    Attributes:
+        file: run.json, for engines whose checkpoints cannot say it.
+        earlier: seconds, and seconds of the processor, of the parts before this one.
+        began: readings of both clocks.
+        pid: of the process that read them; another one of the run has used no processor time before.
+    """
+
+    file: Path
+    earlier: tuple[float, float] = (0.0, 0.0)
+    began: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), time.process_time()))
+    pid: int = field(default_factory=os.getpid)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return self.earlier[0] + time.monotonic() - self.began[0]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of the processor, by all threads of this process."""
+        return self.earlier[1] + time.process_time() - (self.began[1] if os.getpid() == self.pid else 0.0)
+
+    def keep(self) -> None:
+        """Write the time beside what the run is: for an engine, whenever it has saved a checkpoint."""
+        about = json.loads(self.file.read_text())
+        write_json_atomic(self.file, about | {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
 
 
 class Recorder:
@@ -61,7 +88,7 @@ class Recorder:
         precision: for a mapping: how numbers are computed.
         seed: for a mapping.
         changed: for a mapping: what a continuation would change of given earlier settings, as sentences.
-        stoppable: the loop calls `stop_if_asked`; otherwise signals do what they did before.
+        pass_signals_on: the work is done by processes that this one starts.
         has_run: whether the folder holds a run, where checkpoints are not `keepaug.runs.checkpoint`'s.
 
     Raises:
@@ -80,12 +107,11 @@ class Recorder:
         precision: Mapping[str, Any] | None = None,
         seed: int | None = None,
         changed: Callable[[Mapping[str, Any]], list[str]] | None = None,
-        stoppable: bool = True,
+        pass_signals_on: bool = False,
         has_run: Callable[[Path], bool] = has_checkpoint,
     ) -> None:
         self.path, self.main = Path(output), main
-        self._started, self._earlier = time.monotonic(), 0.0
-        self._cpu_started, self._cpu_earlier = time.process_time(), 0.0
+        self.clock = Clock(self.path / RUN)
         self._has_run, self._tensorboard = has_run, tensorboard
         self._config = dict(config) if isinstance(config, Mapping) else to_dict(config)
         self._changed = changed or (lambda before: changed_settings(before, config))
@@ -100,8 +126,6 @@ class Recorder:
         self._metrics: TextIO | None = None
         self._writer: Any = None
         self._lock = FileLock(self.path / ".lock", timeout=0)
-        self._asked: signal.Signals | None = None
-        self._handlers: dict[int, Any] = {}
         if main:
             self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -111,17 +135,7 @@ class Recorder:
                     f"{self.path} is in use by another run; wait for it or choose another folder"
                 ) from error
             remove_unfinished(self.path)
-        if stoppable and threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask) for number in _STOPPING}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = signal.Signals(number)
-        self._release_signals()  # a second one stops at once
-
-    def _release_signals(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        self.signals = StopSignals(pass_on=pass_signals_on)
 
     def stop_if_asked(self, step: int, save: Callable[[], object], world: Distributed | None = None) -> None:
         """Call it after each step: SLURM and Kubernetes send a signal some time before they kill.
@@ -134,18 +148,7 @@ class Recorder:
         Raises:
             StopRequestedError: any process was asked to stop; the checkpoint is written.
         """
-        asked = self._asked is not None
-        if world is not None and world.active:
-            flag = torch.tensor([float(asked)], device=world.device)
-            asked = bool(world.sum(flag) > 0)
-        if asked:
-            save()
-            reason = self._asked.name if self._asked is not None else "another process"
-            raise StopRequestedError(
-                f"stopped by {reason} after step {step}, with a checkpoint in {self.path}; the same command "
-                f"with "
-                "--resume goes on"
-            )
+        self.signals.stop_if_asked(self.path, step, save, world)
 
     def claim(
         self,
@@ -192,8 +195,8 @@ class Recorder:
                 "choose another folder, or remove it"
             )
         revisions: list[str | None] = [revision()]
+        before = self.recorded
         if begun:
-            before = self.recorded
             self._check_same(before, dataset, started_from)
             earlier = before.get("revisions", [])
             revisions = earlier + [one for one in revisions if one not in earlier]
@@ -215,12 +218,13 @@ class Recorder:
         for key, part in parts.items():
             if part is not None and state.get(key) is not None:
                 _restore(part, state[key])
-        self._earlier = float(state.get("seconds", 0.0))
-        self._cpu_earlier = float(state.get("cpu_seconds", 0.0))
+        times = state if "seconds" in state else before  # an engine's own checkpoints do not say it
+        earlier = times.get("seconds", 0.0), times.get("cpu_seconds", 0.0)
+        self.clock = replace(self.clock, earlier=earlier)
         if self.main:
             write_text_atomic(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
             about = {key: self._run[key] for key in ("kind", "dataset", "started_from", "revisions")}
-            write_json_atomic(self.path / RUN, about)
+            write_json_atomic(self.path / RUN, about | {"seconds": earlier[0], "cpu_seconds": earlier[1]})
             self._open_metrics(state, begun)
             if state["step"]:
                 print(f"resuming at step {state['step']}", flush=True)
@@ -242,14 +246,14 @@ class Recorder:
     @property
     def seconds(self) -> float:
         """Since the run began, without the pauses between interruption and continuation."""
-        return self._earlier + time.monotonic() - self._started
+        return self.clock.seconds
 
     @property
     def cpu_seconds(self) -> float:
         """Processor time of this process, all threads, in all parts of the run; what others do on the machine
         hardly matters.
         """
-        return self._cpu_earlier + time.process_time() - self._cpu_started
+        return self.clock.cpu_seconds
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -317,7 +321,7 @@ class Recorder:
             self._writer.close()
         if self._metrics is not None:
             self._metrics.close()
-        self._release_signals()
+        self.signals.release()
         self._lock.release()
 
     def __enter__(self) -> Recorder:

@@ -390,8 +390,4 @@ def test_detectron2_stopped_and_resumed_is_uninterrupted(
         states[name] = torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
     whole, stopped = states["whole"], states["stopped"]
     assert whole.keys() == stopped.keys()
-    if kind == "fpn":
-        assert [key for key, value in whole.items() if not torch.equal(value, stopped[key])] == []
-    else:  # two uninterrupted runs of its RetinaNet differ in the last bit of the first gradient
-        for key, value in whole.items():
-            torch.testing.assert_close(value, stopped[key], rtol=1e-4, atol=1e-5)
+    assert [key for key, value in whole.items() if not torch.equal(value, stopped[key])] == []

@@ -1,0 +1,77 @@
+"""Signals: who is asked, who is not, and what is said of processes that are lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from keepaug.runs.command import exit_code
+from keepaug.runs.config import ConfigError
+from keepaug.runs.distributed import setup
+from keepaug.runs.recorder import Clock
+from keepaug.runs.stopping import iterate
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_worker_that_is_asked_with_all_others_goes_on(number: signal.Signals) -> None:
+    loader = DataLoader(range(40), batch_size=1, num_workers=1, prefetch_factor=1)  # type: ignore[arg-type]
+    batches = iterate(loader)
+    assert next(batches).item() == 0
+    worker = batches._workers[0]  # type: ignore[attr-defined]
+    subprocess.run(["kill", f"-{number.name[3:]}", str(worker.pid)], check=True)  # by another process
+    assert [int(batch) for batch in batches] == list(range(1, 40))
+    batches = iterate(loader)
+    worker = batches._workers[0]  # type: ignore[attr-defined]
+    time.sleep(0.2)
+    os.kill(worker.pid, signal.SIGTERM)  # by its parent
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "mps:0", "cpu:0"])
+def test_an_unknown_device_is_a_setting_that_cannot_be_meant(device: str) -> None:
+    with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda"):
+        setup(device)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore"), "smaller batches"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "smaller batches"),
+        (MemoryError(), "smaller batches"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), "another process"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), "reads images"),
+    ],
+)
+def test_errors_without_a_type_are_one_line(
+    error: BaseException, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def act() -> int:
+        raise error
+
+    assert exit_code(act) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert said in line
+    with pytest.raises(RuntimeError, match="a mistake of the program"):
+        exit_code(lambda: (_ for _ in ()).throw(RuntimeError("a mistake of the program")))
+
+
+def test_the_clock_is_kept_beside_what_the_run_is(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"kind": "detection"}))
+    Clock(file, earlier=(100.0, 10.0)).keep()
+    kept = json.loads(file.read_text())
+    assert kept["kind"] == "detection"
+    assert 100 <= kept["seconds"] < 110
+    assert 10 <= kept["cpu_seconds"] < 20
