@@ -10,6 +10,7 @@ import os
 import re
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,7 @@ def exit_code(act: Callable[[], int]) -> int:
         losses; 130 for Ctrl-C; 75 for a run that was asked to stop and can be resumed; 141 where nobody reads
         the output any more.
     """
+    threading.excepthook = _said_in_a_line
     try:
         return act()
     except KeyboardInterrupt:
@@ -218,6 +220,14 @@ def exit_code(act: Callable[[], int]) -> int:
             raise
         print(f"error: {_one_line(error).splitlines()[0]} ({remedy})", file=sys.stderr)
         return 2
+
+
+def _said_in_a_line(lost: threading.ExceptHookArgs) -> None:
+    """A thread that cannot write, such as TensorBoard's; what waits for it gets the same error."""
+    if isinstance(lost.exc_value, OSError):
+        print(f"note: {lost.exc_value}", file=sys.stderr)
+    else:
+        threading.__excepthook__(lost)
 
 
 def _remedy(error: BaseException) -> str | None:

@@ -78,9 +78,13 @@ def _write(write: Callable[[BinaryIO], object], file: BinaryIO) -> None:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Delete what a killed process was writing; only for a folder that no other process writes to."""
-    for path in Path(folder).glob(".*.partial"):
-        path.unlink(missing_ok=True)
+    """Delete what a killed process was writing, in the folder and those directly in it that are no runs of
+    their own; only where no other process writes.
+    """
+    for pattern in (".*.partial", "*/.*.partial"):
+        for path in Path(folder).glob(pattern):
+            if path.parent == Path(folder) or not (path.parent / ".lock").exists():
+                path.unlink(missing_ok=True)
 
 
 def keep_as(path: Path, other: Path) -> None:
