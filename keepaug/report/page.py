@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import mimetypes
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 
 from keepaug.report.aggregate import Group, aggregate, formatted, origin_name
 from keepaug.report.cells import Wanted
-from keepaug.report.pairs import SETTLED, compare
+from keepaug.report.pairs import SETTLED, Pairs, compare
 from keepaug.report.paper import FilledTable, fill_table, load_paper
-from keepaug.runs import files
+from keepaug.report.view import Section, html_page
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
 
@@ -40,6 +38,8 @@ _CAPTIONS = {
 }
 
 
+_BASELINES = ("", "none", "standard", "supervised")
+_TASKS = ("classify", "detection", "reid", "ssl_uda")
 _PAIRS = "Keep against plain, pairs of one seed"
 
 
@@ -72,8 +72,30 @@ def write_report(
     tables = [fill_table(table, groups, recipes(str(table["id"]))) for table in load_paper()]
     output = Path(output)
     markdown = write_text_atomic(output / "report.md", _markdown(groups, tables, title, output))
-    page = write_text_atomic(output / "report.html", _html(groups, tables, title))
-    return markdown, page
+    texts = {
+        "rates_title": _KINDS["fidelity"][0],
+        "rates": _RATES_TEXT,
+        "pairs_title": _PAIRS,
+        "paper": _PAPER_TEXT,
+    }
+    page = html_page(
+        title=title,
+        summary=_summary(groups),
+        sections=[_section(own, kind) for kind in _TASKS if (own := _of_kind(groups, kind))],
+        rates=_rates(groups),
+        texts=texts,
+        pictures=_pictures(groups),
+        tables=tables,
+        output=output,
+    )
+    return markdown, write_text_atomic(output / "report.html", page)
+
+
+def _section(groups: Sequence[Group], kind: str) -> Section:
+    title, metric = _KINDS[kind]
+    head, rows = _own_table(groups, kind)
+    settings = [_told_apart_by(group) for group in groups]
+    return Section(kind, title, metric, groups, head, rows, _pairs(groups, kind), settings)
 
 
 def _label(group: Group, groups: Sequence[Group]) -> str:
@@ -132,7 +154,18 @@ def _marks(group: Group) -> str:
 
 
 def _of_kind(groups: Sequence[Group], kind: str) -> list[Group]:
-    return [group for group in groups if group.first["kind"] == kind]
+    """Baselines first, then each method before its Keep version."""
+    return sorted((group for group in groups if group.first["kind"] == kind), key=_place)
+
+
+def _place(group: Group) -> tuple[str, bool, str, bool]:
+    first = group.first
+    began = ((first["started_from"] or {}).get("provenance") or {}).get("recipe", {})
+    recipe = {**began, **first["recipe"]}
+    method = str(next((recipe[key] for key in ("method", "algorithm", "recipe") if key in recipe), ""))
+    keep = method.startswith("keep_") or recipe.get("keep") is True or recipe.get("erasing") == "keep"
+    plain = method.removeprefix("keep_").removesuffix("_keep")
+    return first["dataset"]["name"], keep or plain not in _BASELINES, plain, keep
 
 
 def _own_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list[str]]]:
@@ -182,26 +215,26 @@ def _is_keep_of(keep: Group, plain: Group) -> bool:
     )
 
 
-def _pairs_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list[str]]]:
-    """Each method with Keep against the same without, over the seeds that both have."""
-    metric, rows = _KINDS[kind][1], []
+def _pairs(groups: Sequence[Group], kind: str) -> list[tuple[str, str, Pairs]]:
+    """Each method with Keep and the same without, over the seeds that both have."""
+    metric, found = _KINDS[kind][1], []
     for keep in groups:
         for plain in groups:
-            if not _is_keep_of(keep, plain):
-                continue
-            values = [
-                {one["seed"]: one["metrics"][metric] for one in group.results} for group in (keep, plain)
-            ]
-            pairs = compare(*values)
-            needed = pairs.still_needed()
-            rows.append(
-                [
-                    f"{_label(keep, groups)} - {_label(plain, groups)}",
-                    str(pairs),
-                    "-" if needed is None else str(needed),
+            if _is_keep_of(keep, plain):
+                values = [
+                    {one["seed"]: one["metrics"][metric] for one in group.results} for group in (keep, plain)
                 ]
-            )
-    return ["difference", f"{metric} (points, 95 %)", f"pairs still needed for ± {SETTLED}"], rows
+                found.append((_label(keep, groups), _label(plain, groups), compare(*values)))
+    return found
+
+
+def _pairs_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for keep, plain, pairs in _pairs(groups, kind):
+        needed = pairs.still_needed()
+        rows.append([f"{keep} - {plain}", str(pairs), "-" if needed is None else str(needed)])
+    head = ["difference", f"{_KINDS[kind][1]} (points, 95 %)", f"pairs still needed for ± {SETTLED}"]
+    return head, rows
 
 
 def _rates(groups: Sequence[Group]) -> list[tuple[str, float, float, str]]:
@@ -263,7 +296,7 @@ def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str
         parts += [f"| {_plain_text(name)} | {plain:.1f} | {keep:.1f} |" for name, plain, keep, _ in rates] + [
             ""
         ]
-    for kind in ("classify", "detection", "reid", "ssl_uda"):
+    for kind in _TASKS:
         if own := _of_kind(groups, kind):
             head, rows = _own_table(own, kind)
             parts += [f"## {_KINDS[kind][0]}", "", *_table_lines(head, rows), ""]
@@ -320,46 +353,3 @@ def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:
                     (f"{_label(group, groups)}. {_CAPTIONS.get(role.rstrip('_0123456789'), role)}", path)
                 )
     return found
-
-
-def _embedded(path: Path) -> str:
-    kind = mimetypes.guess_type(path.name)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _html(groups: Sequence[Group], tables: Sequence[FilledTable], title: str) -> str:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError("the report needs jinja2: pip install 'keepaug[report]'") from error
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
-    own: list[dict[str, Any]] = []
-    for kind in ("classify", "detection", "reid", "ssl_uda"):
-        if members := _of_kind(groups, kind):
-            head, rows = _own_table(members, kind)
-            own.append({"title": _KINDS[kind][0], "head": head, "rows": rows})
-            head, rows = _pairs_table(members, kind)
-            if rows:
-                own.append(
-                    {
-                        "title": f"{_KINDS[kind][0]}: {_PAIRS[0].lower()}{_PAIRS[1:]}",
-                        "head": head,
-                        "rows": rows,
-                    }
-                )
-    page: str = template.render(
-        title=title,
-        style=(Path(files.__file__).parent / "page.css").read_text(),
-        summary=_summary(groups),
-        rates=_rates(groups),
-        rates_text=_RATES_TEXT,
-        own=own,
-        pictures=[(caption, _embedded(path)) for caption, path in _pictures(groups)],
-        tables=tables,
-        paper_text=_PAPER_TEXT,
-        escape=html.escape,
-    )
-    return page

@@ -31,7 +31,7 @@ def test_quickstart_from_data_to_report_and_again(tmp_path: Path, capfd: pytest.
     quickstart = tool("quickstart")
     assert quickstart.main(["--output", str(tmp_path / "q"), "--shrink", "--jobs", "2"]) == 0
     html = (tmp_path / "q" / "report.html").read_text()
-    for word in ("keep_cutmix", "engine: torchvision", "Random erasing", "data:image/png;base64"):
+    for word in ("keep_cutmix", "engine: torchvision", "Random erasing", "data:image/webp;base64"):
         assert word in html
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "detectors").rglob("result.json")}
     assert len(first) == 3

@@ -1,0 +1,272 @@
+"""The report as one HTML page: answers, tables, curves, pictures; no other file is needed to read it."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keepaug.report.aggregate import Group, origin_name
+from keepaug.report.curves import Chart, Line, chart_of, read_curve
+from keepaug.report.pairs import Pairs
+from keepaug.report.paper import NOT_RUN, FilledTable
+from keepaug.report.thumbnails import thumbnail
+from keepaug.runs import files
+
+__all__ = ["Section", "answer", "html_page"]
+
+_MOST_LINES = 24  # of a chart
+_CONFIGS = ("config.yaml",)
+_WEIGHTS = ("weights.pt", "model_final.pth")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One task.
+
+    Attributes:
+        id: kind of its results.
+        title: of the task.
+        metric: what it is judged by, in percent.
+        groups: of runs, baselines first.
+        head: of the table.
+        rows: of the table, one for each group.
+        pairs: each method with Keep against the same without: names and differences.
+        settings: what tells the groups apart, by name, for each group.
+    """
+
+    id: str
+    title: str
+    metric: str
+    groups: Sequence[Group]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    pairs: Sequence[tuple[str, str, Pairs]]
+    settings: Sequence[Mapping[str, Any]]
+
+
+def answer(section: Section) -> tuple[str, str]:
+    """What the task's runs say of keeping, in a sentence: of the comparison with most pairs.
+
+    Returns:
+        "gains", "loses" or "open", and the sentence.
+    """
+    if not any(len(pairs) for _, _, pairs in section.pairs):
+        return "open", "nothing was run both with and without Keep on the same seed."
+    keep, plain, pairs = max(section.pairs, key=lambda one: len(one[2]))
+    others = sum(len(one) > 0 for _, _, one in section.pairs) - 1
+    more = f" {others} more {'comparison' if others == 1 else 'comparisons'} below." if others else ""
+    text = f"{keep} against {plain}: {pairs} (points of {section.metric}, 95 % interval)"
+    if len(pairs) == 1:
+        text = f"{keep} against {plain}: {pairs} (points of {section.metric})"
+        return "open", f"{text}; one pair has no interval and decides nothing.{more}"
+    if abs(pairs.mean) <= pairs.half_width():
+        return "open", f"{text}; it holds zero, so nothing is decided.{more}"
+    verdict = "gains" if pairs.mean > 0 else "loses"
+    return verdict, f"{text}; Keep {verdict}.{more}"
+
+
+def html_page(
+    *,
+    title: str,
+    summary: str,
+    sections: Sequence[Section],
+    rates: Sequence[tuple[str, float, float, str]],
+    texts: Mapping[str, str],
+    pictures: Sequence[tuple[str, Path]],
+    tables: Sequence[FilledTable],
+    output: Path,
+) -> str:
+    """The page.
+
+    Args:
+        title: of the page.
+        summary: how many runs, when, on what.
+        sections: one for each task that was run.
+        rates: name of an augmentation and its shares of destroyed objects, plain and Keep, in percent.
+        texts: "rates_title", "rates", "pairs_title" and "paper".
+        pictures: caption and file.
+        tables: of the paper.
+        output: folder of the page, for its links to run folders.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("the report needs jinja2: pip install 'keepaug[report]'") from error
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
+    beside = Path(files.__file__).parent
+    answers = []
+    if rates:
+        text = _rates_answer(rates)
+        answers.append({"id": "fidelity", "title": texts["rates_title"], "verdict": "open", "text": text})
+    for section in sections:
+        verdict, text = answer(section)
+        answers.append({"id": section.id, "title": section.title, "verdict": verdict, "text": text})
+    shown = [(caption, path, thumbnail(path)) for caption, path in pictures]
+    return str(
+        template.render(
+            title=title,
+            style=(beside / "page.css").read_text(),
+            script=(beside / "tables.js").read_text(),
+            answers=answers,
+            summary=summary,
+            rates=_bars(rates),
+            rates_title=texts["rates_title"],
+            rates_text=texts["rates"],
+            pairs_title=texts["pairs_title"],
+            paper_text=texts["paper"],
+            sections=[_section(section, output) for section in sections],
+            pictures=[
+                {"caption": caption, "source": source, "target": _link(path, output)}
+                for caption, path, source in shown
+                if source is not None
+            ],
+            tables=[_paper_table(table) for table in tables],
+        )
+    )
+
+
+def _rates_answer(rates: Sequence[tuple[str, float, float, str]]) -> str:
+    name, plain, keep, _ = max(rates, key=lambda one: abs(one[1] - one[2]))
+    return f"{name} destroys {plain:.1f} % of the objects, with Keep {keep:.1f} %."
+
+
+def _bars(rates: Sequence[tuple[str, float, float, str]]) -> list[dict[str, Any]]:
+    top = max((value for _, plain, keep, _ in rates for value in (plain, keep)), default=0) or 1
+
+    def bar(value: float) -> dict[str, str]:
+        return {"text": f"{value:.1f} %", "width": f"{100 * value / top:.1f}"}
+
+    return [{"name": name, "plain": bar(plain), "keep": bar(keep)} for name, plain, keep, _ in rates]
+
+
+def _section(section: Section, output: Path) -> dict[str, Any]:
+    zero, pairs = _forest(section.pairs)
+    rows = [
+        {
+            "cells": row,
+            "baseline": index == 0 and len(section.rows) > 1,
+            "runs": [_files(run, output) for run in group.results],
+        }
+        for index, (row, group) in enumerate(zip(section.rows, section.groups, strict=True))
+    ]
+    return {
+        "id": section.id,
+        "title": section.title,
+        "metric": section.metric,
+        "head": section.head,
+        "rows": rows,
+        "pairs": pairs,
+        "zero": zero,
+        "chart": _chart(section),
+        "settings": _differing(section.settings),
+        "origins": [
+            (row[0], lines)
+            for row, group in zip(section.rows, section.groups, strict=True)
+            if (lines := list(_origins(group.first["started_from"])))
+        ],
+    }
+
+
+def _forest(pairs: Sequence[tuple[str, str, Pairs]]) -> tuple[float, list[dict[str, Any]]]:
+    """The place of zero, and each difference as a bar, in percent of the width that all share."""
+    half = [pairs.half_width() if len(pairs) > 1 else 0.0 for _, _, pairs in pairs]
+    known = [(one.mean, width) for (_, _, one), width in zip(pairs, half, strict=True) if len(one)]
+    ends = [0.0, *(mean + sign * width for mean, width in known for sign in (-1, 1))]
+    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+
+    def place(value: float) -> float:
+        return round(4 + 92 * (value - low) / span, 2)
+
+    found = []
+    for (keep, plain, one), width in zip(pairs, half, strict=True):
+        row: dict[str, Any] = {"name": f"{keep} - {plain}", "text": str(one), "mean": None, "span": 0}
+        if needed := one.still_needed():
+            row["text"] += f"; {needed} more until the interval is ± 0.2"
+        if len(one):
+            row |= {"mean": place(one.mean), "low": place(one.mean - width), "span": 92 * 2 * width / span}
+        found.append(row)
+    return place(0.0), found
+
+
+def _chart(section: Section) -> Chart | None:
+    """Of the metric, or of the loss where no run was evaluated more than once."""
+    named = [(row[0], group) for row, group in zip(section.rows, section.groups, strict=True)]
+    read = [
+        (name, style, *read_curve(run["folder"], section.metric))
+        for style, (name, group) in enumerate(named)
+        for run in group.results
+    ]
+    keys = [key for _, _, key, _ in read if key]
+    if not keys:
+        return None
+    wanted = next((key for key in keys if key.rpartition("/")[2] == section.metric), keys[0])
+    lines = [Line(name, style, points) for name, style, key, points in read if key == wanted]
+    return chart_of(wanted, lines[:_MOST_LINES])
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    names = dict.fromkeys(name for one in settings for name in one)
+    rows = [(name, [str(one.get(name, "-")) for one in settings]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _origins(began: Mapping[str, Any] | None) -> Iterable[str]:
+    """Each network that a run goes back to, the nearest first."""
+    while began:
+        run = began.get("provenance") or {}
+        text = f"{began['file']}, sha256 {began['sha256'][:12]}"
+        if run:
+            data = run.get("dataset") or {}
+            sizes = " + ".join(f"{number} {split}" for split, number in data.get("sizes", {}).items())
+            text += f": {origin_name(began)}, seed {run.get('seed')}"
+            text += f", on {data['name']} ({sizes})" if "name" in data else ""
+            marks = {"synthetic": ", drawn data", "shortened": ", shortened"}
+            text += "".join(mark for key, mark in marks.items() if run.get(key))
+            text += f", revision {run['revision'][:10]}" if run.get("revision") else ""
+        yield text
+        began = run.get("started_from")
+
+
+def _files(run: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    folder = Path(run["folder"])
+    found = [("folder", folder)]
+    for name, choices in (("config", _CONFIGS), ("weights", _WEIGHTS)):
+        there = (folder / choice for choice in choices if (folder / choice).is_file())
+        found += [(name, path) for path in list(there)[:1]]
+    return {"seed": f"seed {run['seed']}", "files": [(name, _link(path, output)) for name, path in found]}
+
+
+def _link(path: Path, output: Path) -> str:
+    """Relative, so that the folder may move; never a scheme of its own."""
+    return "./" + urllib.parse.quote(os.path.relpath(path.resolve(), output.resolve()).replace(os.sep, "/"))
+
+
+def _paper_table(table: FilledTable) -> dict[str, Any]:
+    rows = []
+    for name, cells in table.rows:
+        row = []
+        for column, (printed, ours, remark) in zip(table.columns, cells, strict=True):
+            where = f"{name} / {column}: "
+            near = [text.removeprefix(where) for text in table.near if text.startswith(where)]
+            shown = "" if ours == NOT_RUN and near else ours
+            row.append(
+                {"printed": printed, "ours": shown, "remark": remark, "near": near, "none": ours == NOT_RUN}
+            )
+        rows.append((name, row))
+    return {
+        "id": table.id,
+        "title": table.title,
+        "note": table.note,
+        "columns": table.columns,
+        "rows": rows,
+        "num_run": table.num_run,
+        "total": sum(len(cells) for _, cells in table.rows),
+        "left_out": table.num_left_out,
+    }

@@ -1,0 +1,203 @@
+"""The report's page: what is on it; in a browser: sorted, filtered, by keyboard, on a phone, in the dark."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from browser import check_readable, chromium, opened
+from keepaug.commands.known import recipes
+from torchvision.transforms.v2.functional import to_pil_image
+
+from keepaug.classify import ClassifyConfig
+from keepaug.report import write_report
+from keepaug.report.curves import Line, chart_of, read_curve, round_steps
+from keepaug.report.view import answer
+from keepaug.runs.config import recipe_of
+from keepaug.runs.result import write_result
+
+METHODS = {
+    "keep_cutmix": 78.5,
+    "cutmix": 77.0,
+    "none": 80.0,
+    "keep_cutout": 9.5,
+    "cutout": 79.0,
+    "mixup": 70.0,
+}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve runs, each with weights, a curve and a picture that cannot be packed."""
+    root = tmp_path_factory.mktemp("page")
+    for method, accuracy in METHODS.items():
+        for seed in range(2):
+            folder = root / "runs" / f"{method} #{seed}"
+            recipe = recipe_of(ClassifyConfig(method=method))
+            value = accuracy + seed * (0.5 if method.startswith("keep_") else 0.25)
+            origin = {"file": "w.pt", "sha256": "c0ffee" * 10, "provenance": {}}
+            write_result(
+                folder, kind="classify", name="x", seed=seed, config={**recipe, "seed": seed}, recipe=recipe,
+                metrics={"accuracy": value, "best": value, "median_last_20": value}, synthetic=False,
+                shortened=False, wall_time_s=60.0, artifacts={"pictures": "augmented.png"},
+                dataset={"name": "cifar10", "sizes": {"val": 10}, "checksum": "a"}, started_from=origin,
+            )  # fmt: skip
+            rows = [
+                {"step": step, "val/accuracy": value - 20 / step, "train/loss": 1 / step}
+                for step in (1, 5, 9)
+            ]
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 1')
+            (folder / "config.yaml").write_text("method: x\n")
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randint(256, (3, 400, 1100), generator=generator, dtype=torch.uint8)
+            to_pil_image(noise).save(folder / "augmented.png")
+    return write_report(root / "runs", root / "out", recipes=recipes)[1]
+
+
+def test_twelve_runs_take_less_than_two_megabytes(page: Path) -> None:
+    assert page.read_text().count("data:image/webp") == len(METHODS)
+    assert page.stat().st_size < 2e6
+
+
+def test_the_answer_comes_first_and_the_baseline_before_the_methods(page: Path) -> None:
+    text = re.sub(r"<[^>]+>", "", page.read_text()[page.read_text().index("<body>") :])
+    assert text.index("points of accuracy") < text.index("12 runs") < text.index("Learning curves")
+    names = re.findall(r'<tr><th scope="row">(\w+)', page.read_text())[: len(METHODS)]
+    assert names == ["none", "cutmix", "keep_cutmix", "cutout", "keep_cutout", "mixup"]
+    assert page.read_text().count(">baseline<") == 1
+
+
+def test_links_lead_to_folder_config_and_weights(page: Path) -> None:
+    html = page.read_text()
+    assert "./../runs/none%20%230/config.yaml" in html
+    assert html.count(">folder</a>") == html.count(">config</a>") == 12
+    assert ">weights</a>" not in html  # there are none
+    assert "c0ffeec0ffee" in html
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "said"),
+    [
+        ([], "open", "nothing was run both with and without Keep"),
+        ([0.4], "open", "one pair has no interval and decides nothing"),
+        ([0.4, -0.4, 0.3], "open", "it holds zero"),
+        ([0.4, 0.41, 0.42], "gains", "Keep gains"),
+        ([-0.4, -0.41, -0.42], "loses", "Keep loses"),
+    ],
+)
+def test_the_answer_says_what_the_interval_says(values: list[float], verdict: str, said: str) -> None:
+    from keepaug.report.pairs import Pairs
+    from keepaug.report.view import Section
+
+    pairs = [("keep", "plain", Pairs(tuple(range(len(values))), tuple(values)))]
+    found, text = answer(Section("x", "X", "accuracy", [], [], [], pairs, []))
+    assert found == verdict
+    assert said in text
+
+
+def test_curves_are_the_metrics_and_never_those_of_training(tmp_path: Path) -> None:
+    rows = [{"step": 2, "train/accuracy": 9.0, "train/loss": 2.0}, {"step": 2, "val/accuracy": 50.0}]
+    rows += [
+        {"step": 1, "val/accuracy": 40.0},
+        {"step": 1, "train/loss": 3.0},
+        {"step": 3, "val/accuracy": None},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + '\nno json\n{"step": 9, "val/accuracy": NaN}\n')
+    assert read_curve(tmp_path, "accuracy") == ("val/accuracy", ((1.0, 40.0), (2.0, 50.0)))
+    assert read_curve(tmp_path, "AP") == ("train/loss", ((1.0, 3.0), (2.0, 2.0)))
+    assert read_curve(tmp_path / "none", "AP") == ("", ())
+    path.write_text("\n".join(json.dumps({"step": step, "x/AP": step}) for step in range(1000)))
+    _, points = read_curve(tmp_path, "AP")
+    assert len(points) <= 201
+    assert (points[0], points[-1]) == ((0, 0), (999, 999))
+
+
+def test_a_chart_holds_its_lines(tmp_path: Path) -> None:
+    chart = chart_of(
+        "accuracy", [Line("a", 0, ((10, 20.0), (40, 80.0))), Line("a", 0, ((10, 30.0), (20, 31.0)))]
+    )
+    assert chart.legend == (("a", 0),)
+    assert chart.lines[0][2] == "25.0,100.0 100.0,0.0"
+    assert [text for _, text in chart.upwards] == ["20", "40", "60", "80"]
+    assert [text for _, text in chart.across] == ["0", "10", "20", "30", "40"]
+    for low, high in ((0, 1), (96.4, 96.9), (5, 5), (0, 0), (-3, 1e6)):
+        steps = round_steps(low, high, 4)
+        assert steps[0] <= low
+        assert steps[-1] >= high
+        assert 2 <= len(steps) <= 7
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with chromium() as one:
+        yield one
+
+
+def _column(page, place: int) -> list[str]:
+    cells = f"#classify ~ .scroll tbody tr:not([hidden]) > :nth-child({place + 1})"
+    return [text.split(" ")[0] for text in page.locator(cells).all_inner_texts()]
+
+
+def test_sorted_and_filtered_by_pointer(browser, page: Path) -> None:
+    with opened(browser, page) as shown:
+        table = shown.locator("table.sortable").first
+        table.get_by_role("button", name="accuracy").click()
+        assert _column(shown, 2) == ["9.8", "70.1", "77.1", "78.8", "79.1", "80.1"]  # numbers, not texts
+        table.get_by_role("button", name="accuracy").click()
+        assert _column(shown, 0) == ["none", "cutout", "keep_cutmix", "cutmix", "mixup", "keep_cutout"]
+        assert table.locator("th[aria-sort]").all_inner_texts() == ["accuracy (%)"]
+        shown.get_by_role("searchbox").first.fill("keep CUTMIX")
+        assert _column(shown, 0) == ["keep_cutmix"]
+        assert shown.get_by_role("status").first.inner_text() == "1 of 6 rows"
+        shown.get_by_role("searchbox").first.fill("")
+        assert len(_column(shown, 0)) == 6
+
+
+def test_all_of_it_by_keyboard(browser, page: Path) -> None:
+    """Tab reaches filter, heads, links and folds; Enter and space act."""
+    with opened(browser, page) as shown:
+        reached = []
+        for _ in range(80):
+            shown.keyboard.press("Tab")
+            name = shown.evaluate(
+                "document.activeElement.tagName + ' ' + document.activeElement.textContent.trim()"
+            )
+            reached.append(name)
+            if name == "BUTTON run":
+                shown.keyboard.press("Enter")
+            if name.startswith("SUMMARY Table 9"):
+                shown.keyboard.press("Space")
+                break
+        kinds = {name.split(" ")[0] for name in reached}
+        assert {"A", "BUTTON", "INPUT", "SUMMARY", "DIV"} <= kinds
+        assert _column(shown, 0) == sorted(METHODS)
+        assert shown.get_by_text("Faster R-CNN ResNet50-C4").is_visible()
+        outline = shown.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_readable_on_phone_and_desktop_in_light_and_dark(
+    browser, page: Path, width: int, scheme: str
+) -> None:
+    with opened(browser, page, width=width, scheme=scheme) as shown:
+        shown.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+        check_readable(shown, width)
+        background = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+        assert shown.evaluate("[...document.images].every((one) => one.naturalWidth > 0)")
+
+
+def test_whole_without_scripts(browser, page: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    shown = context.new_page()
+    shown.goto(page.as_uri())
+    assert shown.locator("#classify ~ .scroll tbody tr").count() == len(METHODS)
+    assert shown.get_by_role("searchbox").count() == 0
+    context.close()
