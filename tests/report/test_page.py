@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from browser import check_readable, chromium, opened
-from keepaug.commands.known import recipes
 from torchvision.transforms.v2.functional import to_pil_image
 
 from keepaug.classify import ClassifyConfig
+from keepaug.commands.known import recipes
 from keepaug.report import write_report
 from keepaug.report.curves import Line, chart_of, read_curve, round_steps
 from keepaug.report.view import answer
