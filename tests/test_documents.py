@@ -42,13 +42,13 @@ def _quoted(page: Path) -> list[str]:
     return [" ".join(text.split()) for text in re.findall(r"`([^`]+)`", _prose(page))]
 
 
-def _commands(page: Path) -> Iterator[list[str]]:
-    """The words of each command, of blocks and of quotations in the text."""
+def _commands(page: Path) -> Iterator[tuple[list[str], bool]]:
+    """The words of each command, and whether it is one to copy, of a block, or a part quoted in the text."""
     lines = [line for block in _blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
     quoted = [text for text in _quoted(page) if re.match(r"(python|torchrun|keepaug) [a-z-]", text)]
-    for line in [*lines, *quoted]:
+    for line, copied in [*((line, True) for line in lines), *((text, False) for text in quoted)]:
         if words := shlex.split(line, comments=True):
-            yield words
+            yield words, copied
 
 
 def _anchor(heading: str) -> str:
@@ -59,7 +59,7 @@ def _anchor(heading: str) -> str:
 @pages
 def test_commands_are_taken(page: Path) -> None:
     """By the parser of their tool, and their settings by their config, before anything is read or run."""
-    for words in _commands(page):
+    for words, copied in _commands(page):
         where = next((place for place, word in enumerate(words) if _COMMAND.match(word)), None)
         if where is None:
             assert words[0] in {"make", "pip", "cd", "git"}, words
@@ -67,7 +67,12 @@ def test_commands_are_taken(page: Path) -> None:
         name, given, module = _module(words[where:])
         if not hasattr(module, "build_parser"):
             continue
-        args = _parse(module.build_parser(), given)
+        parser = module.build_parser()
+        if not copied and not parser._subparsers:
+            options = {word for word in given if word.startswith("--")}
+            assert options <= parser._option_string_actions.keys(), words
+            continue
+        args = _parse(parser, given)
         if name == "train-detector":
             pairs = [f"{key}={value}" for key, value in zip(args.opts[::2], args.opts[1::2], strict=True)]
             known.tool("train_detector").load(args.config_file, pairs)
