@@ -21,7 +21,7 @@ import keepaug
 from keepaug.audit.choices import SETTINGS, check_name, paste_side
 from keepaug.audit.foreign import Foreign, load_object
 from keepaug.audit.measures import identity_source
-from keepaug.audit.probes import doubtful, probe_images, read_sources
+from keepaug.audit.probes import probe_images, read_sources
 from keepaug.baselines import CutMix, Cutout, GridMask, Mixup, RandomErasing
 from keepaug.baselines.grid_mask import grid_mask
 from keepaug.data.batch_transforms import normalize
@@ -308,8 +308,8 @@ def _transformed(augmentation: Augmentation, pixels: Tensor, seeds: Tensor) -> _
     strong = torch.stack(images)
     if not len(codes) or not transform.repeats(pixels[:1], int(seeds[0])):
         return _Views(strong, identity_source(num, height, width), torch.zeros(num).bool(), seconds)
-    told = torch.stack(answers)
-    return _Views(strong, read_sources(told), ~doubtful(told), seconds)
+    source, believed = read_sources(torch.stack(answers))
+    return _Views(strong, source, believed, seconds)
 
 
 def _sides(side: int) -> list[int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["doubtful", "probe_images", "read_sources"]
+__all__ = ["probe_images", "read_sources"]
 
 DARK, BRIGHT = 40, 180  # apart under every threshold of Solarize
 _LEAST = 1.5  # grey levels between a code and its complement where the image is shown
@@ -45,8 +45,8 @@ def probe_images(height: int, width: int) -> Tensor:
 
 def _differences(answers: Tensor) -> Tensor:
     """(N, B, H, W): code less complement, dark and bright in their original order."""
-    grey = answers.float().mean(dim=2)
-    difference = grey[:, 0::2] - grey[:, 1::2]
+    grey = answers.sum(dim=2, dtype=torch.int16)
+    difference = (grey[:, 0::2] - grey[:, 1::2]).float() / 3
     known = difference[:, 0].sign().sum(dim=(1, 2))  # three quarters of it are bright first
     return difference[:, 1:] * torch.where(known < 0, -1.0, 1.0)[:, None, None, None]
 
@@ -57,22 +57,40 @@ def _shown(size: Tensor) -> Tensor:
     return usual > (usual.amax(dim=(1, 2), keepdim=True) * _LEAST_SHARE).clamp(min=_LEAST)
 
 
-def read_sources(answers: Tensor) -> Tensor:
+def read_sources(answers: Tensor) -> tuple[Tensor, Tensor]:
     """The source map: which pixel of the original each pixel shows.
 
     Args:
-        answers: (N, P, 3, H, W), what each image's draw made of `probe_images(H, W)`.
+        answers: (N, P, 3, H, W) uint8, what each image's draw made of `probe_images(H, W)`.
 
     Returns:
-        (N, H, W) int64, row * W + column; -1 where nothing of the image is shown, and at the scattered
-        extremes.
+        (N, H, W) int64, row * W + column, -1 where nothing of the image is shown and at the scattered
+        extremes; and (N,) bool, whether the map can be believed: not where several views of the image are
+        blended (where they disagree about a bit, code and complement look alike), or nothing of the codes is
+        left at all.
     """
     height, width = answers.shape[-2:]
     difference = _differences(answers)
     split = _bits(height)
     row, column = _number(difference[:, :split] > 0), _number(difference[:, split:] > 0)
-    shown = _shown(difference.abs()) & (row < height) & (column < width)
-    return torch.where(shown, row * width + column, -1)
+    size = difference.abs()
+    shown = _shown(size)
+    believed = _decided(size, shown, split)
+    shown &= (row < height) & (column < width)
+    return torch.where(shown, row * width + column, -1), believed
+
+
+def _decided(size: Tensor, shown: Tensor, split: int) -> Tensor:
+    """(N,) bool from the differences' size (N, B, H, W), the rows' bits in the first `split` of B.
+
+    The two finest bits are left aside: any interpolation blurs them.
+    """
+    number = shown.flatten(1).sum(dim=1)
+    coarse = [*range(2, split), *range(split + 2, size.shape[1])]
+    if not coarse:
+        return number > 0
+    undecided = (size[:, coarse] < _UNDECIDED * size.amax(dim=1, keepdim=True)) & shown[:, None]
+    return (number > 0) & (undecided.flatten(1).sum(dim=1) <= _MOST_UNDECIDED * number * len(coarse))
 
 
 def _number(bits: Tensor) -> Tensor:
@@ -83,24 +101,3 @@ def _number(bits: Tensor) -> Tensor:
         above = above ^ bits[:, bit]
         value |= above.long() << bit
     return value
-
-
-def doubtful(answers: Tensor) -> Tensor:
-    """(N,) bool: where no source map can be believed.
-
-    Several views of the image are blended (where they disagree about a bit, code and complement look alike),
-    or nothing of the codes is left at all. The two finest bits are left aside: any interpolation blurs them.
-
-    Args:
-        answers: (N, P, 3, H, W), as for `read_sources`.
-    """
-    height, width = answers.shape[-2:]
-    size = _differences(answers).abs()
-    shown = _shown(size)
-    number = shown.flatten(1).sum(dim=1)
-    split = _bits(height)
-    coarse = [*range(2, split), *range(split + 2, split + _bits(width))]
-    if not coarse:
-        return number == 0
-    undecided = (size[:, coarse] < _UNDECIDED * size.amax(dim=1, keepdim=True)) & shown[:, None]
-    return (number == 0) | (undecided.flatten(1).sum(dim=1) > _MOST_UNDECIDED * number * len(coarse))
