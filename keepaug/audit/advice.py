@@ -8,7 +8,6 @@ from typing import Any
 __all__ = ["advise", "headline", "percent", "warnings"]
 
 Row = Mapping[str, Any]
-_NEAR_CHANCE = 1.25
 
 
 def percent(share: float) -> str:
@@ -65,14 +64,24 @@ def headline(rows: Sequence[Row]) -> str:
         )
         rest = _mean(keep, "half_lost")
     else:
-        flipped = _mean(worst, "flipped") or 0.0
-        text = f"{title} hides nothing that matters; it changes the network's answer "
-        text += f"in {percent(flipped)} of your images"
+        lost, flipped = _mean(worst, "importance_lost"), _mean(worst, "flipped") or 0.0
+        text = f"{title} "
+        if lost is not None:
+            text += f"hides {percent(lost)} of what the network looks at and "
+        text += f"changes its answer in {percent(flipped)} of your images"
         rest = _mean(keep, "flipped")
     if keep is not None and rest is not None:
         named = keep["title"] if keep["title"].startswith("Keep") else "with a region pasted back"
         text += f"; {named} {within}{percent(rest)}"
     return text + "."
+
+
+def _near_chance(chance: float) -> float:
+    """The accuracy that guessing may reach: a quarter above chance, less where one class is most of all.
+
+    Images of a single class tell nothing of guessing; none of them right does.
+    """
+    return chance * (1 + 0.25 * (1 - chance)) if chance < 1 else 0.0
 
 
 def warnings(
@@ -81,7 +90,7 @@ def warnings(
     """What must be known before anything is believed, the most important first."""
     found = []
     accuracy = clean["accuracy"]
-    if labelled and accuracy["low"] <= _NEAR_CHANCE * clean["chance"]:
+    if labelled and accuracy["low"] <= _near_chance(clean["chance"]):
         found.append(
             f"The network is right about {percent(accuracy['mean'])} of these images, and always naming the "
             f"most frequent class would "
@@ -128,11 +137,24 @@ def advise(rows: Sequence[Row], sweeps: Sequence[Mapping[str, Any]], bound: floa
         else:
             better = f", {percent(_mean(keep, 'fidelity') or 0)} with Keep" if keep is not None else ""
             text += f"too strong for this network (fidelity {percent(fidelity)}{better})."
+        if keep is not None and _border_favours(row, keep):
+            text += (
+                f" {keep['title']} loses more, at equal area: a box that the border clips lies at the "
+                "border, where these images show little, and Keep may put one of its size anywhere; "
+                "placement=inside compares whole boxes."
+            )
         sweep = next((entry for entry in sweeps if entry["augmentation"] == row["augmentation"]), None)
         if sweep is not None:
             text += _strongest(sweep, bound)
         found.append(text)
     return found
+
+
+def _border_favours(row: Row, keep: Row) -> bool:
+    """Whether the plain boxes lose less because they lie at the border, beyond the noise."""
+    plain, kept = row["importance_lost"], keep["importance_lost"]
+    matched = row["settings"].get("placement") == "matched"
+    return matched and plain is not None and kept is not None and kept["low"] > plain["high"]
 
 
 def _strongest(sweep: Mapping[str, Any], bound: float) -> str:

@@ -1,11 +1,11 @@
-"""What can be audited, and with which settings, without torch; see `keepaug.choices`."""
+"""What can be audited, with which settings, and what is measured, without torch; see `keepaug.choices`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["BOUND", "SETTINGS", "check_name", "paste_side"]
+__all__ = ["BOUND", "MEASURES", "PERCENT", "SETTINGS", "check_limits", "check_name", "paste_side"]
 
 BOUND = 0.95
 """Least fidelity of a recommended setting."""
@@ -35,6 +35,33 @@ SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 """Each augmentation's settings with their defaults, for images of a side in pixels."""
 NO_KEEP = ("mixup", "grid_mask")
+MEASURES: dict[str, str] = {
+    "importance_lost": "share of the saliency's mass that is no longer visible",
+    "half_lost": "share of images that lose at least half of that mass",
+    "destroyed": "share of known objects at least half hidden",
+    "fidelity": "accuracy on augmented over accuracy on clean images (affinity)",
+    "flipped": "share of images whose predicted class changes",
+    "logit_drop": "fall of the label's logit",
+    "diversity": "loss on augmented over loss on clean images",
+    "feature_spread": "how far an image's features move, in distances between two images",
+    "colour_change": "mean change of the shown pixels, of 1",
+    "area_hidden": "share of pixels no longer visible",
+    "cost": "milliseconds per image, saliency included",
+}
+PERCENT = ("importance_lost", "half_lost", "destroyed", "fidelity", "flipped", "colour_change", "area_hidden")
+
+
+def check_limits(limits: Mapping[str, float]) -> None:
+    """Refuse limits that nothing can exceed for the worse.
+
+    Raises:
+        ValueError: an unknown measure, or one that is better the higher it is.
+    """
+    for measure in limits:
+        if measure not in MEASURES:
+            raise ValueError(f"{measure!r} is no measure; known: {', '.join(MEASURES)}")
+        if measure == "fidelity":
+            raise ValueError("fidelity is better the higher it is, so nothing fails above it: limit flipped")
 
 
 def check_name(spec: str) -> str | None:

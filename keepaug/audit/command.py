@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from keepaug.audit.choices import BOUND, NO_KEEP, SETTINGS, check_name
+from keepaug.audit.choices import BOUND, NO_KEEP, SETTINGS, check_limits, check_name
 from keepaug.runs.command import exit_code
 
 
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave class labels aside: the network's answer on the clean image counts as right",
     )
     add("--split", help="folder of the data; default the first of val, test, train")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
     add("--fresh", action="store_true", help="measure again what is known from earlier audits")
     add(
         "--fail-above",
@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act() -> int:
         limits = limits_of(args.fail_above)
+        check_limits(limits)
         for spec in args.augment:
             check_name(spec)
         from keepaug.audit import audit

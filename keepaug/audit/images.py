@@ -215,7 +215,14 @@ def _drawn_boxes(file: Path, root: Path, paths: Sequence[Path]) -> Callable[[int
 
 def _listed(file: Path) -> Source:
     paths, names = [], []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    try:
+        lines = file.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is no text: expected a folder of images, CIFAR-10's archive (.tar.gz), or a text file "
+            "that lists images"
+        ) from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         path, tab, label = line.partition("\t")

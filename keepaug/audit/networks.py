@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from keepaug.audit.foreign import load_object
 from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import build_network, import_timm
-from keepaug.models.weights import load_classifier
+from keepaug.models.weights import load_classifier, misfit_of
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import sha256_of
 
@@ -169,6 +169,8 @@ def _completed(
             f"std, RGB in "
             f"[0, 1] ({imagenet}; 0,0,0 and 1,1,1 for none)"
         )
+    if size is not None and not 8 <= size <= 4096:
+        raise ValueError(f"size is the side of the network's images in pixels, 8 to 4096, got {size}")
     values = []
     for name, given, known in (("mean", mean, found.mean), ("std", std, found.std)):
         three = tuple(float(value) for value in (given if given is not None else known))
@@ -231,7 +233,13 @@ def _named(text: str, weights: str | Path) -> AuditedNetwork:
         module = build_network(text, len(classes) if classes else 1000)
         return AuditedNetwork(module, mean, std, side, classes, f"{text}, untrained", _state_checksum(module))
     if str(weights) == "DEFAULT":
-        state, label = downloaded(progress=False), f"{text}, its own weights"
+        try:
+            state, label = downloaded(progress=False), f"{text}, its own weights"
+        except Exception as error:  # each library's hub raises its own
+            raise ValueError(
+                f"{source}'s own weights of {name} cannot be downloaded ({type(error).__name__}); "
+                "give their file as weights"
+            ) from error
     else:
         state, label = _read_state(Path(weights).expanduser()), f"{text}, {Path(weights).name}"
     module = _fitting(text, state, weights)
@@ -265,8 +273,7 @@ def _fitting(text: str, state: dict[str, Tensor], weights: str | Path) -> nn.Mod
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{weights} does not fit {text}: {first}") from error
+        raise ValueError(f"{weights} does not fit {text}: {misfit_of(error)}") from error
     return module
 
 
@@ -351,9 +358,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(
-            f"{path} does not fit its run's network: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        raise ValueError(f"{path} does not fit its run's network: {misfit_of(error)}") from error
     name = f"{_run_name(path)}, step {content['step']}"
     return AuditedNetwork(module, mean, std, None, classes, name, _state_checksum(module))
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 
 from keepaug.audit.advice import percent
-from keepaug.audit.table import MEASURES, PERCENT
+from keepaug.audit.choices import MEASURES, PERCENT
 from keepaug.audit.trials import Picture
 from keepaug.runs import files
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from keepaug.audit.advice import advise, headline, warnings
 from keepaug.audit.augmentations import Augmentation, foreign_augmentation, parse_augmentation
-from keepaug.audit.choices import BOUND
+from keepaug.audit.choices import BOUND, MEASURES, PERCENT, check_limits
 from keepaug.audit.images import Sample, open_source
 from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
-from keepaug.audit.table import MEASURES, PERCENT, clean_figures, recommended, row_of, sweep_points
+from keepaug.audit.table import clean_figures, recommended, row_of, sweep_points
 from keepaug.audit.trials import Picture, Trial, run_trials
 from keepaug.runs.cache import cache_file
 from keepaug.runs.checkpoint import read_weights_only
+from keepaug.runs.distributed import choose_device
 from keepaug.runs.files import write_atomic, write_json_atomic, write_text_atomic
 
 __all__ = ["Audit", "audit"]
@@ -65,12 +66,11 @@ class Audit:
             limits: measure to the largest mean allowed; shares in percent.
 
         Raises:
-            ValueError: an unknown measure, or one that could not be measured here.
+            ValueError: no measure to limit, or one that could not be measured here.
         """
+        check_limits(limits)
         found = []
         for measure, limit in limits.items():
-            if measure not in MEASURES:
-                raise ValueError(f"{measure!r} is no measure; known: {', '.join(MEASURES)}")
             scale, unit = (100.0, " %") if measure in PERCENT else (1.0, "")
             for row in self.rows:
                 if not row["named"]:
@@ -170,7 +170,7 @@ def audit(
         classes: names in the order of the logits, where the network does not say them.
         use_labels: False takes the network's own answers on the clean images for right.
         split: folder of the data; None: the first of val, test, train.
-        device: where the network runs.
+        device: where the network runs: cpu, cuda, cuda:N, or auto.
         cache: keep results by network, data and augmentation in `$KEEPAUG_CACHE`, and use those kept.
         quiet: no progress bar.
 
@@ -190,6 +190,9 @@ def audit(
         raise ValueError(f"tau must be in [0, 1] and bound in (0, 1], got {tau} and {bound}")
     if not augmentations:
         raise ValueError("name at least one augmentation, for example cutout:24")
+    if sweep < 0:
+        raise ValueError(f"sweep is a number of images, 0 for no sweep, got {sweep}")
+    device = choose_device(str(device))
     if isinstance(network, str | Path):
         opened = open_network(network, weights=weights, mean=mean, std=std, size=size)
     else:
@@ -335,7 +338,7 @@ def _measured(
     *,
     seed: int,
     num_worst: int,
-    device: str | torch.device,
+    device: torch.device,
     quiet: bool,
 ) -> tuple[Columns, list[list[Columns]], list[list[Picture]]]:
     """Columns of the clean images and of each augmentation's trials, cached or measured."""
@@ -349,7 +352,7 @@ def _measured(
         todo = [number for number in range(len(trials)) if number not in known]
         flat = [trial for number in todo for trial in trials[number]]
         clean, columns, worst = run_trials(
-            network, sample, flat, seed=seed, num_worst=num_worst, device=torch.device(device), quiet=quiet
+            network, sample, flat, seed=seed, num_worst=num_worst, device=device, quiet=quiet
         )
         clean["counts"] = {
             "objects": torch.tensor(sample.num_objects),

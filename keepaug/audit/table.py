@@ -12,23 +12,9 @@ from keepaug.audit.measures import SHARES, Interval, bootstrap
 from keepaug.audit.trials import Trial
 from keepaug.runs.seeds import make_generator
 
-__all__ = ["HALF", "MEASURES", "PERCENT", "clean_figures", "recommended", "row_of", "sweep_points"]
+__all__ = ["HALF", "clean_figures", "recommended", "row_of", "sweep_points"]
 
 HALF = 0.5
-MEASURES: dict[str, str] = {
-    "importance_lost": "share of the saliency's mass that is no longer visible",
-    "half_lost": "share of images that lose at least half of that mass",
-    "destroyed": "share of known objects at least half hidden",
-    "fidelity": "accuracy on augmented over accuracy on clean images (affinity)",
-    "flipped": "share of images whose predicted class changes",
-    "logit_drop": "fall of the label's logit",
-    "diversity": "loss on augmented over loss on clean images",
-    "feature_spread": "how far an image's features move, in distances between two images",
-    "colour_change": "mean change of the shown pixels, of 1",
-    "area_hidden": "share of pixels no longer visible",
-    "cost": "milliseconds per image, saliency included",
-}
-PERCENT = ("importance_lost", "half_lost", "destroyed", "fidelity", "flipped", "colour_change", "area_hidden")
 Table = Mapping[str, Mapping[str, Tensor]]
 _LEAST_OF_A_CLASS = 10
 

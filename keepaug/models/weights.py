@@ -25,8 +25,15 @@ __all__ = [
     "NetworkSpec",
     "identity_of",
     "load_classifier",
+    "misfit_of",
     "save_classifier",
 ]
+
+
+def misfit_of(error: RuntimeError) -> str:
+    """What `load_state_dict` found not to fit, in a line: torch names every key."""
+    line = str(error).splitlines()[-1].strip()
+    return line if len(line) <= 160 else f"{line[:160].rpartition(',')[0]} and more"
 
 
 class ForeignFileError(ValueError):
@@ -178,9 +185,7 @@ def load_classifier(
     try:
         network.load_state_dict(state or content["state_dict"])
     except RuntimeError as error:
-        raise ValueError(
-            f"{path}: the weights do not fit {spec}: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        raise ValueError(f"{path}: the weights do not fit {spec}: {misfit_of(error)}") from error
     return Classifier(
         network.eval().requires_grad_(False),
         spec,

@@ -74,19 +74,18 @@ class Distributed:
             dist.destroy_process_group()
 
 
-def setup(device: str = "auto") -> Distributed:
-    """Read torchrun's environment, choose the device, join the process group if there are several processes.
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device that is meant, made the current one if it is a GPU.
 
     Args:
         device: "auto" (cuda where available), "cpu", "cuda" or "cuda:N".
+        local_rank: the GPU of "cuda".
 
     Raises:
         ConfigError: no such device, or it is not there.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise ConfigError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:N")
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not cuda:
         raise ConfigError(f"device is {device}, but torch sees no CUDA device; device=cpu or device=auto")
@@ -100,6 +99,21 @@ def setup(device: str = "auto") -> Distributed:
                 "lower torchrun's --nproc-per-node"
             )
         torch.cuda.set_device(chosen)
+    return chosen
+
+
+def setup(device: str = "auto") -> Distributed:
+    """Read torchrun's environment, choose the device, join the process group if there are several processes.
+
+    Args:
+        device: as for `choose_device`.
+
+    Raises:
+        ConfigError: no such device, or it is not there.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = choose_device(device, local_rank)
     joined = world_size > 1 and not dist.is_initialized()
     if joined:
         _end_with_parent()

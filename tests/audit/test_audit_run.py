@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from keepaug.__main__ import commands
-from keepaug.audit import audit
+from keepaug.audit import advice, audit
 from keepaug.data.synthetic import CLASSES, draw_classification, write_classification, write_detection
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +190,9 @@ def test_command_page_cache_and_limits(tmp_path: Path, monkeypatch, capsys) -> N
     assert "Cutout of 16" not in failed  # keep_cutout was named
     assert command.main([*base, *named, "--fail-above", "beauty=1"]) == 2
     assert "'beauty' is no measure" in capsys.readouterr().err
+    monkeypatch.setattr("keepaug.audit.run.audit", None)  # said before anything is measured
+    assert command.main([*base, *named, "--fail-above", "fidelity=90"]) == 2
+    assert "fidelity is better the higher" in capsys.readouterr().err
     monkeypatch.undo()
 
 
@@ -218,6 +221,30 @@ def test_accuracy_near_chance_is_said_first(drawn) -> None:
     wrong = labels.roll(1)
     result = audit(network(), (images, wrong), ["cutout"], sweep=0, quiet=True, **PLAIN)
     assert result.content["warnings"][0].startswith("The network is right about")
+
+
+@pytest.mark.parametrize(("chance", "right"), [(0.1, 0.13), (0.8, 0.85), (1.0, 1.0)])
+def test_networks_that_are_right_are_not_warned_of(chance: float, right: float) -> None:
+    rows = [{"untold": 0, "keep": False}]
+
+    def said(accuracy: float) -> list[str]:
+        clean = {"accuracy": {"mean": accuracy, "low": accuracy}, "chance": chance}
+        return advice.warnings(clean, rows, left_out=(0, 0), labelled=True)
+
+    assert said(right) == []
+    assert len(said(0.0)) == 1
+
+
+def test_where_the_border_favours_plain_boxes_it_is_said(drawn) -> None:
+    def towards_the_middle(images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([images[:, :, 8:24, 8:24].sum(dim=(1, 2, 3)), images.sum(dim=(1, 2, 3))], dim=1)
+
+    images, labels = drawn[0], torch.zeros(70, dtype=torch.int64)
+    options = {"sweep": 0, "quiet": True, "tau": 1.0, **PLAIN}
+    matched = audit(towards_the_middle, (images, labels), ["cutout:16"], **options)
+    assert "placement=inside compares whole boxes" in matched.content["advice"][0]
+    inside = audit(towards_the_middle, (images, labels), ["cutout:16,inside"], **options)
+    assert "placement=inside" not in inside.content["advice"][0]
 
 
 class Larger:
@@ -254,15 +281,19 @@ class Normalised:
         ({"mean": None}, "is not known: give mean and std"),
         ({"tau": 2.0}, "tau must be in"),
         ({"images": 0}, "1 or more"),
+        ({"sweep": -1}, "0 for no sweep, got -1"),
+        ({"size": 0}, "8 to 4096, got 0"),
+        ({"device": "gpu"}, "allowed: auto, cpu, cuda"),
         ({"network": nn.Conv2d(3, 4, 3)}, "must return logits"),
     ],
 )
 def test_bad_input_is_one_sentence(drawn, change, said: str) -> None:
     images, labels, _ = drawn
-    settings = {"network": network(), "augmentations": ["cutout"], "labels": labels, **PLAIN, **change}
+    settings = {"network": network(), "augmentations": ["cutout"], "labels": labels, "sweep": 0, **PLAIN}
+    settings |= change
     model, augmentations, labels = (settings.pop(name) for name in ("network", "augmentations", "labels"))
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        audit(model, (images, labels), augmentations, sweep=0, quiet=True, **settings)
+        audit(model, (images, labels), augmentations, quiet=True, **settings)
     assert said in str(caught.value)
 
 
@@ -278,6 +309,14 @@ def test_boxes_outside_and_classes_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do not fit the 4 of the images"):
         audit(network(), folder, ["cutout"], classes=["cat", "dog", "bird", "fish"], **PLAIN)
     assert sorted(CLASSES[:4]) == sorted(path.name for path in (folder / "val").iterdir())
+
+
+def test_a_picture_is_no_list_of_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.effect_noise((32, 32), 50).convert("RGB").save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match=r"one.png is no text: expected a folder"):
+        audit(network(), tmp_path / "one.png", ["cutout:8"], **PLAIN)
 
 
 def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
