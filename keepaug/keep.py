@@ -10,7 +10,7 @@ from torch import Tensor
 from keepaug.baselines import CutMix, Cutout, RandomErasing
 from keepaug.baselines.common import check_placement, check_tau, regions_for
 from keepaug.ops import paste
-from keepaug.regions import Regions
+from keepaug.regions import Regions, check_size
 
 __all__ = ["KeepCutMix", "KeepCutout", "KeepPaste", "KeepRandomErasing"]
 
@@ -116,6 +116,7 @@ class KeepPaste:
     placement: str = "inside"
 
     def __post_init__(self) -> None:
+        check_size(self.size)
         check_tau(self.tau)
         check_placement(self.placement)
 

@@ -10,12 +10,45 @@ from torch import Tensor
 from keepaug.regions import Regions, region_mask
 from keepaug.transfer import to_device
 
-__all__ = ["cut", "paste"]
+__all__ = ["check_batch", "check_labels", "cut", "fill_where", "paste"]
+
+
+def check_batch(images: Tensor, name: str = "images") -> None:
+    """Refuse what is no batch (N, C, H, W), with the way to one.
+
+    Raises:
+        TypeError: no tensor: a PIL image, an array, a list.
+        ValueError: a tensor of another shape.
+    """
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return
+    error = ValueError if isinstance(images, Tensor) else TypeError
+    got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    raise error(
+        f"{name} must be a batch, a tensor of the shape (N, C, H, W), got {got}: call it on a batch, "
+        "after the loader, not on one image in a Compose or a Dataset; torch.stack makes a batch of a list"
+    )
+
+
+def check_labels(images: Tensor, labels: Tensor) -> None:
+    """Refuse anything but one class, or one row of one-hot or soft labels, per image of a batch.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape.
+    """
+    check_batch(images)
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}: pass torch.tensor(labels)")
+    if labels.ndim not in (1, 2) or len(labels) != len(images):
+        raise ValueError(
+            f"labels must have the shape ({len(images)},), or ({len(images)}, classes) where they are "
+            f"one-hot or soft; got {tuple(labels.shape)}"
+        )
 
 
 def _check(images: Tensor, regions: Regions, name: str) -> None:
-    if images.ndim != 4:
-        raise ValueError(f"{name} must have the shape (N, C, H, W), got {tuple(images.shape)}")
+    check_batch(images, name)
     if regions.top.shape != images.shape[:1]:
         raise ValueError(
             f"there must be one region per image: got {regions.top.numel()} regions for {images.shape[0]} "
@@ -50,7 +83,11 @@ def cut(images: Tensor, regions: Regions, fill: float | Sequence[float] | Tensor
         ValueError: wrong shapes, or a fill that fits neither the channels nor the images.
     """
     _check(images, regions, "images")
-    mask = _mask(images, regions)
+    return fill_where(_mask(images, regions), images, fill)
+
+
+def fill_where(mask: Tensor, images: Tensor, fill: float | Sequence[float] | Tensor) -> Tensor:
+    """`fill` (as in `cut`) where the mask (N, 1, H, W) holds."""
     if isinstance(fill, int | float):
         return _like(images.masked_fill(mask, fill), images)
     if not isinstance(fill, Tensor):

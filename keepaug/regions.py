@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from keepaug.choices import PLACEMENTS
 from keepaug.transfer import to_device
@@ -14,6 +15,8 @@ from keepaug.transfer import to_device
 __all__ = [
     "Regions",
     "Size",
+    "check_size",
+    "given",
     "random_regions",
     "region_mask",
     "region_scores",
@@ -55,11 +58,21 @@ class Regions(NamedTuple):
         return self._replace(height=self.height * to_device(keep, self.height.device))
 
 
-def _require(condition: Tensor, message: str) -> None:
-    """Raise ValueError; on a GPU a device-side assertion, because reading the result would stall the
-    queue.
+def given(generator: torch.Generator | None) -> dict[str, Any]:
+    """The keyword of torch's random functions, left out without a generator: with `generator=None` a compiled
+    batch of another size fails.
     """
-    if condition.device.type == "cuda":
+    return {} if generator is None else {"generator": generator}
+
+
+def _at_once(device: torch.device) -> bool:
+    """Whether values must not be read: on a GPU that would stall the queue, and a compiler has none."""
+    return device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def _require(condition: Tensor, message: str) -> None:
+    """Raise ValueError; an assertion on the device where values must not be read."""
+    if _at_once(condition.device):
         torch._assert_async(condition, message)
     elif not bool(condition):
         raise ValueError(message)
@@ -106,8 +119,8 @@ def _sizes(size: Size, num: int, image_size: tuple[int, int], device: torch.devi
             )
         moved = to_device(size, device)
         return moved[:, 0], moved[:, 1]
-    rows, columns = _pair(size)
-    if not (1 <= rows <= height and 1 <= columns <= width):
+    rows, columns = check_size(size)
+    if not (rows <= height and columns <= width):
         raise ValueError(
             f"the region of {rows} x {columns} must be at least 1 x 1 and at most as large as the image "
             f"({height} x {width})"
@@ -115,10 +128,17 @@ def _sizes(size: Size, num: int, image_size: tuple[int, int], device: torch.devi
     return torch.full((num,), rows, device=device), torch.full((num,), columns, device=device)
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a box in pixels.
+
+    Raises:
+        ValueError: no whole numbers of at least 1.
+    """
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(part, int) and not isinstance(part, bool) for part in pair):
         raise ValueError(f"size must be a whole number, (height, width), or a (N, 2) tensor; got {size!r}")
+    if min(pair) < 1:
+        raise ValueError(f"a region must be at least 1 x 1 pixels, got {size!r}; p=0 cuts nothing")
     return pair[0], pair[1]
 
 
@@ -143,7 +163,7 @@ def _grid(
     num_rows, num_columns = height - box_height + 1, width - box_width + 1
     if isinstance(size, Tensor):  # the largest grid, so that nothing has to be read back from a GPU
         return height, width, num_rows, num_columns, box_height, box_width
-    one_height, one_width = _pair(size)
+    one_height, one_width = check_size(size)
     return height - one_height + 1, width - one_width + 1, num_rows, num_columns, box_height, box_width
 
 
@@ -162,16 +182,13 @@ def _integral(saliency: Tensor) -> tuple[Tensor, Tensor]:
     order of the additions: ties, a constant map above all, are really ties. The unit is at most 2^-36 of the
     largest value at 224 x 224, far below float32's own precision.
     """
-    num, height, width = saliency.shape
+    height, width = saliency.shape[1:]
     bits = 52 - math.ceil(math.log2(height * width)) if height * width > 1 else 52
     values = saliency.to(torch.float64)
     _, exponent = torch.frexp(values.flatten(1).amax(dim=1))
     unit = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent - bits)
     whole = (values / unit[:, None, None]).round_()
-    table = whole.new_zeros(num, height + 1, width + 1)
-    torch.cumsum(whole, dim=1, out=whole)
-    torch.cumsum(whole, dim=2, out=table[:, 1:, 1:])
-    return table, unit
+    return F.pad(whole.cumsum_(dim=1).cumsum_(dim=2), (1, 0, 1, 0)), unit
 
 
 def _scores(
@@ -191,7 +208,7 @@ def _scores(
         return empty, empty.new_zeros(0), limits
     table, unit = _integral(saliency)
     if placement == "inside" and not isinstance(size, Tensor):
-        h, w = _pair(size)
+        h, w = check_size(size)
         bands = table[:, h:] - table[:, :-h]
         return bands[:, :, w:] - bands[:, :, :-w], unit, limits
     top, bottom = _edges(torch.arange(rows, device=device), box_height[:, None], height, placement)
@@ -254,7 +271,7 @@ def _draw(
     """Uniform float64 in [0, 1) from the generator, on its own device, moved to `device`."""
     source = generator.device if generator is not None else device
     return to_device(
-        torch.rand(low_level_shape, generator=generator, device=source, dtype=torch.float64), device
+        torch.rand(low_level_shape, device=source, dtype=torch.float64, **given(generator)), device
     )
 
 
@@ -388,9 +405,8 @@ def _choose(
     rounds = math.ceil(math.log(_MISS) / math.log1p(-share)) if 0 < share < 1 else (1 if share == 1 else 0)
     if not 0 < rounds <= _MAX_ROUNDS:
         return _choose_sorted(scores, allowed, generator)
-    if scores.device.type == "cpu":
-        return _choose_in_turns(scores, grid, columns, allowed, rounds, generator)
-    return _choose_at_once(scores, grid, columns, allowed, rounds, generator)
+    choose = _choose_at_once if _at_once(scores.device) else _choose_in_turns
+    return choose(scores, grid, columns, allowed, rounds, generator)
 
 
 def _propose(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from keepaug.choices import PLACEMENTS
-from keepaug.regions import Regions, Size, random_regions, sample_regions
+from keepaug.ops import check_batch
+from keepaug.regions import Regions, Size, given, random_regions, sample_regions
 from keepaug.transfer import to_device
 
 __all__ = [
@@ -65,8 +66,7 @@ def check_placement(placement: str) -> None:
 
 def check_images(images: Tensor, saliency: Tensor | None = None) -> None:
     """Refuse shapes other than (N, C, H, W) and a saliency other than (N, H, W)."""
-    if images.ndim != 4:
-        raise ValueError(f"images must have the shape (N, C, H, W), got {tuple(images.shape)}")
+    check_batch(images)
     expected = (images.shape[0], *images.shape[2:])
     if saliency is not None and saliency.shape != expected:
         raise ValueError(
@@ -78,7 +78,7 @@ def check_images(images: Tensor, saliency: Tensor | None = None) -> None:
 def uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """Uniform float64 on the generator's device (CPU without one), where the sizes are drawn."""
     device = generator.device if generator is not None else torch.device("cpu")
-    return torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    return torch.rand(shape, device=device, dtype=torch.float64, **given(generator))
 
 
 def regions_for(
@@ -124,7 +124,7 @@ def beta(alpha: float, num: int, generator: torch.Generator | None) -> Tensor:
         return uniform((num,), generator)
     device = generator.device if generator is not None else torch.device("cpu")
     concentration = torch.full((2, num), float(alpha), dtype=torch.float64, device=device)
-    first, second = torch._standard_gamma(concentration, generator=generator)
+    first, second = torch._standard_gamma(concentration, **given(generator))
     total: Tensor = (first + second).clamp(min=torch.finfo(torch.float64).tiny)
     share: Tensor = first / total
     return share
@@ -133,7 +133,7 @@ def beta(alpha: float, num: int, generator: torch.Generator | None) -> Tensor:
 def permutation_of(num: int, generator: torch.Generator | None) -> Tensor:
     """(num,) int64, a random order, on the generator's device (CPU without one)."""
     device = generator.device if generator is not None else torch.device("cpu")
-    return torch.randperm(num, generator=generator, device=device)
+    return torch.randperm(num, device=device, **given(generator))
 
 
 def check_per(per: str) -> None:

@@ -19,7 +19,7 @@ from keepaug.baselines.common import (
     uniform,
 )
 from keepaug.ops import cut
-from keepaug.regions import Regions
+from keepaug.regions import Regions, check_size, given
 from keepaug.transfer import to_device
 
 __all__ = ["FILLS", "Cutout", "RandomErasing"]
@@ -118,6 +118,7 @@ class Cutout(_Cutting):
     p: float = 1.0
 
     def __post_init__(self) -> None:
+        check_size(self.size)
         check_probability(self.p)
         check_placement(self.placement)
 
@@ -202,7 +203,7 @@ class RandomErasing(_Cutting):
     def _fill(self, images: Tensor, generator: torch.Generator | None) -> float | Sequence[float] | Tensor:
         if self.fill == "random":
             device = generator.device if generator is not None else images.device
-            noise = torch.randn(images.shape, generator=generator, device=device, dtype=torch.float32)
+            noise = torch.randn(images.shape, device=device, dtype=torch.float32, **given(generator))
             return to_device(noise, images.device, images.dtype)
         if isinstance(self.fill, str):
             values = FILLS[self.fill]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from keepaug.baselines.common import check_images, check_probability, uniform
-from keepaug.ops import _like
+from keepaug.ops import fill_where
 from keepaug.transfer import to_device
 
 __all__ = ["GridMask", "Grids"]
@@ -122,12 +122,7 @@ class GridMask:
         if grids is None:
             grids = self.sample(len(images), generator=generator)
         deleted = grid_mask(grids, (images.shape[2], images.shape[3]), device=images.device)[:, None]
-        if isinstance(self.fill, int | float):
-            return _like(images.masked_fill(deleted, self.fill), images)
-        fill = to_device(torch.tensor(self.fill, dtype=images.dtype), images.device)
-        if len(fill) != images.shape[1]:
-            raise ValueError(f"fill has {len(fill)} numbers, but the images have {images.shape[1]} channels")
-        return _like(torch.where(deleted, fill[None, :, None, None], images), images)
+        return fill_where(deleted, images, self.fill)
 
 
 def grid_mask(grids: Grids, size: tuple[int, int], *, device: torch.device | None = None) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from keepaug.baselines.common import check_alpha, check_per, check_probability, permutation_of, uniform
-from keepaug.baselines.mixing import MixedLabels, Mixup, blend, check_labels
+from keepaug.baselines.mixing import MixedLabels, Mixup, blend
+from keepaug.ops import check_labels
 from keepaug.transfer import to_device
 
 __all__ = ["HiddenMix", "ManifoldMixup", "mix_hidden_features"]
@@ -71,7 +72,7 @@ class ManifoldMixup:
         """Layer, partners and shares of one batch.
 
         Args:
-            labels: (N,) integer classes.
+            labels: (N,) integer classes, or (N, classes) one-hot or soft.
             generator: source of randomness; None is torch's global one.
         """
         layer = min(int(uniform((1,), generator) * self.num_layers), self.num_layers - 1)
@@ -93,7 +94,7 @@ class ManifoldMixup:
 
         Args:
             images: (N, C, H, W) floating.
-            labels: (N,) integer classes.
+            labels: (N,) integer classes, or (N, classes) one-hot or soft.
             saliency: ignored.
             mix: what to mix instead of a drawn one.
             generator: source of randomness; None is torch's global one.

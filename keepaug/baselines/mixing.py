@@ -22,7 +22,7 @@ from keepaug.baselines.common import (
     regions_for,
     uniform,
 )
-from keepaug.ops import _like, paste
+from keepaug.ops import _like, check_labels, paste
 from keepaug.regions import Regions
 from keepaug.transfer import to_device
 
@@ -32,7 +32,6 @@ __all__ = [
     "MixedLabels",
     "Mixup",
     "blend",
-    "check_labels",
     "mixed_cross_entropy",
     "partners",
 ]
@@ -42,14 +41,33 @@ class MixedLabels(NamedTuple):
     """Labels of mixed images: the loss is lam * loss(labels_a) + (1 - lam) * loss(labels_b).
 
     Attributes:
-        labels_a: (N,) int64, classes of the images that were cut.
-        labels_b: (N,) int64, classes of the images the patches came from.
+        labels_a: (N,) int64, classes of the images that were cut; (N, classes) where they are one-hot or
+            soft.
+        labels_b: of the images the patches came from.
         lam: (N,) float32 in [0, 1], share of the pixels that are still of the image itself.
     """
 
     labels_a: Tensor
     labels_b: Tensor
     lam: Tensor
+
+    def dense(self, num_classes: int) -> Tensor:
+        """(N, num_classes) float32, one row of shares per image, as torchvision's CutMix has them: for losses
+        of soft labels.
+
+        Raises:
+            ValueError: one-hot or soft labels of another number of classes.
+        """
+
+        def rows(labels: Tensor) -> Tensor:
+            wide = labels.ndim == 2 or labels.is_floating_point()
+            return (labels if wide else F.one_hot(labels.long(), num_classes)).float().view(len(labels), -1)
+
+        lam = self.lam[:, None]
+        mixed = lam * rows(self.labels_a) + (1 - lam) * rows(self.labels_b)
+        if mixed.shape[1] != num_classes:
+            raise ValueError(f"the labels are of {mixed.shape[1]} classes, not {num_classes}")
+        return mixed
 
 
 def mixed_cross_entropy(logits: Tensor, labels: MixedLabels, *, label_smoothing: float = 0.0) -> Tensor:
@@ -62,21 +80,21 @@ def mixed_cross_entropy(logits: Tensor, labels: MixedLabels, *, label_smoothing:
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: a single logit, of which the cross-entropy is always 0.
     """
+    if logits.shape[1] == 1:
+        raise ValueError(
+            "cross-entropy needs a logit for each class, got one: take "
+            "F.binary_cross_entropy_with_logits(logits, labels.dense(1))"
+        )
 
     def each(target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
 
     lam = labels.lam.to(logits.dtype)
     return (lam * each(labels.labels_a) + (1 - lam) * each(labels.labels_b)).mean()
-
-
-def check_labels(images: Tensor, labels: Tensor) -> None:
-    """Refuse anything but one class per image."""
-    if images.ndim != 4:
-        raise ValueError(f"images must have the shape (N, C, H, W), got {tuple(images.shape)}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must have the shape ({len(images)},), got {tuple(labels.shape)}")
 
 
 def partners(images: Tensor, permutation: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -194,7 +212,7 @@ class CutMix:
 
         Args:
             images: (N, C, H, W).
-            labels: (N,) integer classes.
+            labels: (N,) integer classes, or (N, classes) one-hot or soft.
             saliency: (N, H, W) of `images`; the plain CutMix ignores it.
             drawn: what `draw` gave, for maps of the mixed images alone.
             regions: the regions to replace instead of drawn ones.
@@ -260,7 +278,7 @@ class Mixup:
 
         Args:
             images: (N, C, H, W) floating.
-            labels: (N,) integer classes.
+            labels: (N,) integer classes, or (N, classes) one-hot or soft.
             saliency: ignored.
             lam: (N,) shares instead of drawn ones.
             permutation: (N,) the partners instead of drawn ones.
@@ -360,7 +378,7 @@ class AttentiveCutMix:
 
         Args:
             images: (N, C, H, W).
-            labels: (N,) integer classes.
+            labels: (N,) integer classes, or (N, classes) one-hot or soft.
             attention: (N, h, w) of `images`, of any size from the grid's upwards: averaged over the cells of
                 the grid.
             permutation: (N,) the partners instead of drawn ones.

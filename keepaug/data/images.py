@@ -16,9 +16,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from keepaug.data.batch_transforms import Border, CropFlip, crop_flip, draw_crop_flip
 from keepaug.data.checking import read_all
-from keepaug.data.reading import read_image
+from keepaug.data.reading import read_image as decode
 
-__all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode_all", "one_by_one"]
+__all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode", "decode_all", "one_by_one"]
 
 
 class Batch(NamedTuple):
@@ -208,7 +208,7 @@ def decode_all(paths: Sequence[Path], description: str) -> Tensor:
     """
 
     def one(path: Path) -> Tensor:
-        return pil_to_tensor(read_image(path))
+        return pil_to_tensor(decode(path))
 
     images = read_all(one, paths, description)
     for path, image in zip(paths, images, strict=True):
