@@ -134,7 +134,7 @@ def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: no whole numbers of at least 1.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = (size, size) if isinstance(size, int | float) else tuple(size)
     if len(pair) != 2 or not all(isinstance(part, int) and not isinstance(part, bool) for part in pair):
         raise ValueError(f"size must be a whole number, (height, width), or a (N, 2) tensor; got {size!r}")
     if min(pair) < 1:
