@@ -439,3 +439,45 @@ def test_messages_are_one_sentence() -> None:
         KeepCutout(3)(Image.new("RGB", (4, 4)))
     assert "\n" not in str(caught.value)
     assert not re.search(r"  ", str(caught.value))
+
+
+def _sharded_losses(rank: int, store: str, results: Any) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    torch.set_num_threads(1)
+    shared = torch.distributed.FileStore(store, 2)
+    torch.distributed.init_process_group("gloo", store=shared, rank=rank, world_size=2)
+    images, labels = torch.randn(4, 3, 9, 8, generator=seeded(rank)), torch.arange(4)
+    for kind in ("fully_shard", "FullyShardedDataParallel"):
+        for keep in (False, True):
+            module: Any = network()
+            torch.manual_seed(0)  # of dropout, which the maps draw no number from
+            wanted = saliency_map(module, images, labels, scale=0.5)
+            if kind == "fully_shard":
+                fully_shard(module.block)
+                fully_shard(module)
+            else:
+                module = FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+            for step in range(4):
+                if keep:
+                    heat = saliency_map(module, images, labels, scale=0.5)
+                    assert step or torch.allclose(heat, wanted)
+                loss = F.cross_entropy(module(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                results.put((kind, rank, step, keep, loss.item()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_networks_train_on_as_without_maps(tmp_path: Any) -> None:
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(_sharded_losses, (str(tmp_path / "store"), results), nprocs=2)
+    losses: dict[bool, dict[tuple[Any, ...], float]] = {False: {}, True: {}}
+    while not results.empty():
+        kind, rank, step, keep, loss = results.get()
+        losses[keep][kind, rank, step] = loss
+    assert len(losses[True]) == 16
+    assert losses[True] == losses[False]
