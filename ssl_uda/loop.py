@@ -327,7 +327,11 @@ def _draw(run: _Run, path: Path) -> Path:
     keep = dataclasses.replace(config, keep=True)
     _, heat = targets_and_saliency(run.network, views.clean, keep)
     assert heat is not None
-    rows = [views.clean, finish_strong(views, None, few, config)]
+    with evaluating(run.network), torch.no_grad():
+        guessed = run.network(views.clean).argmax(dim=1)
+    rows = [("image", views.clean), ("strong view", finish_strong(views, None, few, config))]
     if config.crops == "shared":
-        rows.append(finish_strong(views, sample_paste(heat, views.clean, keep, 0), few, config))
-    return draw_views(rows, heat, path, mean=data.mean, std=data.std)
+        label = f"with Keep\nsize {config.size}\ntau {config.tau}"
+        rows.append((label, finish_strong(views, sample_paste(heat, views.clean, keep, 0), few, config)))
+    titles = [f"{data.classes[int(index)]}?" for index in guessed]
+    return draw_views(rows, heat, path, mean=data.mean, std=data.std, titles=titles)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from keepaug.audit.pictures import enlarged, labelled_sheet
 from keepaug.audit.run import Audit
+from keepaug.data.pictures import enlarged, labelled_sheet
 from keepaug.runs.files import write_atomic
 from keepaug.runs.result import write_result
 

@@ -18,8 +18,8 @@ from keepaug.audit.augmentations import Augmentation, Batch, Outcome
 from keepaug.audit.images import Sample
 from keepaug.audit.measures import colour_change, hidden_share, importance_lost, visible_pixels
 from keepaug.audit.networks import AuditedNetwork
-from keepaug.audit.pictures import grey_map
 from keepaug.data.batch_transforms import normalize
+from keepaug.data.pictures import grey_map
 from keepaug.modes import evaluating
 from keepaug.runs.progress import progress
 from keepaug.runs.seeds import make_generator

@@ -29,7 +29,7 @@ from keepaug.models.drop_resnet import schedule_drops
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.lab import LabNetwork
 from keepaug.models.weights import NetworkSpec, identity_of, save_classifier
-from keepaug.runs.config import ConfigError
+from keepaug.runs.config import ConfigError, recipe_of
 from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.guard import check_finite, only_finite
@@ -498,4 +498,8 @@ def _draw(run: _Run, path: Path) -> Path:
     )
     inputs, _ = run.augment(Views(images, labels, strong, heat), generator)
     inputs = inputs[-len(images) :]  # the last view, where there are several
-    return draw_views([images, inputs], heat, path, mean=run.data.mean, std=run.data.std)
+    recipe = recipe_of(run.config)
+    facts = [f"{key} {recipe[key]}" for key in ("size", "tau", "p") if key in recipe]
+    rows = [("image", images), ("\n".join([run.config.method, *facts]), inputs)]
+    titles = [run.data.train.classes[int(label)] for label in batch.labels]
+    return draw_views(rows, heat, path, mean=run.data.mean, std=run.data.std, titles=titles)

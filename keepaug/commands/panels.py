@@ -27,9 +27,9 @@ from keepaug import (
     saliency_map,
     sample_regions,
 )
-from keepaug.audit.pictures import enlarged, grey_map, labelled_sheet
 from keepaug.choices import MAGNITUDE_MAXIMA, OPERATIONS, RANGES
 from keepaug.data.batch_transforms import change_colours, draw_colours, normalize
+from keepaug.data.pictures import enlarged, grey_map, labelled_sheet
 from keepaug.data.reading import read_image
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.weights import ForeignFileError, load_classifier

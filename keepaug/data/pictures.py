@@ -1,45 +1,98 @@
-"""A sheet of what an augmentation does to a few images."""
+"""Sheets of small pictures with their names: what an augmentation does to a few images."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 
-from keepaug.runs.files import write_bytes_atomic
+from keepaug.regions import Regions
+from keepaug.runs.files import write_atomic
 
-__all__ = ["draw_views"]
+__all__ = ["draw_views", "enlarged", "grey_map", "labelled_sheet"]
+
+_GAP, _LETTERS = 6, 15  # pixels
+_WIDTH = 1100  # of a sheet of views, about
+
+
+def grey_map(heat: Tensor) -> Tensor:
+    """(3, H, W) uint8 of a map (H, W) >= 0; its square root, so that more than the peaks is seen."""
+    grey = (heat / heat.max().clamp(min=1e-12)).sqrt() * 255
+    return grey.to(torch.uint8).expand(3, -1, -1).contiguous()
+
+
+def enlarged(image: Tensor, scale: int = 1, regions: Regions | None = None, index: int = 0) -> Image.Image:
+    """An image (3, H, W) uint8 by a whole factor, with a white frame around a region where there is one."""
+    picture = to_pil_image(image)
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    if regions is not None and int(regions.area[index]):
+        top, left, height, width = (int(part[index]) * scale for part in regions)
+        frame = (left, top, left + width - 1, top + height - 1)
+        ImageDraw.Draw(picture).rectangle(frame, outline="white", width=2)
+    return picture
+
+
+def labelled_sheet(titles: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """A title above each column, and left of each row its label, which may have several lines.
+
+    Args:
+        titles: one per column; what is wider than its column is cut short.
+        rows: label and pictures of one size; a row may be shorter than the titles.
+    """
+    font = ImageFont.load_default(size=_LETTERS)
+    width, height = rows[0][1][0].size
+    margin = max(font.getlength(line) for label, _ in rows for line in label.split("\n"))
+    margin = round(margin) + 2 * _GAP
+    head, line = (_LETTERS + 2 * _GAP if any(titles) else _GAP), _LETTERS + 4
+    tall = max(height, *(line * len(label.split("\n")) for label, _ in rows)) + _GAP
+    sheet = Image.new("RGB", (margin + len(titles) * (width + _GAP), head + len(rows) * tall), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        while font.getlength(title) > width:
+            title = title[:-2] + "…"
+        pen.text((margin + column * (width + _GAP), _GAP), title, fill="black", font=font)
+    for row, (label, pictures) in enumerate(rows):
+        pen.multiline_text((_GAP, head + row * tall), label, fill="black", font=font)
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (margin + column * (width + _GAP), head + row * tall))
+    return sheet
 
 
 def draw_views(
-    rows: Sequence[Tensor], heat: Tensor, path: Path, *, mean: Sequence[float], std: Sequence[float]
+    rows: Sequence[tuple[str, Tensor]],
+    heat: Tensor,
+    path: Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    titles: Sequence[str] = (),
 ) -> Path:
     """The first row, then the saliency, then the others; one column for each image.
 
     Args:
-        rows: (N, 3, H, W) normalised each, for example the images and what the network is trained on.
+        rows: label and (N, 3, H, W) normalised images of each, for example the images and what the network is
+            trained on.
         heat: (N, h, w) saliency of the first; shown at the images' size.
         path: PNG file.
         mean: of the normalisation.
         std: of the normalisation.
+        titles: of the N images, their classes for example.
     """
+    num, _, height, width = rows[0][1].shape
     shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    shown = [(row.float().cpu() * scale + shift).clamp(0, 1) for row in rows]
-    if heat.shape[1:] != rows[0].shape[2:]:
-        heat = F.interpolate(heat[:, None], size=rows[0].shape[2:], mode="nearest")[:, 0]
-    peak = heat.flatten(1).amax(dim=1).clamp(min=1e-12)[:, None, None]
-    shown.insert(1, (heat / peak).sqrt().cpu()[:, None].expand(-1, 3, -1, -1))
-    bordered = F.pad(torch.stack(shown), (1, 1, 1, 1), value=1.0)
-    sheet = torch.cat([torch.cat(list(row), dim=2) for row in bordered], dim=1)
-    picture = to_pil_image((sheet * 255).round().to(torch.uint8))
-    factor = max(1, 1100 // max(1, picture.width))
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return write_bytes_atomic(path, buffer.getvalue())
+    if heat.shape[1:] != (height, width):
+        heat = F.interpolate(heat[:, None], size=(height, width), mode="nearest")[:, 0]
+    shown = [
+        (label, ((views.float().cpu() * scale + shift).clamp(0, 1) * 255).round().to(torch.uint8))
+        for label, views in rows
+    ]
+    shown.insert(1, ("saliency", torch.stack([grey_map(one) for one in heat.cpu()])))
+    factor = max(1, _WIDTH // (num * (width + _GAP)))
+    pictures = [(label, [enlarged(one, factor) for one in views]) for label, views in shown]
+    sheet = labelled_sheet([*titles, *[""] * (num - len(titles))], pictures)
+    return write_atomic(path, lambda file: sheet.save(file, "PNG"))

@@ -31,9 +31,9 @@ _CAPTIONS = {
     "with what is kept.",
     "worst": "The images that lose most: the saliency, plain and Keep of the same random numbers.",
     "predictions": "Left: ground truth; right: predictions.",
-    "ranked": "Left: the query; then the nearest gallery images, right ones framed green, wrong ones red, "
-    "with camera and distance.",
-    "erasing": "The image, its saliency, random erasing, KeepRandomErasing (same sizes). Red frames: what "
+    "ranked": "Left: the query; then the nearest gallery images, right ones framed blue, wrong ones orange, "
+    "with identity, camera and distance.",
+    "erasing": "The image, its saliency, random erasing, KeepRandomErasing (same sizes). Orange frames: what "
     "matters is erased.",
 }
 
@@ -346,10 +346,12 @@ def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:
         for role, name in result["artifacts"].items():
             folder = Path(result["folder"]).resolve()
             path = (folder / str(name)).resolve()
-            if (
-                path.suffix == ".png" and path.is_file() and path.is_relative_to(folder)
-            ):  # a run's own files alone
-                found.append(
-                    (f"{_label(group, groups)}. {_CAPTIONS.get(role.rstrip('_0123456789'), role)}", path)
-                )
+            own = path.is_relative_to(folder)  # no file that another folder's result points to
+            if path.suffix == ".png" and path.is_file() and own:
+                text = _CAPTIONS.get(role.rstrip("_0123456789"), role)
+                facts = [
+                    f"{key} {result['recipe'][key]}" for key in ("size", "tau") if key in result["recipe"]
+                ]
+                named = ", ".join([_label(group, groups), *facts])
+                found.append((f"{named}. {text}", path))
     return found

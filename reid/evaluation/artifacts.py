@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ def write_artifacts(
     scored: Scored,
     train: IdentityLoader | None,
     device: torch.device,
+    identities: Sequence[int | str] = (),
 ) -> dict[str, str]:
     """What the config asks for.
 
@@ -47,6 +49,7 @@ def write_artifacts(
         scored: its features.
         train: training images for the picture of erased regions; None draws none.
         device: of the network.
+        identities: of the training images, by class.
 
     Returns:
         File names by role, for result.json.
@@ -55,7 +58,7 @@ def write_artifacts(
     if config.ranked:
         found["ranked"] = _ranked(output / "ranked.png", config, tested, scored)
     if config.pictures and train is not None and config.erasing != "none":
-        found["erasing"] = _erasing(output / "erasing.png", config, network, train, device)
+        found["erasing"] = _erasing(output / "erasing.png", config, network, train, device, identities)
     if config.features:
         sets = {split: _feature_set(tested, scored, split) for split in ("query", "gallery")}
         found["features"] = save_features(output / "features.npz", **sets)
@@ -96,9 +99,9 @@ def erased_importance(
     """
     if not config.pictures or config.erasing == "none":
         return {}
-    heat = _saliency(config, network, train, device, _MEASURED)[1].cpu()
+    _, _, heat = _saliency(config, network, train, device, _MEASURED)
     found = measure_erasing(
-        heat,
+        heat.cpu(),
         tau=config.tau,
         area=(config.area[0], config.area[1]),
         aspect=(config.aspect[0], config.aspect[1]),
@@ -109,8 +112,10 @@ def erased_importance(
 
 def _saliency(
     config: ReidConfig, network: ReidNetwork, train: IdentityLoader, device: torch.device, number: int
-) -> tuple[Tensor, Tensor]:
-    """Evenly spaced training images, mirrored and cropped as in training, normalized; and their saliency."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Evenly spaced training images, mirrored and cropped as in training, normalized; their classes; their
+    saliency.
+    """
     indices = torch.arange(len(train.images))[:: max(1, len(train.images) // number)][:number]
     seeds = torch.randint(2**62, (len(indices),), generator=make_generator(config.seed, "pictures"))
     batch = train.images.load(indices, seeds)
@@ -119,13 +124,18 @@ def _saliency(
     maps = [
         saliency_map(network, *part, forward=network.logits, scale=config.saliency_scale) for part in parts
     ]
-    return images, torch.cat(maps)
+    return images, batch.labels, torch.cat(maps)
 
 
 def _erasing(
-    path: Path, config: ReidConfig, network: ReidNetwork, train: IdentityLoader, device: torch.device
+    path: Path,
+    config: ReidConfig,
+    network: ReidNetwork,
+    train: IdentityLoader,
+    device: torch.device,
+    identities: Sequence[int | str],
 ) -> Path:
-    images, heat = _saliency(config, network, train, device, _IMAGES)
+    images, labels, heat = _saliency(config, network, train, device, _IMAGES)
     return draw_erasing(
         path,
         images,
@@ -137,6 +147,7 @@ def _erasing(
         fill=config.fill or "random",
         tau=config.tau,
         seed=config.seed,
+        titles=[f"identity {identities[int(label)]}" for label in labels] if identities else (),
     )
 
 

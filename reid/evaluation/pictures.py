@@ -22,7 +22,7 @@ from reid.evaluation.protocol import check_features, distance_chunks
 
 __all__ = ["draw_erasing", "draw_ranked_lists"]
 
-_GREEN, _RED, _GREY = (30, 160, 60), (215, 40, 40), (120, 120, 120)
+_RIGHT, _WRONG, _GREY = (0, 114, 178), (213, 94, 0), (120, 120, 120)  # told apart by the colour-blind
 _FRAME, _GAP, _TEXT = 4, 6, 13
 
 
@@ -46,10 +46,10 @@ def draw_ranked_lists(
     top: int = 10,
     size: tuple[int, int] = (128, 64),
 ) -> Path:
-    """A row for each query: itself, then the nearest gallery images, green frames right and red ones wrong.
+    """A row for each query: itself, then the nearest gallery images, blue frames right and orange ones wrong.
 
-    Camera and distance stand below each. What is junk for the query (its own camera, negative identities) is
-    left out, as in the evaluation.
+    Identity, camera and distance stand below each. What is junk for the query (its own camera, negative
+    identities) is left out, as in the evaluation.
 
     Args:
         path: PNG file.
@@ -61,7 +61,8 @@ def draw_ranked_lists(
         gallery_paths: G image files.
         query_cameras: (Q,) integer; None for both ignores cameras.
         gallery_cameras: (G,) integer.
-        query_names: Q texts that stand below instead of the camera's number, "ann, door" for example.
+        query_names: Q texts that stand below instead of the numbers of identity and camera, "ann, door" for
+            example.
         gallery_names: G texts.
         excluded: (M, 2) pairs of a query and a gallery image that are one file, and left out.
         metric: "cosine" (distance 1 - cosine) or "euclidean".
@@ -112,19 +113,20 @@ def draw_ranked_lists(
     for query, distances in zip(queries, rows, strict=True):
         kept = distances.masked_fill(junk_of(query).to(distances.device), torch.inf)
         order = kept.argsort(stable=True)[: min(top, int(torch.isfinite(kept).sum()))].tolist()
-        line = [(query_paths[query], _GREY, f"query{_below(query_names, query_cameras, query)}")]
+        line = [(query_paths[query], _GREY, _below(query_names, query_ids, query_cameras, query))]
         for place in order:
             right = bool(gallery_ids[place] == query_ids[query])
-            text = f"{_below(gallery_names, gallery_cameras, place)}   {float(distances[place]):.3f}".strip()
-            line.append((gallery_paths[place], _GREEN if right else _RED, text))
+            named = _below(gallery_names, gallery_ids, gallery_cameras, place)
+            text = f"{named}  {float(distances[place]):.3f}"
+            line.append((gallery_paths[place], _RIGHT if right else _WRONG, text))
         lines.append(line)
     return _save(_sheet(lines, size, 1 + top), path)
 
 
-def _below(names: Sequence[str], cameras: Tensor | None, index: int) -> str:
+def _below(names: Sequence[str], ids: Tensor, cameras: Tensor | None, index: int) -> str:
     if names:
-        return f" {names[index]}"
-    return "" if cameras is None else f" c{int(cameras[index])}"
+        return names[index]
+    return f"{int(ids[index])}" + ("" if cameras is None else f" c{int(cameras[index])}")
 
 
 def _sheet(
@@ -168,11 +170,12 @@ def draw_erasing(
     fill: str = "bot",
     tau: float = 0.6,
     seed: int = 0,
+    titles: Sequence[str] = (),
 ) -> Path:
     """Four rows: the images, their saliency over them, what RandomErasing and what KeepRandomErasing erases.
 
-    Both erase regions of the same sizes. A red frame: the region is above the tau-quantile of importance;
-    green: it is not.
+    Both erase regions of the same sizes. An orange frame: the region is above the tau-quantile of importance;
+    blue: it is not.
 
     Args:
         path: PNG file.
@@ -185,6 +188,7 @@ def draw_erasing(
         fill: of the erased regions, as in `RandomErasing`.
         tau: quantile.
         seed: of the regions.
+        titles: of the images, their identities for example.
 
     Returns:
         The path.
@@ -216,9 +220,10 @@ def draw_erasing(
         important = is_important(regions, heat, tau=tau).tolist()
         drawn = [_enlarged(image, factor) for image in erased]
         for index, (picture, bad) in enumerate(zip(drawn, important, strict=True)):
-            _frame(picture, regions, index, factor, _RED if bad else _GREEN)
+            _frame(picture, regions, index, factor, _WRONG if bad else _RIGHT)
         rows.append(drawn)
-    names = ("image", "saliency", "RandomErasing", "KeepRandomErasing")
+    sizes = f"{area[0]:.0%} to {area[1]:.0%} of the image"
+    names = ("", "saliency", f"RandomErasing, {sizes}", f"KeepRandomErasing, {sizes}, tau {tau:g}")
     width, height = rows[0][0].size
     sheet = Image.new(
         "RGB", (len(images) * (width + 4) + 4, len(rows) * (height + _TEXT + _GAP) + 4), "white"
@@ -229,6 +234,9 @@ def draw_erasing(
         pen.text((4, y + 1), name, fill="black", font=font)
         for column, picture in enumerate(row):
             sheet.paste(picture, (4 + column * (width + 4), y + _TEXT + 4))
+            if not name:
+                title = titles[column] if titles else "image"
+                pen.text((4 + column * (width + 4), y + 1), title, fill="black", font=font)
     return _save(sheet, path)
 
 

@@ -125,7 +125,14 @@ def _finish(engine: KeepEngine, recorder: Recorder) -> dict[str, float]:
     if (recorder.path / BEST).is_file():
         artifacts["best"] = BEST
     artifacts |= write_artifacts(
-        recorder.path, config, engine.network, tested, scored, manager.train_loader, engine.world.device
+        recorder.path,
+        config,
+        engine.network,
+        tested,
+        scored,
+        manager.train_loader,
+        engine.world.device,
+        manager.labels,
     )
     sampler = manager.train_loader.sampler
     extra: dict[str, Any] = {

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from reid.evaluation.pictures import draw_erasing, draw_ranked_lists
 
-GREEN, RED = (30, 160, 60), (215, 40, 40)
+RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
 SIZE = (40, 60)  # wide enough that a cell is its image, its frame and the gap
 CELL = (60 + 8 + 6, 40 + 8 + 17 + 6)
 
@@ -64,7 +64,7 @@ def test_lists_are_the_ranking_without_junk(world: dict, metric: str, tmp_path: 
         assert 7 <= len(kept) < 10
         for column, place in enumerate(kept, start=1):
             right = bool(world["gallery_ids"][place] == world["query_ids"][row])
-            assert shown(path, row, column) == (3 + place, GREEN if right else RED)
+            assert shown(path, row, column) == (3 + place, RIGHT if right else WRONG)
         assert shown(path, row, len(kept) + 1)[1] == (255, 255, 255)  # the rest is empty
 
 
@@ -84,7 +84,8 @@ def test_written_distances_are_those_of_the_metric(
         draw_ranked_lists(tmp_path / "r.png", **world, metric=metric, queries=[1])
         for path, _, text in lines[-1][0][1:]:
             place = world["gallery_paths"].index(path)
-            camera, number = text.split()
+            identity, camera, number = text.split()
+            assert identity == str(int(world["gallery_ids"][place]))
             assert camera == f"c{int(world['gallery_cameras'][place])}"
             assert float(number) == pytest.approx(float(distances[1, place]), abs=6e-4)
 
@@ -125,14 +126,14 @@ def test_erasing_shows_equal_sizes_and_frames_what_matters(tmp_path: Path) -> No
         for column in range(num):
             top, left = row * step[0] + 17, 4 + column * step[1]
             cell = pixels[top : top + height * factor, left : left + width * factor]
-            frames = [((cell - torch.tensor(colour)).abs().sum(dim=2) == 0) for colour in (RED, GREEN)]
+            frames = [((cell - torch.tensor(colour)).abs().sum(dim=2) == 0) for colour in (WRONG, RIGHT)]
             areas.append(int(((cell.sum(dim=2) < 100) | frames[0] | frames[1]).sum()))
             colours.append((bool(frames[0].any()), bool(frames[1].any())))
     assert areas[:num] == areas[num:]
     assert min(areas) > 0.1 * height * width * factor**2
-    assert all(red != green for red, green in colours)
-    assert any(red for red, _ in colours[:num])
-    assert not any(red for red, _ in colours[num:])
+    assert all(wrong != right for wrong, right in colours)
+    assert any(wrong for wrong, _ in colours[:num])
+    assert not any(wrong for wrong, _ in colours[num:])
 
 
 def test_erasing_refuses_what_does_not_fit(tmp_path: Path) -> None:
