@@ -12,6 +12,7 @@ from typing import Any
 from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.config import ConfigError, option
+from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 from reid.data.layouts import LAYOUTS
 
 __all__ = ["ERASING", "LAYOUTS", "RECIPES", "TORCHREID", "ReidConfig", "check", "is_shortened", "resolve"]
@@ -152,7 +153,7 @@ class ReidConfig:
     eval_untrained: bool = option(False, help="also score the features before training")
     # machine
     device: str = option("auto", bookkeeping=True)
-    precision: str = option("float32", choices=("float32", "bf16"), precision=True)
+    precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
     channels_last: bool = option(False, precision=True)
     sync_batchnorm: bool = option(True, help="several processes normalize over the whole batch, as one does")
     # bookkeeping

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from keepaug.choices import PLACEMENTS, STEMS
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.config import ConfigError, option
+from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.choices import CONSISTENCY, POLICIES, SPLITS, TSA, USES
 
@@ -134,7 +135,7 @@ class UdaConfig:
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     # machine
     device: str = option("auto", bookkeeping=True)
-    precision: str = option("float32", choices=("float32", "bf16"), precision=True)
+    precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
     channels_last: bool = option(False, precision=True)
     compile: bool = option(False, precision=True)
     sync_batchnorm: bool = option(True, help="statistics over all processes, so that N equal one")

@@ -22,6 +22,7 @@ from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
 from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.guard import check_finite, only_finite
+from keepaug.runs.precision import with_precision
 from keepaug.runs.progress import progress
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything
@@ -74,6 +75,7 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
     check(config)
     world = setup(config.device)
     try:
+        config = with_precision(config, Path(output), world.device)
         data = open_data(config, world.device)
         run = _prepare(config, world, data)
         with Recorder(

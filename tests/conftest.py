@@ -17,6 +17,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # as for a tool that is run
 DATA_ROOT = Path(os.environ.get("KEEPAUG_DATA") or Path.home() / ".cache" / "keepaug" / "data")
+# The same on every machine; the tests of the choice itself take it away.
+os.environ["KEEPAUG_PRECISION"] = "float32"
 # What the tests find out about their images is of no use to later runs.
 os.environ["KEEPAUG_CACHE"] = tempfile.mkdtemp(prefix="keepaug-cache-")
 atexit.register(shutil.rmtree, os.environ["KEEPAUG_CACHE"], ignore_errors=True)

@@ -21,6 +21,7 @@ from keepaug.choices import (
 from keepaug.classify.methods import METHODS
 from keepaug.models.networks import FAST, check_arch
 from keepaug.runs.config import ConfigError, option
+from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 
 if TYPE_CHECKING:
     from keepaug.models.weights import NetworkSpec
@@ -270,7 +271,7 @@ class ClassifyConfig:
     )
     # machine
     device: str = option("auto", bookkeeping=True)
-    precision: str = option("float32", choices=("float32", "bf16"), precision=True)
+    precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
     channels_last: bool = option(False, bookkeeping=True)
     compile: bool = option(False, bookkeeping=True)
     # bookkeeping

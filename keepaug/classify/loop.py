@@ -34,6 +34,7 @@ from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.look_ahead import LookAhead
+from keepaug.runs.precision import with_precision
 from keepaug.runs.progress import progress
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
@@ -92,6 +93,7 @@ def train(config: ClassifyConfig, output: str | Path, *, resume: bool = False) -
     check(config)
     world = setup(config.device)
     try:
+        config = with_precision(config, Path(output), world.device)
         data = open_datasets(config)
         seed_everything(config.seed)
         run = _prepare(config, world, data)

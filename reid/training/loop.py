@@ -10,6 +10,7 @@ from typing import Any
 
 from keepaug.runs.config import changed_settings
 from keepaug.runs.distributed import setup
+from keepaug.runs.precision import with_precision
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import seed_everything
 from reid.config import ReidConfig, check, resolve
@@ -45,6 +46,7 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
     check(resolve(config))
     world = setup(config.device)
     try:
+        config = with_precision(config, Path(output), world.device)
         with Recorder(
             output,
             config,
