@@ -488,7 +488,8 @@ def _finish(run: _Run, recorder: Recorder) -> dict[str, float]:
 
 
 def _draw(run: _Run, path: Path) -> Path:
-    indices = torch.arange(min(8, len(run.data.train)))
+    num = min(8, len(run.data.train))
+    indices = torch.arange(num) * len(run.data.train) // num  # folders are sorted by class
     batch = run.data.train.load(indices, torch.arange(len(indices)) * 2**21 + 1)
     generator = make_generator(run.config.seed, "pictures")
     images, strong = _views(run, batch, generator)

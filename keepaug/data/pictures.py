@@ -92,7 +92,7 @@ def draw_views(
         for label, views in rows
     ]
     shown.insert(1, ("saliency", torch.stack([grey_map(one) for one in heat.cpu()])))
-    factor = max(1, _WIDTH // (num * (width + _GAP)))
+    factor = max(1, round(_WIDTH / (num * (width + _GAP))))
     pictures = [(label, [enlarged(one, factor) for one in views]) for label, views in shown]
     sheet = labelled_sheet([*titles, *[""] * (num - len(titles))], pictures)
     return write_atomic(path, lambda file: sheet.save(file, "PNG"))

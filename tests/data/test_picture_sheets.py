@@ -49,7 +49,7 @@ def test_views_are_the_images_the_map_and_what_is_trained_on(tmp_path: Path) -> 
     path = draw_views(
         [("a", views), ("b", -views)], heat, tmp_path / "v.png", mean=mean, std=std, titles=["x"]
     )
-    pixels, factor = np.array(Image.open(path)), 1100 // (3 * 16)
+    pixels, factor = np.array(Image.open(path)), round(1100 / (3 * 16))
     height, width = 8 * factor + 6, 10 * factor + 6
     left, top = pixels.shape[1] - 3 * width, len(pixels) - 3 * height
     for column in range(3):
