@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from keepaug.audit.advice import percent
 from keepaug.audit.choices import MEASURES, PERCENT
 from keepaug.audit.trials import Picture
-from keepaug.runs import files
+from keepaug.runs import pages
 
 __all__ = ["render"]
 
@@ -41,14 +41,6 @@ def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Pi
     Raises:
         ImportError: jinja2 is missing.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError("the page needs jinja2: pip install 'keepaug[audit]'") from error
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
     rows, classes = content["rows"], content["data"]["classes"]
     accuracy = content["network"]["accuracy"]
     worst = [
@@ -56,9 +48,10 @@ def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Pi
         for title, own in pictures
         if own
     ]
-    page: str = template.render(
+    return pages.render(
+        Path(__file__).parent / "page.html.j2",
+        "audit",
         audit=content,
-        style=(Path(files.__file__).parent / "page.css").read_text(),
         grave=bool(content["warnings"]) and content["warnings"][0].startswith("The network is right about"),
         accuracy=_interval("fidelity", accuracy) if accuracy else "",
         bound=percent(content["bound"]),
@@ -93,7 +86,6 @@ def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Pi
             if row["by_class"] or row["by_object"]
         ],
     )
-    return page
 
 
 def _title(row: Mapping[str, Any]) -> str:

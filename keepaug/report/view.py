@@ -14,7 +14,7 @@ from keepaug.report.curves import Chart, Line, chart_of, read_curve
 from keepaug.report.pairs import Pairs
 from keepaug.report.paper import NOT_RUN, FilledTable
 from keepaug.report.thumbnails import thumbnail
-from keepaug.runs import files
+from keepaug.runs.pages import render
 
 __all__ = ["Section", "answer", "html_page"]
 
@@ -92,15 +92,6 @@ def html_page(
         tables: of the paper.
         output: folder of the page, for its links to run folders.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError("the report needs jinja2: pip install 'keepaug[report]'") from error
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
-    beside = Path(files.__file__).parent
     answers = []
     if rates:
         text = _rates_answer(rates)
@@ -109,26 +100,24 @@ def html_page(
         verdict, text = answer(section)
         answers.append({"id": section.id, "title": section.title, "verdict": verdict, "text": text})
     shown = [(caption, path, thumbnail(path)) for caption, path in pictures]
-    return str(
-        template.render(
-            title=title,
-            style=(beside / "page.css").read_text(),
-            script=(beside / "tables.js").read_text(),
-            answers=answers,
-            summary=summary,
-            rates=_bars(rates),
-            rates_title=texts["rates_title"],
-            rates_text=texts["rates"],
-            pairs_title=texts["pairs_title"],
-            paper_text=texts["paper"],
-            sections=[_section(section, output) for section in sections],
-            pictures=[
-                {"caption": caption, "source": source, "target": _link(path, output)}
-                for caption, path, source in shown
-                if source is not None
-            ],
-            tables=[_paper_table(table) for table in tables],
-        )
+    return render(
+        Path(__file__).parent / "page.html.j2",
+        "report",
+        title=title,
+        answers=answers,
+        summary=summary,
+        rates=_bars(rates),
+        rates_title=texts["rates_title"],
+        rates_text=texts["rates"],
+        pairs_title=texts["pairs_title"],
+        paper_text=texts["paper"],
+        sections=[_section(section, output) for section in sections],
+        pictures=[
+            {"caption": caption, "source": source, "target": _link(path, output)}
+            for caption, path, source in shown
+            if source is not None
+        ],
+        tables=[_paper_table(table) for table in tables],
     )
 
 
