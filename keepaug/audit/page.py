@@ -146,9 +146,9 @@ def _sweep(sweep: Mapping[str, Any], bound: float) -> dict[str, Any]:
     parts = []
     for name, entry in (("plain", sweep["recommended"]), (sweep["keep_title"], sweep["recommended_keep"])):
         if entry is not None:
-            parts.append(
-                f"{name}: {_value(entry['value'])} ({_value(entry['low'])} to {_value(entry['high'])})"
-            )
+            span = f"{_value(entry['low'])} to {_value(entry['high'])}"
+            certain = entry["low"] == entry["value"] == entry["high"]
+            parts.append(f"{name}: {_value(entry['value'])}{'' if certain else f' ({span})'}")
     return {
         "title": sweep["title"],
         "text": f"Recommended {setting}. " + "; ".join(parts) + ".",
