@@ -49,24 +49,37 @@ class Section:
 
 
 def answer(section: Section) -> tuple[str, str]:
-    """What the task's runs say of keeping, in a sentence: of the comparison with most pairs.
+    """What the task's runs say of keeping, in a sentence or two: the comparison with most pairs, and how many
+    others say what.
 
     Returns:
-        "gains", "loses" or "open", and the sentence.
+        "gains" or "loses" where no comparison says the opposite, else "open"; and the text.
     """
-    if not any(len(pairs) for _, _, pairs in section.pairs):
+    compared = [one for one in section.pairs if len(one[2])]
+    if not compared:
         return "open", "nothing was run both with and without Keep on the same seed."
-    keep, plain, pairs = max(section.pairs, key=lambda one: len(one[2]))
-    others = sum(len(one) > 0 for _, _, one in section.pairs) - 1
-    more = f" {others} more {'comparison' if others == 1 else 'comparisons'} below." if others else ""
-    text = f"{keep} against {plain}: {pairs} (points of {section.metric}, 95 % interval)"
+    keep, plain, pairs = max(compared, key=lambda one: len(one[2]))
+    verdict, means = _verdict(pairs)
+    unit = f"points of {section.metric}" + (", 95 % interval" if len(pairs) > 1 else "")
+    text = f"{keep} against {plain}: {pairs} ({unit}); {means}."
+    verdicts = [_verdict(one)[0] for _, _, one in compared]
+    if len(compared) > 1:
+        numbers = (verdicts.count(word) for word in ("gains", "loses", "open"))
+        text += (
+            f" Of {len(compared)} comparisons "
+            + "Keep gains in {}, loses in {}, and {} decide nothing.".format(*numbers)
+        )
+    decided = set(verdicts) - {"open"}
+    return (decided.pop() if len(decided) == 1 and verdict != "open" else "open"), text
+
+
+def _verdict(pairs: Pairs) -> tuple[str, str]:
     if len(pairs) == 1:
-        text = f"{keep} against {plain}: {pairs} (points of {section.metric})"
-        return "open", f"{text}; one pair has no interval and decides nothing.{more}"
+        return "open", "one pair has no interval and decides nothing"
     if abs(pairs.mean) <= pairs.half_width():
-        return "open", f"{text}; it holds zero, so nothing is decided.{more}"
+        return "open", "it holds zero, so nothing is decided"
     verdict = "gains" if pairs.mean > 0 else "loses"
-    return verdict, f"{text}; Keep {verdict}.{more}"
+    return verdict, f"Keep {verdict}"
 
 
 def html_page(

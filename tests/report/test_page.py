@@ -16,7 +16,8 @@ from keepaug.classify import ClassifyConfig
 from keepaug.commands.known import recipes
 from keepaug.report import write_report
 from keepaug.report.curves import Line, chart_of, read_curve, round_steps
-from keepaug.report.view import answer
+from keepaug.report.pairs import Pairs
+from keepaug.report.view import Section, answer
 from keepaug.runs.config import recipe_of
 from keepaug.runs.result import write_result
 
@@ -90,13 +91,19 @@ def test_links_lead_to_folder_config_and_weights(page: Path) -> None:
     ],
 )
 def test_the_answer_says_what_the_interval_says(values: list[float], verdict: str, said: str) -> None:
-    from keepaug.report.pairs import Pairs
-    from keepaug.report.view import Section
-
     pairs = [("keep", "plain", Pairs(tuple(range(len(values))), tuple(values)))]
     found, text = answer(Section("x", "X", "accuracy", [], [], [], pairs, []))
     assert found == verdict
     assert said in text
+
+
+def test_the_answer_hides_no_comparison_that_says_the_opposite() -> None:
+    gains, loses = Pairs((0, 1, 2), (0.4, 0.41, 0.42)), Pairs((0, 1), (-0.4, -0.41))
+    pairs = [("a", "b", gains), ("c", "d", loses), ("e", "f", Pairs((0,), (1.0,))), ("g", "h", Pairs((), ()))]
+    verdict, text = answer(Section("x", "X", "accuracy", [], [], [], pairs, []))
+    assert verdict == "open"
+    assert "Of 3 comparisons Keep gains in 1, loses in 1, and 1 decide nothing." in text
+    assert answer(Section("x", "X", "accuracy", [], [], [], [pairs[0], pairs[2]], []))[0] == "gains"
 
 
 def test_curves_are_the_metrics_and_never_those_of_training(tmp_path: Path) -> None:
