@@ -100,6 +100,9 @@ def claim(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
         shortened=prepared.shortened,
         engine=prepared.engine,
         started_from=origin,
+        root=str(job.data_root),
+        device=str(prepared.cfg.MODEL.DEVICE),
+        processes=job.num_gpus * job.num_machines,
     )
 
 

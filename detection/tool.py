@@ -9,11 +9,11 @@ from typing import Any
 from yacs.config import CfgNode
 
 from detection.config import defaults, flat, load_config
-from detection.sidecar import read_sidecar
+from detection.sidecar import started_from
 from keepaug.runs.planning import Tool
 from keepaug.runs.result import plain
 
-__all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "has_run", "origin_of", "precision_of", "recipe_of"]
+__all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "has_run", "precision_of", "recipe_of"]
 
 # Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts
 # from is compared by its contents (`started_from` of a result), not by its path.
@@ -29,14 +29,6 @@ BOOKKEEPING = (
     "SEED",
 )
 _PRECISION = ("SOLVER.AMP.", "CUDNN_BENCHMARK", "FLOAT32_PRECISION")
-
-
-def origin_of(weights: str) -> str:
-    """The file that a run from these weights says it started from: the classifier's, where a sidecar names
-    it.
-    """
-    sidecar = read_sidecar(weights) if weights else None
-    return weights if sidecar is None else str(Path(weights).with_name(sidecar.source))
 
 
 def recipe_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
@@ -94,11 +86,20 @@ def _load(path: Path | None, given: Sequence[str]) -> CfgNode:
     return load_config(path, [part for pair in pairs if pair[0] != "data_root" for part in pair])
 
 
+def _origin(weights: str) -> Mapping[str, str] | None:
+    """Of a backbone that is still to be converted the name alone."""
+    if weights and not Path(weights).expanduser().is_file():
+        return {"file": Path(weights).name, "sha256": ""}
+    return started_from(weights)
+
+
 TOOL = Tool(
     "train_detector",
     "detection",
     _load,
+    dict,
     recipe_of,
+    precision_of,
     lambda cfg: None,  # done by load
     _arguments,
     {
@@ -116,6 +117,8 @@ TOOL = Tool(
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
         "DATALOADER.NUM_WORKERS": 0,
     },
-    origin=lambda cfg: origin_of(str(cfg.MODEL.WEIGHTS)),
+    origin=lambda cfg: _origin(str(cfg.MODEL.WEIGHTS)),
+    root=lambda cfg: "",
+    seed=lambda cfg: int(cfg["SEED"]),
     processes="--num-gpus",
 )

@@ -56,7 +56,9 @@ class ReidConfig:
         help="folder of the data, or a CSV file with the columns path, identity, camera, split",
         bookkeeping=True,
     )
-    data_name: str = option("", help="under which results are recorded; empty: told from the sizes")
+    data_name: str = option(
+        "", help="under which results are recorded; empty: told from the sizes", bookkeeping=True
+    )
     also_evaluate: list[str] = option([], help="other test sets, each LAYOUT:ROOT", bookkeeping=True)
     cameras: str = option(
         "use", choices=("use", "none"), help="none: same-camera images count, cameras may be missing"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from keepaug.runs.config import load_config, recipe_of
-from keepaug.runs.planning import Tool, settings_arguments
+from keepaug.runs.config import load_config, precision_of, recipe_of, recorded_settings
+from keepaug.runs.planning import Tool, origin_of, settings_arguments
 from reid.config import ReidConfig, check, resolve
 
 __all__ = ["TOOL"]
@@ -12,7 +12,9 @@ TOOL = Tool(
     "train_reid",
     "reid",
     lambda path, given: resolve(load_config(ReidConfig, path, given)),
+    lambda content: recorded_settings(ReidConfig, content),
     recipe_of,
+    precision_of,
     check,
     settings_arguments,
     {
@@ -26,5 +28,5 @@ TOOL = Tool(
         "ranked": 2,
         "padding": 2,
     },
-    lambda settings: settings.weights,
+    origin=lambda settings: origin_of(settings.weights),
 )

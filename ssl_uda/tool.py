@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from keepaug.runs.config import load_config, recipe_of
+from keepaug.runs.config import load_config, precision_of, recipe_of, recorded_settings
 from keepaug.runs.planning import Tool, settings_arguments
-from ssl_uda.config import UdaConfig, check
+from ssl_uda.config import UdaConfig, check, in_todays_names
 
 __all__ = ["TOOL"]
 
@@ -12,7 +12,9 @@ TOOL = Tool(
     "train_uda",
     "ssl_uda",
     lambda path, given: load_config(UdaConfig, path, given),
+    lambda content: recorded_settings(UdaConfig, in_todays_names(content)),
     recipe_of,
+    precision_of,
     check,
     settings_arguments,
     {

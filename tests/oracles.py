@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from PIL import Image, ImageEnhance, ImageOps
@@ -137,3 +138,16 @@ def google_operation(
         case "Rotate":
             return image.rotate(sign * int(level * 30 / 10), resample=resample, fillcolor=fill)
     raise AssertionError(name)
+
+
+def covered_share(regions: Any, boxes: Tensor) -> Tensor:
+    """(N,) share of each (N, 4) top/left/height/width box that its region covers, by counting pixels."""
+    shares = []
+    for index, (top, left, height, width) in enumerate(boxes.tolist()):
+        first, begin, rows, columns = (
+            int(part[index]) for part in (regions.top, regions.left, regions.height, regions.width)
+        )
+        down = sum(first <= y < first + rows for y in range(top, top + height))
+        across = sum(begin <= x < begin + columns for x in range(left, left + width))
+        shares.append(down * across / (height * width))
+    return torch.tensor(shares, dtype=torch.float64)

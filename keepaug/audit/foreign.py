@@ -115,11 +115,6 @@ class Foreign:
         self._feed: str | None = None
         self._batched: bool | None = None
 
-    @property
-    def fed(self) -> str:
-        """What the transform is given, once it has been called."""
-        return self._feed or "nothing yet"
-
     def __call__(self, images: Tensor, seed: int) -> Tensor:
         """All images through one and the same draw.
 

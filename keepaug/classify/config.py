@@ -43,19 +43,24 @@ class ClassifyConfig:
     dataset: str = option("image_folder", choices=("cifar10", "image_folder", "imagenet"))
     root: str = option("", help="folder of the data", bookkeeping=True)
     loading: str = option(
-        "auto", choices=("auto", "memory", "files"), help="auto: memory, but files for imagenet"
+        "auto",
+        choices=("auto", "memory", "files"),
+        help="auto: memory, but files for imagenet",
+        bookkeeping=True,  # what it changes is told by the settings below
     )
-    image_size: int = option(224, low=16, help="side after cropping, with loading=files")
-    padding: int = option(4, low=0, help="of the random crop, in pixels, with loading=memory")
+    image_size: int = option(224, low=16, help="side after cropping", used_by=("files",))
+    padding: int = option(4, low=0, help="of the random crop, in pixels", used_by=("memory",))
     border: str = option(
         "zero",
         choices=(*BORDERS, "mean"),
-        help="what is padded with, with loading=memory; AutoAugment's code: mean",
+        help="what is padded with; AutoAugment's code: mean",
+        used_by=("memory",),
     )
     flip: bool = True
     alternate_flips: bool = option(
         False,
-        help="each image is mirrored in every second epoch instead of half the time, with loading=memory",
+        help="each image is mirrored in every second epoch instead of half the time",
+        used_by=("memory",),
     )
     jitter: float = option(0.0, low=0, high=1, help="colour jitter, one draw for all views of an image")
     lighting: float = option(
@@ -272,8 +277,8 @@ class ClassifyConfig:
     # machine
     device: str = option("auto", bookkeeping=True)
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
-    channels_last: bool = option(False, bookkeeping=True)
-    compile: bool = option(False, bookkeeping=True)
+    channels_last: bool = option(False, precision=True)
+    compile: bool = option(False, precision=True)
     # bookkeeping
     log_every: int = option(50, low=1, help="steps", bookkeeping=True)
     eval_every: int = option(1, low=1, help="epochs")
@@ -287,6 +292,7 @@ class ClassifyConfig:
         """
         method = METHODS[self.method]
         chosen = {self.method, method.base, *method.traits, self.schedule}
+        chosen.add("files" if self.from_files else "memory")
         if self.arch in FAST:
             chosen.add("lab")
         if self.ema:

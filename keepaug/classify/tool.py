@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from keepaug.classify.config import ClassifyConfig, check
-from keepaug.runs.config import load_config, recipe_of
-from keepaug.runs.planning import Tool, settings_arguments
+from keepaug.runs.config import load_config, precision_of, recipe_of, recorded_settings
+from keepaug.runs.planning import Tool, origin_of, settings_arguments
 
 __all__ = ["TOOL"]
 
@@ -12,7 +12,9 @@ TOOL = Tool(
     "train_classifier",
     "classify",
     lambda path, given: load_config(ClassifyConfig, path, given),
+    lambda content: recorded_settings(ClassifyConfig, content),
     recipe_of,
+    precision_of,
     check,
     settings_arguments,
     {
@@ -25,5 +27,5 @@ TOOL = Tool(
         "num_workers": 0,
         "lr": 0.001,
     },
-    origin=lambda config: config.teacher,
+    origin=lambda config: origin_of(config.teacher),
 )

@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.commands.known import tool
+from keepaug.commands.known import results, tool
+from keepaug.commands.reproduce import run_here
 from keepaug.report.aggregate import aggregate
 from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
 from keepaug.runs.command import exit_code
 from keepaug.runs.configs import CONFIGS
-from keepaug.runs.jobs import Commands
-from keepaug.runs.planning import Job, command_of
-from keepaug.runs.result import read_results
+from keepaug.runs.planning import Job, command_of, shrunk
 
 TOOL = "train_classifier"
 POLICY_CONFIG = "cifar10_auto_augment.yaml"  # what RandAugment's panels start from
@@ -58,9 +56,9 @@ def config_of(arch: str, settings: Mapping[str, Any]) -> Path:
 
 
 def given_of(args: argparse.Namespace, settings: Mapping[str, Any], seed: int) -> list[str]:
-    shrink = tool(TOOL).shrink if args.shrink else {}
-    own = {**shrink, **settings, "arch": args.arch, "seed": seed}
-    return [*(f"{key}={value}" for key, value in own.items()), *args.overrides]
+    own = {**settings, "arch": args.arch, "seed": seed}
+    given = [*(f"{key}={value}" for key, value in own.items()), *args.overrides]
+    return shrunk(tool(TOOL), config_of(args.arch, settings), given) if args.shrink else given
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -80,18 +78,8 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             )
             config, given = config_of(args.arch, settings), given_of(args, settings, seed)
             command = command_of(tool(TOOL), config, args.runs / name, given)
-            recipe = tool(TOOL).recipe(tool(TOOL).load(config, given))
-            jobs[name] = Job(name, args.runs / name, (command,), recipe)
-    return [job for job in jobs.values() if not job.finished]
-
-
-def run_all(args: argparse.Namespace) -> None:
-    try:
-        Commands(tuple(command for job in jobs_of(args) for command in job.commands))()
-    except subprocess.CalledProcessError as error:
-        raise ValueError(
-            f"{shlex.join(error.cmd)} failed; the same command goes on with the others"
-        ) from error
+            jobs[name] = Job(name, args.runs / name, (command,), tool(TOOL), tool(TOOL).load(config, given))
+    return [job for job in jobs.values() if job.state != "done"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.commands:
             print("\n".join(shlex.join(command.argv) for job in jobs_of(args) for command in job.commands))
             return 0
-        if args.run:
-            run_all(args)
+        if args.run and (failed := run_here(jobs_of(args), in_process=False)):
+            raise ValueError(f"failed: {', '.join(failed)}; the same command tries them again")
         points = find_points(
-            args.figure, aggregate(read_results(args.runs)), arch=args.arch, comparable=comparable
+            args.figure, aggregate(results(args.runs)), arch=args.arch, comparable=comparable
         )
         for point in points:
             if point.group is None:

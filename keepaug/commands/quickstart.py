@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from keepaug.commands.known import recipes, tool
+from keepaug.commands.known import recipes, results, tool
 from keepaug.report import write_report
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.jobs import Command
@@ -181,8 +181,7 @@ class Quickstart:
         one, path, output = tool(name), CONFIGS / "quickstart" / config, self.output / folder
         command = command_of(one, path, output, given)
         command = Command((*command.argv[:4], *options, *command.argv[4:]), command.done)
-        settings = one.load(path, given)
-        return Job(folder, output, (command,), one.recipe(settings), one.origin(settings))
+        return Job(folder, output, (command,), one, one.load(path, given))
 
     def convert(self) -> None:
         """weights.pt to backbone.pth with its sidecar."""
@@ -220,7 +219,8 @@ class Quickstart:
 
     def report(self) -> None:
         """Markdown and HTML."""
-        for path in write_report(self.output, self.output, recipes=recipes, title="KeepAugment quickstart"):
+        title = "KeepAugment quickstart"
+        for path in write_report(self.output, self.output, recipes=recipes, read=results, title=title):
             print(f"  {path}", flush=True)
 
     def _run_all(self, jobs: Sequence[Job]) -> None:

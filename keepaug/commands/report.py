@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from keepaug.commands.known import recipes, tool
+from keepaug.commands.known import recipes, results, tool
 from keepaug.report import aggregate, fill_table, load_paper, write_report
 from keepaug.report.evidence import collect, evidence_page, evidence_pictures, load_evidence
 from keepaug.report.page import table_markdown
@@ -21,7 +21,6 @@ from keepaug.report.paper import NOT_RUN
 from keepaug.runs.command import exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.files import write_text_atomic
-from keepaug.runs.result import read_results
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,7 +57,7 @@ def _table(number: str, runs: Path, *, must_exist: bool) -> str:
     tables = {str(table["id"]): table for table in load_paper()}
     if number not in tables:
         raise ValueError(f"table {number}: the paper has {', '.join(tables)}")
-    groups = aggregate(read_results(runs)) if must_exist or runs.is_dir() else []
+    groups = aggregate(results(runs)) if must_exist or runs.is_dir() else []
     parts = [
         fill_table(tables[name], groups, recipes(name))
         for name in ([number, "1b"] if number == "1" else [number])
@@ -78,12 +77,12 @@ def _evidence(runs: Path | None, output: Path) -> Path:
     plan = load_evidence()
     wanted, kept = plan.wanted(tool(plan.tool), CONFIGS), output / "evidence"
     if runs is not None:
-        for path in collect(plan, wanted, read_results(runs), kept):
+        for path in collect(plan, wanted, results(runs), kept):
             print(f"new: {path}")
-    results = read_results(kept) if kept.is_dir() else []
-    for name, picture in evidence_pictures(plan, wanted, results).items():
+    found = results(kept) if kept.is_dir() else []
+    for name, picture in evidence_pictures(plan, wanted, found).items():
         write_text_atomic(kept / name, picture)
-    return write_text_atomic(output / "evidence.md", evidence_page(plan, wanted, results))
+    return write_text_atomic(output / "evidence.md", evidence_page(plan, wanted, found))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.table is not None:
             print(_table(args.table, Path(args.what), must_exist=True))
         else:
-            for path in write_report(Path(args.what), args.output or Path("report"), recipes=recipes):
+            output = args.output or Path("report")
+            for path in write_report(Path(args.what), output, recipes=recipes, read=results):
                 print(path)
         return 0
 

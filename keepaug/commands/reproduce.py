@@ -25,15 +25,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from keepaug.commands.known import tool
+from keepaug.commands.known import results, tool
 from keepaug.report.cells import Cell, load_cells, run_name
 from keepaug.report.evidence import load_evidence, of_run
 from keepaug.runs.command import exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
-from keepaug.runs.planning import Job, command_of, settings_of
-from keepaug.runs.result import read_results
+from keepaug.runs.planning import Job, command_of, settings_of, shrunk
 
 KEPT = CONFIGS.parent / "docs" / "evidence"  # in a clone
 
@@ -108,7 +107,7 @@ def _lab(args: argparse.Namespace) -> list[Job]:
         raise ValueError(
             f"{', '.join(clash)}: that is what the runs differ in; --only and --seeds choose among them"
         )
-    kept = read_results(KEPT) if args.missing and KEPT.is_dir() else []
+    kept = results(KEPT) if args.missing and KEPT.is_dir() else []
     have = {name: of_run(kept, one) for name, one in evidence.wanted(tool(evidence.tool), CONFIGS).items()}
     jobs, minutes = [], 0.0
     for run, seed in evidence.order(args.only.split(",") if args.only else ()):
@@ -118,7 +117,7 @@ def _lab(args: argparse.Namespace) -> list[Job]:
         jobs.append(
             _job(evidence.tool, evidence.config, run.settings, seed, settings, args.output, args, name=name)
         )
-        minutes += 0 if jobs[-1].finished else run.core_minutes
+        minutes += 0 if jobs[-1].state == "done" else run.core_minutes
     if not jobs:
         raise ValueError("nothing to run: no such seed is planned, or all results are kept in docs/evidence")
     print(f"{len(jobs)} runs; what is not done yet takes about {minutes / 60:.1f} core-hours", flush=True)
@@ -167,20 +166,19 @@ def _job(
     one = tool(name_of_tool)
     path, name = CONFIGS / config, name or f"{run_name(config, overrides)}-seed{seed}"
     given = dict(overrides)
-    if args.shrink:
-        given |= one.shrink
-        if one.name != "train_detector" and "root" not in settings:
-            drawn = one.load(path, []).dataset if one.name == "train_classifier" else one.name
-            given["root"] = str(_drawn(drawn, output))
+    if args.shrink and one.name != "train_detector" and "root" not in settings:
+        drawn = one.load(path, []).dataset if one.name == "train_classifier" else one.name
+        given["root"] = str(_drawn(drawn, output))
     key = (
         {"SEED": seed + 1} if one.name == "train_detector" else {"seed": seed}
     )  # 0 or less: not seeded there
     pairs = [f"{key}={value}" for key, value in {**given, **settings, **key}.items()]
+    pairs = shrunk(one, path, pairs) if args.shrink else pairs
     resolved = one.load(path, pairs)
     one.check(resolved)
     command = command_of(one, path, output / name, pairs, processes=args.gpus)
-    here = resolved if one.name == "train_classifier" else None
-    return Job(name, output / name, (command,), one.recipe(resolved), one.origin(resolved), settings=here)
+    root = str({**given, **settings}.get("data_root", ""))
+    return Job(name, output / name, (command,), one, resolved, root)
 
 
 def _drawn(what: str, output: Path) -> Path:
@@ -230,16 +228,20 @@ def _run(
 ) -> None:
     for other in before:
         other.result()
-    if job.finished:
+    if (state := job.state) == "done":
         print(f"{head}: done before", flush=True)
+        return
+    if state.startswith("refused"):
+        print(f"{head}: {state}", file=sys.stderr, flush=True)
+        failed.append(job.name)
         return
     if lost := [name for name in job.after if name in failed]:
         print(f"{head}: left out, it needs {', '.join(lost)}", flush=True)
         failed.append(job.name)
         return
-    print(f"{head}: {'going on' if job.begun else 'starting'}", flush=True)
+    print(f"{head}: {'going on' if state == 'begun' else 'starting'}", flush=True)
     try:
-        if in_process and job.settings is not None:
+        if in_process and job.tool.name == "train_classifier":
             from keepaug.classify import train
 
             train(job.settings, job.folder, resume=True)
@@ -247,7 +249,7 @@ def _run(
             Commands(job.commands)()
     except (
         ValueError,
-        FileNotFoundError,
+        OSError,
         ImportError,
         NonFiniteLossError,
         subprocess.CalledProcessError,
@@ -260,8 +262,8 @@ def submit(jobs: Sequence[Job], args: argparse.Namespace, logs: Path, *, cluster
     """One submitit job per unfinished run; those that need another wait for it."""
     submitted: dict[str, Any] = {}
     for job in jobs:
-        if job.finished:
-            print(f"{job.name}: done before", flush=True)
+        if (state := job.state) not in ("begun", "to do"):
+            print(f"{job.name}: {'done before' if state == 'done' else state}", flush=True)
             continue
         executor = slurm_executor(
             logs / job.name,
@@ -288,9 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = plan(args)
         if args.dry_run:
             for job in jobs:
-                state = "done" if job.finished else "begun" if job.begun else "to do"
                 print(
-                    f"# {job.name}: {state}",
+                    f"# {job.name}: {job.state}",
                     *(shlex.join(command.argv) for command in job.commands),
                     sep="\n",
                 )

@@ -46,11 +46,6 @@ class SaliencyCache:
         self.epochs = torch.full((num_images,), -1, dtype=torch.int32)
         self._changed = torch.zeros(num_images, dtype=torch.uint8)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the maps take."""
-        return sum(part.numel() * part.element_size() for part in (self.maps, self.largest, self.epochs))
-
     def update(self, indices: Tensor, maps: Tensor, place: CropFlip, *, epoch: int) -> None:
         """Store maps of cropped and flipped images.
 

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,19 +112,6 @@ class DetectionImages(NamedTuple):
     images: Tensor
     labels: list[Tensor]
     boxes: list[Tensor]
-
-
-class _RegionLike(Protocol):
-    """What `covered_share` needs of `keepaug.Regions`."""
-
-    @property
-    def top(self) -> Tensor: ...
-    @property
-    def left(self) -> Tensor: ...
-    @property
-    def height(self) -> Tensor: ...
-    @property
-    def width(self) -> Tensor: ...
 
 
 def draw_objects(
@@ -475,57 +462,3 @@ def write_detection(
         (partial / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document) + "\n")
     finish_folder(partial, root, identity)
     return root
-
-
-def read_boxes(root: Path | str) -> dict[str, tuple[int, int, int, int]]:
-    """Object boxes (top, left, height, width) of a drawn image folder, by path relative to its root."""
-    content = json.loads((Path(root) / "boxes.json").read_text())
-    return {path: (box[0], box[1], box[2], box[3]) for path, box in content.items()}
-
-
-def covered_share(regions: _RegionLike, boxes: Tensor) -> Tensor:
-    """The share of each object's box that a region covers.
-
-    Args:
-        regions: `keepaug.Regions` with one region per image, or anything with `top`, `left`, `height`,
-            `width` (N,).
-        boxes: (N,4) top/left/height/width in pixels.
-
-    Returns:
-        (N,) float64 in [0, 1].
-
-    Raises:
-        ValueError: when the shapes do not fit or a box is empty.
-    """
-    if boxes.ndim != 2 or boxes.shape != (len(regions.top), 4):
-        raise ValueError(
-            f"boxes has shape {tuple(boxes.shape)}; expected ({len(regions.top)}, 4): top/left/height/width "
-            f"per region"
-        )
-    top, left, height, width = boxes.to(regions.top.device).double().unbind(1)
-    if bool((height * width <= 0).any()):
-        raise ValueError("a box is empty: every height and width must be positive")
-    rows = torch.minimum(regions.top + regions.height, top + height) - torch.maximum(regions.top, top)
-    columns = torch.minimum(regions.left + regions.width, left + width) - torch.maximum(regions.left, left)
-    return rows.clamp(min=0) * columns.clamp(min=0) / (height * width)
-
-
-def destruction_rate(regions: _RegionLike, boxes: Tensor, threshold: float = 0.5) -> float:
-    """The share of images whose object is covered by at least `threshold`.
-
-    Args:
-        regions: one cut (or pasted) region per image.
-        boxes: (N,4) top/left/height/width of the objects.
-        threshold: the covered share from which on an object counts as destroyed, in (0, 1].
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        ValueError: when there are no images, the shapes do not fit or the threshold is out of range.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; expected a share in (0, 1]")
-    if len(boxes) == 0:
-        raise ValueError("no images: a rate needs at least one")
-    return float((covered_share(regions, boxes) >= threshold).double().mean())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Group", "aggregate", "field_of", "formatted", "origin_name"]
+__all__ = ["Group", "aggregate", "built_on", "field_of", "formatted", "machine", "origin_name", "seed_of"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,13 @@ class Group:
     @property
     def repeated(self) -> list[str]:
         """Seeds that more than one run has; such runs are never averaged."""
-        counts = collections.Counter(_seed(result) for result in self.results)
+        counts = collections.Counter(seed_of(result) for result in self.results)
         return [seed for seed, number in counts.items() if number > 1]
+
+    @property
+    def averaged(self) -> list[Group]:
+        """What may stand as one number: the group, or each of its runs where a seed is repeated."""
+        return [Group([result]) for result in self.results] if self.repeated else [self]
 
     def values(self, metric: str) -> list[float]:
         """One value for each run that has the metric; "seconds_per_epoch" is its time over its epochs."""
@@ -64,7 +69,7 @@ def _comparable(run: Mapping[str, Any]) -> bool:
     return not origin or _comparable(origin.get("provenance") or {})
 
 
-def _seed(result: Mapping[str, Any]) -> str:
+def seed_of(result: Mapping[str, Any]) -> str:
     """The run's seed, and that of the run whose network it starts from."""
     below = ((result.get("started_from") or {}).get("provenance") or {}).get("seed")
     return str(result["seed"]) if below is None else f"{result['seed']} on {below}"
@@ -92,7 +97,7 @@ def field_of(result: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _origin(started_from: Mapping[str, Any] | None) -> Any:
+def built_on(started_from: Mapping[str, Any] | None) -> Any:
     """What a network that training starts from is: the recipe and the data of its run; a foreign file is its
     contents.
     """
@@ -104,7 +109,17 @@ def _origin(started_from: Mapping[str, Any] | None) -> Any:
 
 def _identity(run: Mapping[str, Any]) -> list[Any]:
     keys = ("kind", "engine", "synthetic", "shortened", "dataset", "recipe", "precision")
-    return [*(run.get(key) for key in keys), _origin(run.get("started_from"))]
+    return [*(run.get(key) for key in keys), built_on(run.get("started_from"))]
+
+
+def machine(result: Mapping[str, Any]) -> str:
+    """What a run ran on: "CPU", "8 x NVIDIA H100"."""
+    hardware = result["hardware"]
+    gpus, processes = hardware["gpus"], hardware.get("processes")
+    on_gpu = str(hardware["device"]).startswith("cuda") if "device" in hardware else bool(gpus)
+    if on_gpu and gpus:
+        return f"{processes or len(gpus)} x {gpus[0]}"
+    return f"CPU, {processes} processes" if processes and processes > 1 else "CPU"
 
 
 def origin_name(started_from: Mapping[str, Any] | None) -> str:

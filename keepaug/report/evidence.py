@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ __all__ = [
     "Evidence",
     "PlannedRun",
     "Question",
-    "Wanted",
     "collect",
     "evidence_page",
     "evidence_pictures",
@@ -51,30 +49,6 @@ class PlannedRun:
     settings: dict[str, Any]
     core_minutes: float
     added: str = ""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a result must say to be a planned run's.
-
-    Attributes:
-        recipe: of the run, with the seed left out.
-        defaults: of all settings: a result of a time before a setting was there has its default.
-    """
-
-    recipe: Mapping[str, Any]
-    defaults: Mapping[str, Any]
-
-    def fits(self, result: Mapping[str, Any]) -> bool:
-        """Whether it is this run, the whole of it, on real data."""
-        if result["synthetic"] or result["shortened"]:
-            return False
-        known = {
-            key: value
-            for key, value in self.recipe.items()
-            if key in result["config"] or value != self.defaults.get(key)
-        }
-        return not differences(result["recipe"], known)
 
 
 @dataclass(frozen=True)
@@ -140,13 +114,11 @@ class Evidence:
         }
         return [(self.runs[name], seed) for name, seed in planned]
 
-    def wanted(self, tool: Tool, configs: Path) -> dict[str, Wanted]:
-        """What each run's results must say, by its name."""
-        path, defaults = configs / self.config, dataclasses.asdict(tool.load(None, []))
+    def wanted(self, tool: Tool, configs: Path) -> dict[str, dict[str, Any]]:
+        """The recipe of each run, by its name."""
         return {
-            name: Wanted(
-                tool.recipe(tool.load(path, [f"{key}={value}" for key, value in run.settings.items()])),
-                defaults,
+            name: tool.recipe(
+                tool.load(configs / self.config, [f"{key}={value}" for key, value in run.settings.items()])
             )
             for name, run in self.runs.items()
         }
@@ -181,15 +153,19 @@ def load_evidence(path: Path | None = None) -> Evidence:
     return Evidence(content["tool"], content["config"], content["about"].strip(), runs, questions)
 
 
-def of_run(results: Sequence[Mapping[str, Any]], wanted: Wanted) -> dict[int, Mapping[str, Any]]:
-    """The results of one planned run, by seed.
+def of_run(results: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """The results of one planned run, by seed: of the whole of it, on real data.
+
+    Args:
+        results: in today's terms, see `keepaug.runs.planning.in_todays_terms`.
+        wanted: its recipe.
 
     Raises:
         ValueError: two results of one seed.
     """
     found: dict[int, Mapping[str, Any]] = {}
     for result in results:
-        if not wanted.fits(result):
+        if result["synthetic"] or result["shortened"] or differences(result["recipe"], wanted):
             continue
         if result["seed"] in found:
             raise ValueError(
@@ -220,7 +196,7 @@ def _paired(first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping
 
 def evidence_page(
     plan: Evidence,
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[str, Mapping[str, Any]],
     results: Sequence[Mapping[str, Any]],
 ) -> str:
     """The page in Markdown: every number of it comes from a result.
@@ -247,7 +223,7 @@ def evidence_page(
 
 
 def evidence_pictures(
-    plan: Evidence, wanted: Mapping[str, Wanted], results: Sequence[Mapping[str, Any]]
+    plan: Evidence, wanted: Mapping[str, Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
     """SVG by file name, one for each question that has a pair: mean differences and their intervals.
 
@@ -401,7 +377,7 @@ def _made_with(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str
 
 def collect(
     plan: Evidence,
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[str, Mapping[str, Any]],
     results: Sequence[Mapping[str, Any]],
     folder: Path,
 ) -> list[Path]:

@@ -171,6 +171,11 @@ def find_points(number: str, groups: Sequence[Group], *, arch: str, comparable: 
                 f"{', '.join(f'{key}={value}' for key, value in settings.items())}: {folders}; "
                 "name a folder that holds one of them"
             )
+        if fitting and fitting[0].repeated:
+            raise ValueError(
+                f"several runs of seed {', '.join(fitting[0].repeated)}: "
+                f"{', '.join(result['folder'] for result in fitting[0].results)}; keep one of each seed"
+            )
         points.append(Point(panel, value, settings, fitting[0] if fitting else None))
     return points
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.report.aggregate import Group, aggregate, formatted, origin_name
+from keepaug.report.aggregate import Group, aggregate, built_on, formatted, machine, origin_name, seed_of
 from keepaug.report.cells import Wanted
 from keepaug.report.pairs import SETTLED, Pairs, compare
 from keepaug.report.paper import FilledTable, fill_table, load_paper
@@ -48,6 +48,7 @@ def write_report(
     output: str | Path,
     *,
     recipes: Callable[[str], Mapping[tuple[str, str], Wanted]],
+    read: Callable[[str | Path], Iterable[dict[str, Any]]] = read_results,
     title: str = "KeepAugment results",
 ) -> tuple[Path, Path]:
     """Write report.md and report.html from all result files below `runs`.
@@ -56,6 +57,7 @@ def write_report(
         runs: folder of run folders.
         output: folder of the report.
         recipes: what the runs of a table's cells are, see `keepaug.report.paper.fill_table`.
+        read: results below a folder, in today's terms, see `keepaug.runs.planning.in_todays_terms`.
         title: of the page.
 
     Returns:
@@ -65,7 +67,7 @@ def write_report(
         FileNotFoundError: no such folder.
         ValueError: no results in it, or a damaged result file.
     """
-    results = read_results(runs)
+    results = list(read(runs))
     if not results:
         raise ValueError(f"no result.json below {runs}: run something first")
     groups = aggregate(results)
@@ -124,8 +126,8 @@ def _name(group: Group) -> str:
     first, config = group.first, group.first["config"]
     if first["kind"] == "classify":
         saliency = (
-            f", {config['saliency'].replace('_', ' ')} saliency"
-            if config["method"].startswith("keep_")
+            f", {first['recipe']['saliency'].replace('_', ' ')} saliency"
+            if "saliency" in first["recipe"]
             else ""
         )
         return f"{config['method']} ({config['arch']}{saliency})"
@@ -195,24 +197,28 @@ def _own_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list
 def _is_keep_of(keep: Group, plain: Group) -> bool:
     """Whether two groups differ in keeping alone, and in the settings that only one of them has."""
     one, other = keep.first, plain.first
-    if (
-        keep.repeated
-        or plain.repeated
-        or origin_name(one["started_from"]) != origin_name(other["started_from"])
-    ):
+    if keep.repeated or plain.repeated or bool(one["started_from"]) != bool(other["started_from"]):
         return False
-    if any(
-        one[key] != other[key] for key in ("kind", "engine", "synthetic", "shortened", "dataset", "precision")
-    ):
-        return False
-    mine, theirs = one["recipe"], other["recipe"]
-    shared = (mine.keys() & theirs.keys()) - {"recipe"}  # a preset's name
+    mine, theirs = _parts(one), _parts(other)
+    shared = mine.keys() & theirs.keys()
     apart = [(key, mine[key], theirs[key]) for key in sorted(shared) if mine[key] != theirs[key]]
     return len(apart) == 1 and apart[0] in (
-        ("method", f"keep_{theirs.get('method')}", theirs.get("method")),
+        *((key, f"keep_{theirs.get(key)}", theirs.get(key)) for key in ("method", "backbone method")),
         ("keep", True, False),
         ("erasing", "keep", "random"),
     )
+
+
+def _parts(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run, its backbone's run included, each under a name of its own."""
+    about = ("kind", "engine", "synthetic", "shortened", "dataset", "precision")
+    parts = {f"of the run: {key}": run.get(key) for key in about}
+    parts |= {key: value for key, value in run["recipe"].items() if key != "recipe"}  # a preset's name
+    began = run.get("started_from") or {}
+    below = began.get("provenance") or {}
+    if "recipe" not in below:
+        return parts | {"backbone": built_on(began)}
+    return parts | {f"backbone {key}": value for key, value in _parts(below).items()}
 
 
 def _pairs(groups: Sequence[Group], kind: str) -> list[tuple[str, str, Pairs]]:
@@ -221,10 +227,10 @@ def _pairs(groups: Sequence[Group], kind: str) -> list[tuple[str, str, Pairs]]:
     for keep in groups:
         for plain in groups:
             if _is_keep_of(keep, plain):
-                values = [
-                    {one["seed"]: one["metrics"][metric] for one in group.results} for group in (keep, plain)
-                ]
-                found.append((_label(keep, groups), _label(plain, groups), compare(*values)))
+                first, second = (
+                    {seed_of(one): one["metrics"][metric] for one in group.results} for group in (keep, plain)
+                )
+                found.append((_label(keep, groups), _label(plain, groups), compare(first, second)))
     return found
 
 
@@ -240,7 +246,7 @@ def _pairs_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[li
 def _rates(groups: Sequence[Group]) -> list[tuple[str, float, float, str]]:
     """(pair, plain, keep, text) of the destruction rates, in percent, mean over seeds."""
     found = []
-    for group in _of_kind(groups, "fidelity"):
+    for group in (one for several in _of_kind(groups, "fidelity") for one in several.averaged):
         for pair in group.first["extra"].get("pairs", []):
             plain, keep = group.values(pair["plain"]), group.values(pair["keep"])
             found.append(
@@ -333,10 +339,13 @@ def _summary(groups: Sequence[Group]) -> str:
     number = sum(len(group.results) for group in groups)
     synthetic = sum(len(group.results) for group in groups if group.first["synthetic"])
     newest = max(result["created"] for group in groups for result in group.results)
-    hardware = groups[0].first["hardware"]
-    machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['cores']} cores"
+    machines = dict.fromkeys(
+        f"{machine(result)} ({result['hardware']['cpu']}, {result['hardware']['cores']} cores)"
+        for group in groups
+        for result in group.results
+    )
     drawn = f"{number} runs, {synthetic} of them on data drawn by the program"
-    return f"{drawn}; the newest of {newest}; machine: {machine}."
+    return f"{drawn}; the newest of {newest}; machine: {'; '.join(machines)}."
 
 
 def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:

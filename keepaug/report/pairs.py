@@ -11,12 +11,14 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 __all__ = ["Pairs", "compare", "student_quantile"]
 
 LEVEL = 0.95
 SETTLED = 0.2  # percentage points
 _MOST = 10_000
+Seed = TypeVar("Seed", int, str)  # a text where the network that a run starts from has a seed too
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Pairs:
         differences: one for each seed, in the metric's unit.
     """
 
-    seeds: tuple[int, ...]
+    seeds: tuple[int | str, ...]
     differences: tuple[float, ...]
 
     def __len__(self) -> int:
@@ -82,7 +84,7 @@ class Pairs:
         return f"{self.mean:+.2f} [{self.mean - half:+.2f}, {self.mean + half:+.2f}], {len(self)} pairs"
 
 
-def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Pairs:
+def compare(first: Mapping[Seed, float], second: Mapping[Seed, float]) -> Pairs:
     """Pair the values of two methods.
 
     Args:

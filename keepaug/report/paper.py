@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keepaug.report.aggregate import Group, field_of, origin_name
+from keepaug.report.aggregate import Group, field_of, machine, origin_name
 from keepaug.runs.planning import differences
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def _fits(group: Group, wanted: Mapping[str, Any]) -> bool:
 
 
 def _remark(group: Group) -> str:
-    """What stands with a number: epochs, hardware, precision, and what it starts from."""
+    """What stands with a number: epochs, hardware of all seeds, precision, and what it starts from."""
     first = group.first
     epochs = first["config"].get("epochs")
-    gpus = first["hardware"]["gpus"]
-    parts = [f"{epochs} epochs" if epochs else "", f"{len(gpus)} x {gpus[0]}" if gpus else "CPU"]
+    machines = dict.fromkeys(machine(result) for result in group.results)
+    parts = [f"{epochs} epochs" if epochs else "", " and ".join(machines)]
     parts += [
         f"{key} {value}" if key != "precision" else str(value) for key, value in first["precision"].items()
     ]
@@ -93,33 +93,39 @@ def _mean(group: Group, metric: str) -> str:
     return " | ".join(f"{one:.1f}" for one in (values if group.repeated else [sum(values) / len(values)]))
 
 
-def differs(group: Group, wanted: Wanted, sizes: Mapping[str, int]) -> list[str]:
+def differs(group: Group, wanted: Wanted, table: Mapping[str, Any]) -> list[str]:
     """What keeps a group out of a cell, as "lr 0.5 instead of 0.1"; nothing: it is the cell's run.
 
     Args:
         group: whose method, network and data are the cell's.
         wanted: what the cell's run is.
-        sizes: of the data's splits.
+        table: the cell's, whose data have "sizes", and its backbones' "backbone_sizes".
     """
     first = group.first
-    found = differences(first["recipe"], wanted.recipe)
-    found += [
-        f"{first['dataset']['sizes'].get(split, 0)} {split} images instead of {number}"
-        for split, number in sizes.items()
-        if first["dataset"]["sizes"].get(split, 0) != number
-    ]
+    found = differences(first["recipe"], wanted.recipe) + _other_sizes(first, table.get("sizes", {}))
     origin = first["started_from"]
-    if wanted.backbone is not None:
-        run = (origin or {}).get("provenance") or {}
-        below = differences(run.get("recipe", {}), wanted.backbone) if "recipe" in run else []
+    run = (origin or {}).get("provenance") or {}
+    if "recipe" in run and (wanted.backbone is not None or wanted.pretrained):
+        below = differences(run["recipe"], wanted.backbone) if wanted.backbone is not None else []
+        below += [f"of the kind {run['kind']} instead of classify"] if run["kind"] != "classify" else []
+        below += _other_sizes(run, table.get("backbone_sizes", {}))
         found += [f"backbone: {one}" for one in below]
-        if "recipe" not in run:
-            found.append(f"from {origin_name(origin)} instead of a classifier of this project")
+    elif wanted.backbone is not None:
+        found.append(f"from {origin_name(origin)} instead of a classifier of this project")
     elif wanted.pretrained and not origin:
         found.append("from random instead of pretrained weights")
     elif origin and not wanted.pretrained:
         found.append(f"from {origin_name(origin)}")
     return found
+
+
+def _other_sizes(run: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
+    has = (run.get("dataset") or {}).get("sizes", {})  # an earlier version's weights did not say it
+    return [
+        f"{has.get(split, 0)} {split} images instead of {number}"
+        for split, number in sizes.items()
+        if has.get(split, 0) != number
+    ]
 
 
 def fill_table(
@@ -153,7 +159,7 @@ def fill_table(
                 recipe = recipes.get((row["name"], own))
                 fitting = [one for one in candidates if recipe is not None and _fits(one, wanted)]
                 for group in fitting:
-                    apart = differs(group, recipe, table.get("sizes", {})) if recipe else []
+                    apart = differs(group, recipe, table) if recipe else []
                     if not apart:
                         inside.append(group)
                     elif title == own:

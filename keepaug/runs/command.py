@@ -22,7 +22,7 @@ from keepaug.runs.errors import (
     NonFiniteLossError,
     StopRequestedError,
 )
-from keepaug.runs.planning import Tool, is_finished
+from keepaug.runs.planning import Tool, is_finished, shrunk
 from keepaug.runs.result import FILE_NAME, read_result
 
 __all__ = [
@@ -151,9 +151,7 @@ def run_seeds(
         base = args.output or Path("runs") / _file_name(name(config))
         named = seed is None and args.output is not None
         output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
-        before = (
-            args.resume and seed is not None and is_finished(output, tool.recipe(config), tool.origin(config))
-        )
+        before = args.resume and seed is not None and is_finished(output, tool, config)
         if before:
             metrics: dict[str, float] = read_result(output / FILE_NAME)["metrics"]
         else:
@@ -163,8 +161,9 @@ def run_seeds(
         return metrics
 
     def act() -> int:
-        shrink = [f"{key}={value}" for key, value in tool.shrink.items()] if args.shrink else []
-        seeds, overrides = split_settings(args.seeds, [*shrink, *args.overrides])
+        seeds, overrides = split_settings(args.seeds, args.overrides)
+        if args.shrink:
+            overrides = shrunk(tool, args.config, overrides)
         each: list[int | None] = [*seeds] or [None]
         world = None
         if len(each) > 1:  # one process group for all

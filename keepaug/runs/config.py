@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 from keepaug.runs.configs import find_config
 from keepaug.runs.errors import ConfigError
-from keepaug.runs.files import write_text_atomic
 
 try:
     import yaml
@@ -42,8 +41,9 @@ __all__ = [
     "option",
     "precision_of",
     "recipe_of",
-    "save_yaml",
+    "recorded_settings",
     "to_dict",
+    "unused_settings",
 ]
 
 Settings = TypeVar("Settings")
@@ -125,19 +125,31 @@ def changed_settings(before: Mapping[str, Any], settings: Any) -> list[str]:
         before: settings as an earlier run wrote them; keys that it did not know count as the default.
         settings: of the continuation.
     """
-    return [
-        f"{field.name} (was {was!r}, is {now!r})"
-        for field in dataclasses.fields(settings)
-        if not field.metadata.get("bookkeeping") and _in_use(settings, field)
-        for was, now in [(before.get(field.name, _default_of(field)), getattr(settings, field.name))]
-        if was != now
-    ]
+    old = recorded_settings(type(settings), before)
+    changed, moved = [], []
+    for field in dataclasses.fields(settings):
+        was, now = getattr(old, field.name), getattr(settings, field.name)
+        if field.metadata.get("bookkeeping") or not _in_use(settings, field):
+            continue
+        if was != now:
+            changed.append(f"{field.name} (was {was!r}, is {now!r})")
+        elif not _in_use(old, field):
+            moved.append(f"{field.name} (was not used, is {now!r})")
+    return changed or moved
 
 
-def _default_of(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
+def recorded_settings(cls: type[Settings], content: Mapping[str, Any]) -> Settings:
+    """Settings as an earlier run wrote them: what it did not know has its default, what is known no more is
+    left out.
+    """
+    names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
+    return cls(**{key: value for key, value in content.items() if key in names})
+
+
+def unused_settings(settings: Any) -> set[str]:
+    """Names of the settings that the chosen methods do not use; none of what is no dataclass."""
+    fields = dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
+    return {field.name for field in fields if not _in_use(settings, field)}
 
 
 def check_used(settings: Any, given: Sequence[str]) -> None:
@@ -151,7 +163,7 @@ def check_used(settings: Any, given: Sequence[str]) -> None:
         ConfigError: names each, and who uses it.
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
-    unused = [key for key in given if key in fields and not _in_use(settings, fields[key])]
+    unused = [key for key in given if key in unused_settings(settings)]
     if unused:
         chosen = ", ".join(sorted(settings.users())) or "these settings"
         parts = [
@@ -208,11 +220,6 @@ def _literal(content: Any) -> Any:
 def to_dict(settings: Any) -> dict[str, Any]:
     """Settings as plain dictionaries, lists and numbers."""
     return dataclasses.asdict(settings)
-
-
-def save_yaml(settings: Any, path: str | Path) -> Path:
-    """Write the resolved settings, readable by `load_config`."""
-    return write_text_atomic(path, yaml.safe_dump(to_dict(settings), sort_keys=False))
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

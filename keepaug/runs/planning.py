@@ -13,9 +13,18 @@ from typing import Any
 from keepaug.runs.errors import ConfigError
 from keepaug.runs.files import sha256_of
 from keepaug.runs.jobs import Command
-from keepaug.runs.result import FILE_NAME, plain, read_result
+from keepaug.runs.result import FILE_NAME, SCHEMA, plain, read_result
 
-__all__ = ["Job", "Tool", "command_of", "differences", "is_finished", "settings_of"]
+__all__ = [
+    "Job",
+    "Tool",
+    "command_of",
+    "differences",
+    "in_todays_terms",
+    "is_finished",
+    "origin_of",
+    "settings_of",
+]
 
 
 @dataclass(frozen=True)
@@ -26,22 +35,31 @@ class Tool:
         name: of the command `keepaug NAME`, with _ for -.
         kind: of its results.
         load: settings from a config file and `key=value` pairs.
+        recorded: settings from those that a run wrote, perhaps of an earlier version.
         recipe: what decides the figures of a run with these settings, as its result says it.
+        precision: how its numbers are computed.
         check: refuses settings that cannot run; raises ConfigError.
         arguments: of the command, from config, run folder and `key=value` pairs; an interrupted run goes on.
         shrink: settings that make a run a step or two on a few images.
-        origin: the weights file that the settings start from; "" for random weights.
+        origin: the network that the settings start from: "file" and "sha256" ("" while the file is not
+            there); None for random weights.
+        root: of the data; "" where the settings do not say it.
+        seed: of a run with these settings.
         processes: the command's own option for several processes; None: by torchrun.
     """
 
     name: str
     kind: str
     load: Callable[[Path | None, Sequence[str]], Any]
+    recorded: Callable[[Mapping[str, Any]], Any]
     recipe: Callable[[Any], dict[str, Any]]
+    precision: Callable[[Any], dict[str, Any]]
     check: Callable[[Any], None]
     arguments: Callable[[Path, Path, Sequence[str]], list[str]]
     shrink: Mapping[str, Any]
-    origin: Callable[[Any], str] = lambda settings: ""
+    origin: Callable[[Any], Mapping[str, str] | None] = lambda settings: None
+    root: Callable[[Any], str] = lambda settings: str(settings.root)
+    seed: Callable[[Any], int] = lambda settings: int(settings.seed)
     processes: str | None = None
 
 
@@ -53,24 +71,24 @@ class Job:
         name: of the job.
         folder: of the run.
         commands: the last of them writes the result.
-        recipe: what a finished run in the folder must have been.
-        origin: and the weights file that it must have started from; "" for random weights.
+        tool: that runs.
+        settings: of the run.
+        root: of its data, where the settings do not say it.
         after: names of jobs.
-        settings: of the run, for a tool that can also run in this process.
     """
 
     name: str
     folder: Path
     commands: tuple[Command, ...]
-    recipe: Mapping[str, Any]
-    origin: str = ""
+    tool: Tool
+    settings: Any
+    root: str = ""
     after: tuple[str, ...] = ()
-    settings: Any = None
 
     @property
     def finished(self) -> bool:
         """The run is there, and is this one; raises ConfigError where it is another."""
-        return is_finished(self.folder, self.recipe, self.origin) and all(
+        return is_finished(self.folder, self.tool, self.settings, self.root) and all(
             one.done.is_file() for one in self.commands
         )
 
@@ -78,6 +96,20 @@ class Job:
     def begun(self) -> bool:
         """Something is in its folder."""
         return self.folder.is_dir() and any(self.folder.iterdir())
+
+    @property
+    def state(self) -> str:
+        """In words: done, begun, to do, or why its folder is refused."""
+        try:
+            return "done" if self.finished else "begun" if self.begun else "to do"
+        except ValueError as error:
+            return f"refused: {error}"
+
+
+def origin_of(weights: str) -> dict[str, str] | None:
+    """A weights file that the user names, for `Tool.origin`."""
+    path = Path(weights).expanduser()
+    return {"file": path.name, "sha256": sha256_of(path) if path.is_file() else ""} if weights else None
 
 
 def settings_arguments(config: Path, output: Path, given: Sequence[str]) -> list[str]:
@@ -104,6 +136,14 @@ def command_of(
     elif processes > 1:
         run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *run]
     return Command((sys.executable, *run, *arguments), output / FILE_NAME)
+
+
+def shrunk(tool: Tool, config: Path | None, given: Sequence[str]) -> list[str]:
+    """`given`, and before it what makes the run a step or two on a few images, where the run uses it."""
+    from keepaug.runs.config import unused_settings  # a detector's settings do without its libraries
+
+    unused = unused_settings(tool.load(config, given))
+    return [*(f"{key}={value}" for key, value in tool.shrink.items() if key not in unused), *given]
 
 
 def settings_of(given: Sequence[str]) -> dict[str, str]:
@@ -134,37 +174,72 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 _MISSING = object()
 
 
-def is_finished(folder: Path, recipe: Mapping[str, Any], origin: str = "") -> bool:
+def in_todays_terms(run: Mapping[str, Any], tool_of: Callable[[str], Tool | None]) -> dict[str, Any]:
+    """A run, and those that it is built on, with recipe and precision as today's settings tell them apart.
+
+    Args:
+        run: a result, or the provenance of weights.
+        tool_of: the tool of a kind of results; None where it cannot be had: the run stays as it is written.
+    """
+    run = dict(run)
+    if below := (run.get("started_from") or {}).get("provenance"):
+        run["started_from"] = {**run["started_from"], "provenance": in_todays_terms(below, tool_of)}
+    if run.get("schema") == 1 or "recipe" not in run or (tool := tool_of(run.get("kind", ""))) is None:
+        return run
+    try:
+        settings = tool.recorded(run["config"])
+        gone = {key: value for key, value in run["recipe"].items() if key not in run["config"]}
+        recipe, precision = gone | tool.recipe(settings), tool.precision(settings)
+    except (ValueError, TypeError, KeyError):  # a run of settings that are no more
+        return run
+    return run | {"recipe": plain(recipe), "precision": plain(precision)}
+
+
+def is_finished(folder: Path, tool: Tool, settings: Any, root: str = "") -> bool:
     """Whether the folder holds this run's result.
 
     Args:
         folder: of the run.
-        recipe: of the run that is wanted.
-        origin: weights file that it starts from, compared by contents while the file is there, otherwise by
-            name.
+        tool: that runs.
+        settings: of the run that is wanted.
+        root: of its data, where the settings do not say it.
 
     Raises:
-        ConfigError: it holds the result of another run.
+        ConfigError: it holds the result of another run: of other settings, another precision, seed or
+            network to start from, or of data in another folder that is still there.
         ValueError: its result file is damaged.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         return False
-    before = read_result(path)
-    changed = differences(before["recipe"], recipe)
-    began, file = before["started_from"] or {}, Path(origin).expanduser()
-    same = (
-        began.get("sha256") == sha256_of(file)
-        if origin and file.is_file()
-        else began.get("file", "") == file.name
-    )
-    if not same:
-        changed.append(
-            f"started from {began.get('file', 'random weights')} instead of {origin or 'random weights'}"
+    before = in_todays_terms(read_result(path), lambda kind: tool if kind == tool.kind else None)
+    if before["schema"] != SCHEMA:
+        raise ConfigError(
+            f"{folder} holds a run of an earlier version, whose result does not say all that made it: choose "
+            "another --output"
         )
+    if before["kind"] != tool.kind:
+        raise ConfigError(f"{folder} holds a run of another kind ({before['kind']}): choose another --output")
+    changed = differences(before["recipe"], tool.recipe(settings))
+    changed += differences(before["precision"], tool.precision(settings))
+    if before["seed"] != (seed := tool.seed(settings)):
+        changed.append(f"seed {before['seed']} instead of {seed}")
+    began, origin = before["started_from"] or {}, tool.origin(settings) or {}
+    known = all(one.get("sha256") for one in (began, origin))
+    if bool(began) != bool(origin) or (known and began["sha256"] != origin["sha256"]):
+        changed.append(f"started from {_file(began)} instead of {_file(origin)}")
+    was, now = before.get("root") or before["config"].get("root"), root or tool.root(settings)
+    if was and now:
+        old, new = (Path(one).expanduser().resolve() for one in (was, now))
+        if old != new and old.exists():  # otherwise the folder has been moved
+            changed.append(f"data of {was} instead of {now}")
     if changed:
         raise ConfigError(
             f"{folder} holds a finished run with other settings: {'; '.join(changed)}; choose another "
             f"--output"
         )
     return True
+
+
+def _file(origin: Mapping[str, str]) -> str:
+    return f"{origin.get('file')} ({str(origin.get('sha256'))[:8]})" if origin else "random weights"

@@ -160,6 +160,9 @@ class Recorder:
         shortened: bool,
         engine: str | None = None,
         started_from: Mapping[str, Any] | None = None,
+        root: str = "",
+        device: str = "cpu",
+        processes: int = 1,
         **parts: Any,
     ) -> dict[str, Any]:
         """Make the folder this run's, and put the parts where its last checkpoint left them.
@@ -172,6 +175,9 @@ class Recorder:
             shortened: less data or fewer steps than the settings' epochs say.
             engine: of a detector.
             started_from: see `keepaug.runs.result.describe_run`; fixed at the run's first step.
+            root: folder of the data; a run may go on where it has been moved.
+            device: on which it computes.
+            processes: that compute together.
             parts: what `save` saves and this restores, under these names: objects with `state_dict` and
                 `load_state_dict`, tensors and lists (changed in place), or None.
 
@@ -210,8 +216,10 @@ class Recorder:
             shortened=shortened,
             engine=engine,
             started_from=started_from,
+            root=root,
             revisions=revisions,
         )
+        self._run["hardware"] |= {"device": device, "processes": processes}
         state = (load_checkpoint(self.path) if begun and self._has_run is has_checkpoint else None) or {
             "step": 0
         }

@@ -58,6 +58,7 @@ def describe_run(
     precision: Mapping[str, Any] | None = None,
     engine: str | None = None,
     started_from: Mapping[str, Any] | None = None,
+    root: str = "",
     revisions: Sequence[str | None] = (),
 ) -> dict[str, Any]:
     """All that makes a run's numbers, as its result, its weights and what is built on them say it.
@@ -75,6 +76,7 @@ def describe_run(
         engine: the detection engine, if any.
         started_from: the network that the training began with: "sha256", "file" and "provenance" (the same
             dictionary, of the run that made it, or {} for a foreign file); None for random weights.
+        root: folder of the data, as the user gave it.
         revisions: of the program, where the run was continued by another one.
 
     Raises:
@@ -94,6 +96,7 @@ def describe_run(
         "shortened": shortened,
         "engine": engine,
         "dataset": dict(dataset),
+        "root": root,
         "recipe": _without_seed(config) if recipe is None else dict(recipe),
         "precision": dict(precision or {}),
         "started_from": None if started_from is None else dict(started_from),

@@ -58,11 +58,6 @@ class ReidNetwork(nn.Module):
         features: Tensor = self.backbone(images)
         return self.neck(features) if after_neck else features
 
-    def freeze_neck_bias(self) -> None:
-        """Freeze the neck's bias again, after code that opened all parameters."""
-        if isinstance(bias := getattr(self.neck, "bias", None), nn.Parameter):
-            bias.requires_grad_(False)
-
 
 class _ResNetFeatures(nn.Module):
     """torchvision's ResNet up to the average pooling; state_dict keys stay torchvision's, without fc."""

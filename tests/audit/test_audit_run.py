@@ -6,6 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 from torch import nn
@@ -84,7 +85,6 @@ def test_every_augmentation_of_ours(drawn) -> None:
 def test_destroyed_is_what_the_boxes_say(drawn) -> None:
     """The oracle: Cutout's own regions, drawn again, against the boxes."""
     from keepaug import Cutout
-    from keepaug.data.synthetic import covered_share
     from keepaug.runs.seeds import make_generator
 
     images, _, boxes = drawn
@@ -93,7 +93,7 @@ def test_destroyed_is_what_the_boxes_say(drawn) -> None:
 
     order = Sample(open_source(drawn), 64, None, 0).positions
     regions = Cutout(16).sample(images[order].float(), generator=make_generator(0, "audit", "cutout", 0))
-    share = covered_share(regions, boxes[order])
+    share = oracles.covered_share(regions, boxes[order])
     row = result.rows[0]
     assert row["destroyed"]["mean"] == pytest.approx(float((share >= 0.5).double().mean()), abs=1e-6)
     assert row["destroyed_curve"][1][1] == pytest.approx(float((share >= 0.2).double().mean()), abs=1e-6)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import oracles
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from keepaug.classify.losses import loss_of
 from keepaug.classify.methods import build_policy, compute_saliency
 from keepaug.classify.optimizer import learning_rate
 from keepaug.data.images import one_by_one
-from keepaug.data.synthetic import covered_share, write_classification
+from keepaug.data.synthetic import write_classification
 from keepaug.models import EarlyHeadNetwork, build_network
 from keepaug.models.weights import load_classifier
 from keepaug.policies import Repeated
@@ -83,7 +84,7 @@ def test_keep_spares_what_is_important(pair: str) -> None:
         augment = METHODS[method].build(settings).augment
         for seed in range(3):
             regions = augment.sample(images, heat, generator=torch.Generator().manual_seed(seed))
-            seen.append((covered_share(regions, boxes) >= 0.5).double().mean())
+            seen.append((oracles.covered_share(regions, boxes) >= 0.5).double().mean())
         lost[method] = float(sum(seen) / 3)
     assert lost[pair] > 0.05
     assert lost[f"keep_{pair}"] < (0.9 if pair == "cutmix" else 0.5) * lost[pair], (

@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from keepaug import Regions
 from keepaug.data.folder import open_folder
 from keepaug.data.images import decode_all
 from keepaug.data.synthetic import (
-    covered_share,
-    destruction_rate,
     draw_backgrounds,
     draw_classification,
     draw_objects,
-    read_boxes,
     write_classification,
     write_detection,
 )
@@ -46,7 +42,7 @@ def test_classification_folder_is_read_by_the_real_loader(tmp_path: Path) -> Non
     assert len(val_paths) == 6
     assert len(classes) == 3
     assert decode_all(paths, "x").shape == (12, 3, 32, 40)
-    boxes = read_boxes(root)
+    boxes = json.loads((root / "boxes.json").read_text())
     assert set(boxes) == {path.relative_to(root).as_posix() for path in [*paths, *val_paths]}
     before = paths[0].read_bytes()
     again = write_classification(
@@ -87,12 +83,3 @@ def test_colour_cue_gives_each_class_its_hue() -> None:
         return float((means[0] - means[1]).abs().max())
 
     assert spread(0.0) < 12 < 30 < spread(1.0)
-
-
-def test_covered_share_against_counting() -> None:
-    boxes = torch.tensor([[2, 2, 4, 4], [0, 0, 2, 2]])
-    regions = Regions(*torch.tensor([[4, 1], [0, 0], [4, 5], [5, 5]]))
-    assert covered_share(regions, boxes).tolist() == [6 / 16, 2 / 4]
-    assert destruction_rate(regions, boxes, 0.5) == 0.5
-    with pytest.raises(ValueError, match="at least one"):
-        destruction_rate(regions, boxes[:0])

@@ -26,7 +26,12 @@ def classifier(cell: Cell) -> ClassifyConfig:
     return load_config(ClassifyConfig, ROOT / "configs" / cell.config, [*given, "root=x"])
 
 
-SIZES = {"cifar10": {"train": 50000, "val": 10000}, "imagenet": {"train": 1281167, "val": 50000}}
+SIZES = {
+    "cifar10": {"train": 50000, "val": 10000},
+    "imagenet": {"train": 1281167, "val": 50000},
+    "coco": {"train": 118287, "val": 5000},
+    "market1501": {"train": 12936, "query": 3368, "gallery": 15913},
+}
 
 
 def result(cell: Cell, folder: Path, value: float, **change: Any) -> None:
@@ -40,6 +45,7 @@ def result(cell: Cell, folder: Path, value: float, **change: Any) -> None:
         run = {
             "kind": "classify",
             "recipe": wanted.backbone,
+            "dataset": {"name": "imagenet", "sizes": SIZES["imagenet"], "checksum": "i"},
             "seed": 0,
             "synthetic": False,
             "shortened": False,
@@ -218,7 +224,14 @@ def test_what_a_run_starts_from_is_a_part_of_the_recipe(
 def test_a_detector_on_another_backbone_is_in_no_cell(tmp_path: Path) -> None:
     cell = load_cells("9")[1]
     backbone = {**resolve(cell, tool, CONFIGS).backbone, "tau": 0.1, "epochs": 2}
-    run = {"kind": "classify", "recipe": backbone, "seed": 0, "synthetic": False, "shortened": False}
+    run = {
+        "kind": "classify",
+        "recipe": backbone,
+        "dataset": {"name": "imagenet", "sizes": SIZES["imagenet"], "checksum": "i"},
+        "seed": 0,
+        "synthetic": False,
+        "shortened": False,
+    }
     for number, more in enumerate(({}, {"synthetic": True}, {"shortened": True})):
         began = {"file": "weights.pt", "sha256": "a", "provenance": {**run, **more}}
         result(cell, tmp_path / str(number), 40.0, started_from=began)
@@ -227,6 +240,59 @@ def test_a_detector_on_another_backbone_is_in_no_cell(tmp_path: Path) -> None:
     assert "backbone: epochs 2 instead of 300; backbone: tau 0.1 instead of 0.6" in filled.near[0]
     assert filled.num_left_out == 2
     assert len(aggregate(read_results(tmp_path))) == 3
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "said"),
+    [
+        (
+            "9",
+            {"dataset": {"sizes": {"train": 50000, "val": 10000}}},
+            "50000 train images instead of 1281167",
+        ),
+        (
+            "8",
+            {"dataset": {"sizes": {"train": 50000, "val": 10000}}},
+            "50000 train images instead of 1281167",
+        ),
+        ("8", {"kind": "reid"}, "backbone: of the kind reid instead of classify"),
+    ],
+)
+def test_a_network_of_ours_trained_on_other_data_is_no_imagenet_backbone(
+    table: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    cell = load_cells(table)[0]
+    run = {
+        "kind": "classify",
+        "recipe": resolve(cell, tool, CONFIGS).backbone or {"arch": "resnet101"},
+        "dataset": {"name": "imagenet", "sizes": SIZES["imagenet"], "checksum": "i"},
+        "seed": 0,
+        "synthetic": False,
+        "shortened": False,
+    }
+    for number, provenance in enumerate((run, run | change)):
+        began = {"file": "weights.pt", "sha256": str(number), "provenance": provenance}
+        result(cell, tmp_path / str(number), 40.0 + number, started_from=began)
+    filled = filled_of(table, tmp_path)
+    assert filled.num_run == (2 if table == "8" else 1)  # two figures of one run
+    assert said in filled.near[0]
+    assert "41.0" in filled.near[0]
+
+
+def test_the_hardware_of_all_seeds_stands_with_the_number(tmp_path: Path) -> None:
+    cell = load_cells("1")[0]
+    for seed, hardware in enumerate(
+        (
+            {"device": "cuda:0", "processes": 1, "gpus": ["A", "A"]},
+            {"device": "cpu", "processes": 2, "gpus": ["A"]},
+            {"gpus": ["B"]},  # as it was written once
+        )
+    ):
+        result(cell, tmp_path / str(seed), 90.0)
+        path = tmp_path / str(seed) / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seed": seed, "hardware": hardware}))
+    _, _, remark = dict(filled_of("1", tmp_path).rows)[cell.row][0]
+    assert "1 x A and CPU, 2 processes and 1 x B" in remark
 
 
 def test_two_kinds_of_runs_in_one_cell_are_both_said(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from keepaug.classify.tool import TOOL
+from keepaug.commands import known
 from keepaug.report.evidence import (
     Evidence,
-    Wanted,
     collect,
     evidence_page,
     evidence_pictures,
@@ -31,13 +31,13 @@ def plan() -> Evidence:
 
 
 @pytest.fixture(scope="module")
-def wanted(plan: Evidence) -> dict[str, Wanted]:
+def wanted(plan: Evidence) -> dict[str, dict[str, Any]]:
     return plan.wanted(TOOL, ROOT / "configs")
 
 
 @pytest.fixture(scope="module")
-def recipes(wanted: dict[str, Wanted]) -> dict[str, dict[str, Any]]:
-    return {name: dict(one.recipe) for name, one in wanted.items()}
+def recipes(wanted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return wanted
 
 
 def result(recipe: dict[str, Any], seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dic
 
 
 def test_the_picture_shows_point_and_interval(
-    plan: Evidence, wanted: dict[str, Wanted], recipes: dict[str, dict[str, Any]]
+    plan: Evidence, wanted: dict[str, dict[str, Any]], recipes: dict[str, dict[str, Any]]
 ) -> None:
     results = [result(recipes["none"], seed, value) for seed, value in enumerate([90.0, 90.2, 90.1])]
     results += [
@@ -147,8 +147,8 @@ def test_an_interval_that_holds_zero_decides_nothing(
     assert "| cutout-16-inside - none | +1.00 | 1 of 5 | not known |" in one
 
 
-def test_what_is_no_planned_run_is_left_out(wanted: dict[str, Wanted]) -> None:
-    recipe = dict(wanted["none"].recipe)
+def test_what_is_no_planned_run_is_left_out(wanted: dict[str, dict[str, Any]]) -> None:
+    recipe = dict(wanted["none"])
     others = [
         result({**recipe, "lr": 0.1}, 0, 95.0),
         result(recipe, 0, 95.0, shortened=True),
@@ -157,12 +157,6 @@ def test_what_is_no_planned_run_is_left_out(wanted: dict[str, Wanted]) -> None:
     assert of_run(others, wanted["none"]) == {}
     with pytest.raises(ValueError, match="two results of one run and seed 0"):
         of_run([result(recipe, 0, 90.0), result(recipe, 0, 91.0)], wanted["none"])
-
-
-def test_a_result_from_before_a_setting_was_there_has_its_default(wanted: dict[str, Wanted]) -> None:
-    old = result({key: value for key, value in wanted["none"].recipe.items() if key != "lighting"}, 0, 90.0)
-    assert of_run([old], wanted["none"]) == {0: old}
-    assert of_run([old], Wanted({**wanted["none"].recipe, "lighting": 0.1}, wanted["none"].defaults)) == {}
 
 
 @pytest.mark.parametrize("key", ["dataset", "precision"])
@@ -174,9 +168,9 @@ def test_runs_on_other_data_are_no_pair(key: str, plan: Evidence, recipes: dict[
 
 
 def test_collected_files_are_kept_as_they_are(
-    plan: Evidence, wanted: dict[str, Wanted], tmp_path: Path
+    plan: Evidence, wanted: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    content = result(dict(wanted["none"].recipe), 3, 90.0)
+    content = result(dict(wanted["none"]), 3, 90.0)
     del content["folder"]
     (tmp_path / "runs" / "any").mkdir(parents=True)
     (tmp_path / "runs" / "any" / "result.json").write_text(json.dumps(content))
@@ -186,9 +180,9 @@ def test_collected_files_are_kept_as_they_are(
     assert collect(plan, wanted, read_results(tmp_path / "runs"), tmp_path / "kept") == []
 
 
-def test_the_page_is_what_the_kept_results_make(plan: Evidence, wanted: dict[str, Wanted]) -> None:
+def test_the_page_is_what_the_kept_results_make(plan: Evidence, wanted: dict[str, dict[str, Any]]) -> None:
     kept = ROOT / "docs" / "evidence"
-    results = read_results(kept) if kept.is_dir() else []
+    results = known.results(kept) if kept.is_dir() else []
     assert (ROOT / "docs" / "evidence.md").read_text() == page(plan, results)
     drawn = evidence_pictures(plan, wanted, results)
     assert {path.name: path.read_text() for path in kept.glob("*.svg")} == drawn

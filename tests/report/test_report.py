@@ -32,6 +32,9 @@ def backbone(**change) -> dict:
     run = {
         "kind": "classify",
         "recipe": recipes("9")["Faster R-CNN ResNet50-FPN", "Ours"].backbone,
+        "engine": None,
+        "precision": {},
+        "dataset": {"name": "imagenet", "sizes": {"train": 1281167, "val": 50000}, "checksum": "i"},
         "seed": 0,
     }
     return {
@@ -46,8 +49,8 @@ def detector(folder: Path, engine: str, **change) -> Path:
         "kind": "detection", "name": "faster_rcnn_R_50_FPN_3x", "seed": 0, "config": {},
         "recipe": recipes("9")["Faster R-CNN ResNet50-FPN", "Ours"].recipe, "metrics": {"AP": 40.9,
         "AP50": 60.0, "AP75": 44.0},
-        "dataset": {"name": "coco", "sizes": {"val": 5000}, "checksum": "a"}, "synthetic": False,
-        "shortened": False, "engine": engine,
+        "dataset": {"name": "coco", "sizes": {"train": 118287, "val": 5000}, "checksum": "a"},
+        "synthetic": False, "shortened": False, "engine": engine,
         "wall_time_s": 60.0, "started_from": backbone(), **change,
     }  # fmt: skip
     return write_result(folder, **content)
@@ -105,6 +108,22 @@ def test_the_torchvision_engine_never_beside_the_paper(tmp_path: Path) -> None:
     detector(tmp_path / "b", "detectron2")
     assert cell(table("9", tmp_path), "Faster R-CNN ResNet50-FPN", 1) == ("40.7", "40.9 (1 seed)")
     assert len(aggregate(read_results(tmp_path))) == 2
+
+
+def test_a_backbone_with_keep_pairs_with_the_one_without(tmp_path: Path) -> None:
+    """By the seeds of both runs; other data below are no pair."""
+    plain = {"recipe": {**backbone()["provenance"]["recipe"], "method": "cutmix"}}
+    for seed in range(2):
+        for name, AP, change in (("keep", 41.0 + seed, {}), ("plain", 40.0, plain)):
+            began = backbone(seed=seed, **change)
+            metrics = {"AP": AP, "AP50": 60.0, "AP75": 44.0}
+            detector(tmp_path / f"{name}{seed}", "detectron2", started_from=began, metrics=metrics)
+    other = backbone(**plain, dataset={"name": "imagenet", "sizes": {}, "checksum": "other"})
+    detector(tmp_path / "other", "detectron2", started_from=other)
+    markdown, _ = write_report(tmp_path, tmp_path / "page", recipes=recipes)
+    lines = [line for line in markdown.read_text().splitlines() if "2 pairs" in line or "1 pair" in line]
+    assert len(lines) == 1
+    assert "+1.50" in lines[0]
 
 
 def test_a_different_setting_is_another_group(tmp_path: Path) -> None:
@@ -197,8 +216,8 @@ def test_runs_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> No
     markdown, _ = write_report(tmp_path, tmp_path / "page", recipes=recipes)
     runs = [line.split(" | ")[0] for line in markdown.read_text().splitlines() if " | cifar10 (" in line]
     assert sorted(runs) == [
-        "| cutout (resnet18), size=16",
-        "| cutout (resnet18), size=24",
+        "| cutout (resnet18, full saliency), size=16",
+        "| cutout (resnet18, full saliency), size=24",
         "| keep_cutout (resnet18, full saliency)",
     ]
 

@@ -14,6 +14,7 @@ import pytest
 
 from keepaug.__main__ import commands
 from keepaug.classify import loop
+from keepaug.classify.tool import TOOL
 from keepaug.commands.known import recipes, tool
 from keepaug.report import aggregate, fill_table, load_paper
 from keepaug.report.cells import load_cells
@@ -374,11 +375,10 @@ def test_runs_at_once_wait_for_what_they_need_and_for_nothing_else(
     def job(name: str, other: str, *after: str) -> object:
         folder = tmp_path / name
         argv = (sys.executable, "-c", wait, str(tmp_path / name), str(tmp_path / other))
-        return reproduce.Job(name, folder, (Command(argv, tmp_path / name),), {}, after=after)
+        return reproduce.Job(name, folder, (Command(argv, tmp_path / name),), TOOL, None, after=after)
 
-    broken = reproduce.Job(
-        "broken", tmp_path / "broken", (Command((sys.executable, "-c", "exit(1)"), tmp_path / "no"),), {}
-    )
+    failing = Command((sys.executable, "-c", "exit(1)"), tmp_path / "no")
+    broken = reproduce.Job("broken", tmp_path / "broken", (failing,), TOOL, None)
     jobs = [
         job("one", "two"),
         job("two", "one"),
@@ -386,9 +386,14 @@ def test_runs_at_once_wait_for_what_they_need_and_for_nothing_else(
         broken,
         job("five", "one", "broken"),
     ]
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "result.json").write_text("{")
+    jobs.insert(0, job("refused", "one"))
     failed = reproduce.run_here(jobs, at_once=2)
-    assert sorted(failed) == ["broken", "five"]
-    assert "left out, it needs broken" in capsys.readouterr().out
+    assert sorted(failed) == ["broken", "five", "refused"]
+    said = capsys.readouterr()
+    assert "left out, it needs broken" in said.out
+    assert "[1/6] refused: refused: " in said.err
 
 
 def test_report_writes_the_evidence_page_and_keeps_planned_results_alone(
