@@ -17,6 +17,7 @@ from keepaug.keep import KeepCutout
 from keepaug.models import networks
 from keepaug.models.weights import load_classifier
 from keepaug.runs.config import ConfigError, load_config, recipe_of
+from keepaug.runs.planning import shrunk
 from ssl_uda import ALGORITHMS, UdaConfig
 from ssl_uda import train as train_uda
 from ssl_uda.algorithms import Algorithm, LossParts
@@ -32,9 +33,8 @@ def test_a_method_is_an_entry(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     """With the settings of the plain method whose base it names, and tau; others are refused."""
     method = Method("grid_mask", lambda config: Cutting(KeepCutout(8, p=config.p, tau=config.tau)), KEEP)
     monkeypatch.setitem(METHODS, "keep_grid_mask", method)
-    shrink = [f"{key}={value}" for key, value in TOOL.shrink.items()]
     given = [f"root={root}", "method=keep_grid_mask", "p=0.9", "tau=0.5", "grid_unit=[6, 9]", "arch=resnet8"]
-    config = load_config(ClassifyConfig, None, [*shrink, *given])
+    config = load_config(ClassifyConfig, None, shrunk(TOOL, None, given))
     train(config, tmp_path)
     run = load_classifier(tmp_path / "weights.pt").provenance
     assert run["recipe"]["method"] == "keep_grid_mask"
@@ -65,8 +65,7 @@ def tiny(width: int, num_classes: int) -> nn.Module:
 
 def test_a_network_is_a_pattern(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "_PATTERNS", ((r"tiny(\d+)", f"{__name__}:tiny"), *networks._PATTERNS))
-    shrink = [f"{key}={value}" for key, value in TOOL.shrink.items()]
-    config = load_config(ClassifyConfig, None, [*shrink, f"root={root}", "arch=tiny4"])
+    config = load_config(ClassifyConfig, None, shrunk(TOOL, None, [f"root={root}", "arch=tiny4"]))
     train(config, tmp_path)
     trained = load_classifier(tmp_path / "weights.pt")
     assert trained.network(torch.randn(1, 3, 8, 8)).shape == (1, 2)

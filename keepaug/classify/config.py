@@ -48,19 +48,19 @@ class ClassifyConfig:
         help="auto: memory, but files for imagenet",
         bookkeeping=True,  # what it changes is told by the settings below
     )
-    image_size: int = option(224, low=16, help="side after cropping", used_by=("files",))
-    padding: int = option(4, low=0, help="of the random crop, in pixels", used_by=("memory",))
+    image_size: int = option(224, low=16, help="side after cropping", used_by=("loading=files",))
+    padding: int = option(4, low=0, help="of the random crop, in pixels", used_by=("loading=memory",))
     border: str = option(
         "zero",
         choices=(*BORDERS, "mean"),
         help="what is padded with; AutoAugment's code: mean",
-        used_by=("memory",),
+        used_by=("loading=memory",),
     )
     flip: bool = True
     alternate_flips: bool = option(
         False,
         help="each image is mirrored in every second epoch instead of half the time",
-        used_by=("memory",),
+        used_by=("loading=memory",),
     )
     jitter: float = option(0.0, low=0, high=1, help="colour jitter, one draw for all views of an image")
     lighting: float = option(
@@ -292,7 +292,7 @@ class ClassifyConfig:
         """
         method = METHODS[self.method]
         chosen = {self.method, method.base, *method.traits, self.schedule}
-        chosen.add("files" if self.from_files else "memory")
+        chosen.add(f"loading={'files' if self.from_files else 'memory'}")
         if self.arch in FAST:
             chosen.add("lab")
         if self.ema:

@@ -142,7 +142,8 @@ def test_aug_mix_trains_on_three_views() -> None:
 
 def test_aug_mix_views_come_from_the_loader(drawn: Path) -> None:
     for loading in ("memory", "files"):
-        data = open_datasets(config(drawn, "method=aug_mix", f"loading={loading}", "image_size=32"))
+        size = ["image_size=32"] if loading == "files" else []
+        data = open_datasets(config(drawn, "method=aug_mix", f"loading={loading}", *size))
         batch = data.train.load(torch.arange(4), torch.arange(4) << 30)
         assert batch.strong.shape == (4, 2, 3, 32, 32)
         assert not torch.equal(batch.strong[:, 0], batch.strong[:, 1])

@@ -299,7 +299,7 @@ def test_a_random_paste_is_noise_at_tau_0(drawn: Path) -> None:
         (["warmup_epochs=1"], "warms up by itself"),
         (["ema=0.9"], "averages the weights, and so does"),
         (["lr=0"], "decoupled_decay needs lr above 0"),
-        (["loading=files"], "are for images held in memory"),
+        (["loading=files"], "border is for loading=memory"),
         (["method=keep_cutout", "saliency=other", "batch_size=1"], "another image in the batch"),
         (["method=keep_cutout", "saliency=noise", "reuse_every=2"], "no maps to keep"),
     ],
