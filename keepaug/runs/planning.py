@@ -221,7 +221,8 @@ def is_finished(folder: Path, tool: Tool, settings: Any, root: str = "") -> bool
     if before["kind"] != tool.kind:
         raise ConfigError(f"{folder} holds a run of another kind ({before['kind']}): choose another --output")
     changed = differences(before["recipe"], tool.recipe(settings))
-    changed += differences(before["precision"], tool.precision(settings))
+    given = {key: value for key, value in tool.precision(settings).items() if value != "auto"}
+    changed += differences({key: value for key, value in before["precision"].items() if key in given}, given)
     if before["seed"] != (seed := tool.seed(settings)):
         changed.append(f"seed {before['seed']} instead of {seed}")
     began, origin = before["started_from"] or {}, tool.origin(settings) or {}

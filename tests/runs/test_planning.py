@@ -42,14 +42,14 @@ def finished(folder: Path, config: Any, **more: Any) -> Path:
     ("given", "said"),
     [
         (["lr=0.5"], "lr 0.1 instead of 0.5"),
-        (["precision=bf16"], "precision float32 instead of bf16"),
+        (["precision=float32"], "precision bf16 instead of float32"),
         (["channels_last=true"], "channels_last False instead of True"),
         (["seed=1"], "seed 0 instead of 1"),
         (["root=."], "data of .*data instead of ."),
     ],
 )
 def test_another_run_is_not_taken_for_done(given: list[str], said: str, tmp_path: Path) -> None:
-    finished(tmp_path / "run", settings(tmp_path))
+    finished(tmp_path / "run", settings(tmp_path, "precision=bf16"))  # what auto meant there
     assert is_finished(tmp_path / "run", TOOL, settings(tmp_path, "log_every=7", "loading=memory"))
     assert not is_finished(tmp_path / "none", TOOL, settings(tmp_path))
     with pytest.raises(ConfigError, match=said):
