@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.prepare import DetectorJob, Prepared, prepare, scored_split
@@ -89,6 +91,8 @@ def claim(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
     """
     before = recorder.recorded
     origin, weights = before.get("started_from"), Path(prepared.cfg.MODEL.WEIGHTS)
+    if job.resume and not before and has_run(recorder.path):
+        _check_old_run(recorder.path / "config.yaml", str(prepared.cfg.MODEL.WEIGHTS))
     if not (job.resume and origin and not weights.is_file()):  # its file may be gone since
         origin = started_from(prepared.cfg.MODEL.WEIGHTS)
     own = {key: prepared.dataset[key] for key in ("name", "sizes", "checksum")}
@@ -104,6 +108,17 @@ def claim(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
         device=str(prepared.cfg.MODEL.DEVICE),
         processes=job.num_gpus * job.num_machines,
     )
+
+
+def _check_old_run(saved: Path, weights: str) -> None:
+    """A run of an earlier version says what it began with by its path alone."""
+    content = yaml.safe_load(saved.read_text()) if saved.is_file() else None
+    began = content.get("MODEL", {}).get("WEIGHTS") if isinstance(content, dict) else None
+    if began != weights:
+        raise ConfigError(
+            f"{saved.parent} holds a run of an earlier version that began with {began!r}, not with "
+            f"{weights!r}: set MODEL.WEIGHTS to that, or start a new run in another folder"
+        )
 
 
 def rescore(job: DetectorJob) -> CocoMetrics:

@@ -275,9 +275,9 @@ def test_a_pasted_patch_has_the_colours_of_its_surroundings() -> None:
     images = memory(6).images
     strong = images // 3
     strong[:, :, :4] = images[:, :, :4]
-    clean, changed = change_colours(
-        images, strong, draw_colours(6, jitter=0.4, lighting=0.1, generator=torch.Generator().manual_seed(0))
-    )
+    drawn = draw_colours(6, jitter=0.4, lighting=0.1, generator=torch.Generator().manual_seed(0))
+    clean, changed = change_colours(images, strong, drawn)
+    assert torch.equal(clean, change_colours(images, None, drawn)[0])  # about its own mean
     torch.testing.assert_close(changed[:, :, :4], clean[:, :, :4])
     assert not torch.allclose(changed[:, :, 4:], clean[:, :, 4:])
 

@@ -167,6 +167,10 @@ def test_what_a_detector_is_built_on_is_fixed_when_it_begins(engine: str, root: 
     assert result["started_from"]["provenance"] == {**run_of, "name": "a"}
     with pytest.raises(ValueError, match=r"network that it began with \(was a\.pt .*, is b\.pt"):
         run(job(root, output, *steps, "MODEL.WEIGHTS", str(tmp_path / "b.pth"), engine=engine, resume=True))
+    (output / "run.json").rename(tmp_path / "run.json")  # an earlier version wrote none
+    with pytest.raises(ValueError, match=r"earlier version that began with '.*a\.pth', not with '.*b\.pth'"):
+        run(job(root, output, *steps, "MODEL.WEIGHTS", str(tmp_path / "b.pth"), engine=engine, resume=True))
+    (tmp_path / "run.json").rename(output / "run.json")
     (tmp_path / "a.pth").unlink()  # it is not needed any more
     (output / "result.json").unlink()
     run(job(root, output, *steps, "MODEL.WEIGHTS", str(tmp_path / "a.pth"), engine=engine, resume=True))
