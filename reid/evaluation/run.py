@@ -24,11 +24,12 @@ def evaluate_weights(
     """Score trained weights on the config's test sets; writes evaluation.json and pictures, no result.json.
 
     What the weights say about the network (architecture, neck, image size, normalization) goes before the
-    config.
+    config; of another program's weights, which say nothing, the config holds.
 
     Args:
         config: settings of data and evaluation.
-        weights: weights.pt, best.pt or checkpoint.pt of a run.
+        weights: weights.pt, best.pt or checkpoint.pt of a run, or another program's (Bag of Tricks',
+            torchreid's, ImageNet's).
         output: folder.
 
     Returns:
@@ -38,10 +39,10 @@ def evaluate_weights(
         FileNotFoundError: no weights, no data.
         ValueError: unusable settings, weights or data.
     """
-    network, content = load_network(weights)
+    config.weights, config.recipe = "", "custom"
+    network, content = load_network(weights, resolve(config))
     for key in ("arch", "last_stride", "neck", "first_relu", "height", "width", "mean", "std"):
         setattr(config, key, content[key])
-    config.weights, config.recipe = "", "custom"
     check(resolve(config))
     world = setup(config.device)
     try:

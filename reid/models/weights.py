@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = [
 WEIGHTS = "weights.pt"
 """Name of the file with the last weights in a run folder."""
 KIND = "reid"
+_NECK = re.compile(r"(?:^|\.)(?:bottleneck|bnneck|neck)\.(?:0\.)?(weight|bias|running_mean|running_var)$")
 _WRAPPERS = ("state_dict_ema", "state_dict", "model", "network")  # averaged weights are what a run evaluates
 
 
@@ -210,20 +212,27 @@ def load_trained(path: str | Path) -> dict[str, Any]:
     content = _read(path)
     if content.get("kind") != KIND:
         raise ValueError(
-            f"{path} holds no trained ReID network (keys: {', '.join(map(str, list(content)[:5]))}); "
-            "--eval-only takes the "
-            "weights.pt or best.pt of a ReID run, weights=FILE takes ImageNet weights"
+            f"{path} holds no trained ReID network of a run (keys: "
+            f"{', '.join(map(str, list(content)[:5]))}): take its weights.pt or best.pt; other networks are "
+            "scored by --eval-only"
         )
     return content
 
 
-def load_network(path: str | Path) -> tuple[ReidNetwork, dict[str, Any]]:
+def load_network(path: str | Path, config: ReidConfig | None = None) -> tuple[ReidNetwork, dict[str, Any]]:
     """A trained network in evaluation mode on the CPU, and what its file says of it.
+
+    Args:
+        path: the weights or a checkpoint of a run.
+        config: resolved settings, by which a network of another program is built: its backbone, and Bag of
+            Tricks' neck where the file has one. None: such a file is refused.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file of another kind, or weights that do not fit what it says.
     """
+    if config is not None and _read(path).get("kind") != KIND:
+        return _load_foreign(path, config)
     content = load_trained(path)
     network = build_reid_network(
         content["arch"],
@@ -240,6 +249,30 @@ def load_network(path: str | Path) -> tuple[ReidNetwork, dict[str, Any]]:
             f"{path}: the weights do not fit {content['arch']}: {str(error).splitlines()[-1].strip()}"
         ) from error
     return network.eval(), content
+
+
+def _load_foreign(path: str | Path, config: ReidConfig) -> tuple[ReidNetwork, dict[str, Any]]:
+    found = {
+        match[1]: value for key, value in _tensors(_read(path), path).items() if (match := _NECK.search(key))
+    }
+    told = ("arch", "last_stride", "first_relu", "height", "width", "mean", "std")
+    about: dict[str, Any] = {key: getattr(config, key) for key in told}
+    about["neck"] = "bnneck" if len(found) == 4 else "none"
+    network = build_reid_network(
+        config.arch,
+        2,  # its identities are not asked for
+        last_stride=config.last_stride or 1,
+        neck=about["neck"],
+        first_relu=config.first_relu,
+        size=(config.height, config.width),
+    )
+    load_backbone(network, path, mean=config.mean, std=config.std)
+    if about["neck"] == "bnneck":
+        network.neck.load_state_dict(found, strict=False)
+    if is_main():
+        settings = ", ".join(f"{key}={value}" for key, value in about.items())
+        print(f"note: {path} does not say how it was trained; taken as {settings}", flush=True)
+    return network.eval(), about
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from torch import nn
 from keepaug.__main__ import commands
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError
+from reid.config import resolve
 from reid.evaluation.features import describe_images, load_features
+from reid.evaluation.run import evaluate_weights
 from reid.models.network import ReidNetwork, build_reid_network
 from reid.models.weights import describe_network, load_backbone, load_network, save_trained
 from reid.training.loop import train
@@ -136,6 +138,57 @@ def test_a_runs_weights_bring_their_neck_and_say_how_they_were_built(tmp_path: P
     again, content = load_network(path)
     assert content["identities"] == [1, 2, 3, 4, 5]
     assert torch.equal(again.classifier.weight, source.classifier.weight)
+
+
+def trained(seed: int, **options: Any) -> ReidNetwork:
+    """With statistics of its own, and features of an ordinary size."""
+    torch.manual_seed(seed)
+    made = build_reid_network("resnet18", 5, size=(48, 32), **options)
+    made.train()(torch.randn(4, 3, 48, 32))
+    return made.eval()
+
+
+# What other programs call the neck; None: they have none.
+NECKS = {"bottleneck": "bottleneck", "heads.bottleneck.0": "fast-reid", "bnneck": "others", None: "none"}
+
+
+@pytest.mark.parametrize("neck", NECKS, ids=NECKS.values())
+@pytest.mark.parametrize("seed", range(3))
+def test_networks_of_other_programs_are_scored(seed: int, neck: str | None, tmp_path: Path) -> None:
+    """Backbone and neck under any name; what the file does not say, the settings do."""
+    stride = 1 + seed % 2
+    source = trained(seed, last_stride=stride, neck="none" if neck is None else "bnneck")
+    prefix = ("base", "module.backbone", "model.net")[seed]
+    content = below(prefix, source.backbone.state_dict()) | {"classifier.weight": torch.ones(9, 512)}
+    if neck is not None:
+        content |= below(neck, source.neck.state_dict())
+    torch.save({"state_dict": content, "epoch": 3}, tmp_path / "theirs.pth")
+    config = tiny_config(write_market(tmp_path), "recipe=custom", f"last_stride={stride}")
+    found, about = load_network(tmp_path / "theirs.pth", resolve(config))
+    assert (about["neck"], about["last_stride"]) == ("none" if neck is None else "bnneck", stride)
+    images = torch.randn(3, 3, 48, 32, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        torch.testing.assert_close(found.features(images), source.features(images))
+    assert not found.training
+    with pytest.raises(ValueError, match=r"of a run .*scored by --eval-only"):
+        load_network(tmp_path / "theirs.pth")
+
+
+def test_scores_of_another_programs_network(tmp_path: Path) -> None:
+    """The same as of the run whose tensors they are."""
+    market = write_market(tmp_path)
+    source = trained(4)
+    save_trained(source, tmp_path / "ours.pt", describe_network(tiny_config(market), [1, 2, 3, 4, 5], {}))
+    renamed = below("base", source.backbone.state_dict()) | below("bottleneck", source.neck.state_dict())
+    torch.save(renamed, tmp_path / "theirs.pth")
+    scores = [
+        evaluate_weights(tiny_config(market), tmp_path / name, tmp_path / name.partition(".")[0])
+        for name in ("ours.pt", "theirs.pth")
+    ]
+    assert scores[0] == scores[1]
+    torch.save(network(1, 5, "resnet50").backbone.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"does not fit this backbone.*Is arch the file's architecture"):
+        evaluate_weights(tiny_config(market), tmp_path / "other.pth", tmp_path / "x")
 
 
 def test_fine_tuning_on_other_people(tmp_path: Path) -> None:
