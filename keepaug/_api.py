@@ -14,7 +14,15 @@ from keepaug.baselines import (
     mixed_cross_entropy,
     three_views,
 )
-from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
+from keepaug.keep import (
+    KeepAugment,
+    KeepAutoAugment,
+    KeepCutMix,
+    KeepCutout,
+    KeepPaste,
+    KeepRandAugment,
+    KeepRandomErasing,
+)
 from keepaug.ops import cut, paste
 from keepaug.policies import BatchPolicy, TwoViews, aug_mix, auto_augment, rand_augment
 from keepaug.regions import Regions, random_regions, region_mask, region_scores, sample_regions
@@ -26,9 +34,12 @@ __all__ = [
     "CutMix",
     "Cutout",
     "GridMask",
+    "KeepAugment",
+    "KeepAutoAugment",
     "KeepCutMix",
     "KeepCutout",
     "KeepPaste",
+    "KeepRandAugment",
     "KeepRandomErasing",
     "ManifoldMixup",
     "MixedLabels",

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from keepaug.choices import OPERATIONS, ORDERS, RANGES
+from keepaug.ops import check_batch
+from keepaug.regions import given
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -306,7 +308,7 @@ class BatchPolicy:
         TypeError: another transform.
 
     Example:
-        >>> strong = BatchPolicy(rand_augment(2, 9))(pixels, torch.randint(2**42, (len(pixels),)))
+        >>> strong = BatchPolicy(rand_augment(2, 9))(pixels, generator=torch.Generator().manual_seed(0))
     """
 
     def __init__(self, policy: v2.Transform) -> None:
@@ -343,22 +345,31 @@ class BatchPolicy:
             chosen.append(torch.where(uniform[:, number, 2] < turn.p[choice], signed, -1))
         return torch.stack(chosen, dim=1), self._operations
 
-    def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
+    def __call__(
+        self, images: Tensor, seeds: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """The augmented images.
 
         Args:
             images: (N, 3, H, W) uint8 on the CPU; not written to.
-            seeds: (N,) int64, each deciding one image's draws, whatever the rest of the batch.
+            seeds: (N,) int64, each deciding one image's draws, whatever the rest of the batch; None draws
+                them.
+            generator: source of the seeds; None is torch's global one.
 
         Raises:
             ValueError: not such images, or not one seed each.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or seeds.shape != images.shape[:1]:
+        check_batch(images)
+        if images.dtype != torch.uint8:
             raise ValueError(
-                f"expected uint8 (N, 3, H, W) images and N seeds, got {images.dtype} {tuple(images.shape)} "
-                f"and "
-                f"{tuple(seeds.shape)} seeds"
+                "a policy changes uint8 (N, 3, H, W) images, before the normalization; got "
+                f"{images.dtype} {tuple(images.shape)}"
             )
+        if seeds is None:
+            device = None if generator is None else generator.device
+            seeds = torch.randint(2**62, (len(images),), device=device, **given(generator)).cpu()
+        if seeds.shape != images.shape[:1]:
+            raise ValueError(f"expected {len(images)} seeds, got {tuple(seeds.shape)} seeds")
         return self._applied(images, seeds, self.policy._fill)
 
     def sources(self, image_size: tuple[int, int], seeds: Tensor) -> Tensor:
