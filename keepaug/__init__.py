@@ -1,7 +1,8 @@
 """KeepAugment: augmentation that keeps the important regions of an image untouched.
 
-heat = saliency_map(model, images, labels, scale=0.5)
-loss = F.cross_entropy(model(keep(images, heat)), labels)
+Example:
+    >>> heat = saliency_map(model, images, labels, scale=0.5)
+    >>> loss = F.cross_entropy(model(keep(images, heat)), labels)
 """
 
 from typing import TYPE_CHECKING

@@ -163,7 +163,9 @@ def fill_table(
                     if not apart:
                         inside.append(group)
                     elif title == own:
-                        near.append(f"{row['name']} / {title}: {group.cell(metric)}: {'; '.join(apart)}")
+                        near.append(
+                            f"{row['name']} / {title}: {group.cell(metric)}, differs in {'; '.join(apart)}"
+                        )
             num_run += bool(inside)
             ours = "; ".join(_ours(group, metric, table) for group in inside) if metric else ""
             cells.append((printed, ours or NOT_RUN, "; ".join(_remark(group) for group in inside)))

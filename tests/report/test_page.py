@@ -72,6 +72,14 @@ def test_the_answer_comes_first_and_the_baseline_before_the_methods(page: Path) 
     assert page.read_text().count(">baseline<") == 1
 
 
+def test_a_cell_says_what_keeps_a_run_out_of_it(page: Path) -> None:
+    """In the cell itself, in the folded tables of the paper."""
+    cell = re.search(r'<th scope="row">KeepCutout</th>.*?</tr>', page.read_text(), re.DOTALL)
+    assert '<div class="near">9.8 ± 0.4 (2 seeds), differs in ' in cell[0]
+    assert "10 val images instead of 10000" in cell[0]
+    assert "Table 9: Detection AP (%) on COCO 2017 val <span>(0 of 18 cells run)</span>" in page.read_text()
+
+
 def test_links_lead_to_folder_config_and_weights(page: Path) -> None:
     html = page.read_text()
     assert "./../runs/none%20%230/config.yaml" in html
