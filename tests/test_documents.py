@@ -202,6 +202,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in map(_anchor, headings), f"{page.name}: {target}"
 
 
+@pages
+def test_lines_are_no_longer_than_those_of_the_code(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if len(line) > 110 and not line.startswith(("|", "!["))] == []
+
+
 def test_issue_forms_are_whole() -> None:
     """Without these keys GitHub shows no form."""
     forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,8 @@ __all__ = [
 ]
 
 
-COMMAND = "python tools/reproduce.py lab root=CIFAR --output RUNS --missing"
-AGAIN = "python tools/report.py evidence --runs RUNS"
+COMMAND = "keepaug reproduce lab root=CIFAR --output RUNS --missing"
+AGAIN = "keepaug report evidence --runs RUNS"
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,17 @@ def evidence_page(
             parts += ["", f"![Mean differences and their 95 % intervals](evidence/{question.id}.svg)"]
         parts += ["", *_accuracies(question, found), "", f"What it does not show: {question.limits}"]
     parts += ["", *_made_with(found)]
-    return "\n".join(parts) + "\n"
+    return "\n".join(line for part in parts for line in _wrapped(part)) + "\n"
+
+
+def _wrapped(part: str) -> list[str]:
+    """Paragraphs as long as a line may be; tables and pictures as they are."""
+    lines: list[str] = []
+    for paragraph in part.split("\n\n"):
+        whole = paragraph.startswith(("|", "![", "#")) or "\n|" in paragraph
+        text = paragraph if whole else textwrap.fill(" ".join(paragraph.split()), 110)
+        lines += ["", *text.split("\n")] if lines else text.split("\n")
+    return lines
 
 
 def evidence_pictures(

@@ -92,7 +92,7 @@ def test_a_plan_that_names_unknown_runs(tmp_path: Path) -> None:
 
 
 def test_a_page_without_results_says_so(plan: Evidence) -> None:
-    text = page(plan, [])
+    text = " ".join(page(plan, []).split())
     assert text.count("Nothing is decided yet.") == len(plan.questions)
     assert f"{len(plan.order())} runs are missing" in text
     assert "No run is finished." in text
@@ -103,7 +103,7 @@ def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dic
     results += [
         result(recipes["cutout-16-inside"], seed, value) for seed, value in enumerate([89.5, 89.8, 89.6])
     ]
-    text = page(plan, results)
+    text = " ".join(page(plan, results).split())
     assert "| cutout-16-inside - none | -0.47 [-0.61, -0.32] | 3 of 5 | 0 |" in text
     assert "cutout-16-inside is worse than none (-0.47 [-0.61, -0.32], 3 pairs)." in text
     assert "| none | 90.10 ± 0.10 | 3 | 10.0 |" in text
@@ -141,7 +141,7 @@ def test_an_interval_that_holds_zero_decides_nothing(
 ) -> None:
     results = [result(recipes["none"], seed, value) for seed, value in enumerate([90.0, 90.2])]
     results += [result(recipes["cutout-16-inside"], seed, value) for seed, value in enumerate([90.5, 90.1])]
-    text = page(plan, results)
+    text = " ".join(page(plan, results).split())
     assert text.count("Nothing is decided yet.") == len(plan.questions)
     one = page(plan, [result(recipes["none"], 0, 90.0), result(recipes["cutout-16-inside"], 0, 91.0)])
     assert "| cutout-16-inside - none | +1.00 | 1 of 5 | not known |" in one
