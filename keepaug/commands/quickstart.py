@@ -45,15 +45,16 @@ class Scale:
     num_detection_val: int
     num_people: int
     num_few_labels: int
+    seeds: int  # of the few-label runs, which are cheap
     backbone: tuple[str, ...] = ()
     detector: tuple[str, ...] = ()
     reid: tuple[str, ...] = ()
     uda: tuple[str, ...] = ()
 
 
-FULL = Scale(1200, 300, 160, 60, num_people=60, num_few_labels=1200)
+FULL = Scale(1200, 300, 160, 60, num_people=60, num_few_labels=1200, seeds=3)
 SHRUNK = Scale(
-    *(64, 32, 8, 4, 8, 60),
+    *(64, 32, 8, 4, 8, 60, 1),
     backbone=("epochs=1", "max_steps=2"),
     detector=("SOLVER.MAX_ITER=2", "SOLVER.STEPS=(1,)"),
     reid=(
@@ -106,8 +107,8 @@ class Quickstart:
         return [
             ("draw the datasets", self.draw),
             (
-                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and {len(FEW_LABELS)} "
-                f"few-label networks",
+                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and "
+                f"{len(FEW_LABELS) * self.scale.seeds} few-label networks",
                 self.train_networks,
             ),
             ("convert them to Detectron2's format and verify the features", self.convert),
@@ -161,7 +162,7 @@ class Quickstart:
             [
                 *(self._backbone(method) for method in reversed(METHODS)),
                 *(self._reid(recipe) for recipe in reversed(RECIPES)),
-                *(self._uda(name) for name in reversed(FEW_LABELS)),
+                *(self._uda(name, seed) for seed in range(self.scale.seeds) for name in reversed(FEW_LABELS)),
             ]
         )
 
@@ -173,9 +174,9 @@ class Quickstart:
         given = [f"root={self.people}", f"recipe={recipe}", *self.scale.reid]
         return self._job("train_reid", "reid.yaml", f"reid/{recipe}", given)
 
-    def _uda(self, name: str) -> Job:
-        given = [f"root={self.few_labels}", *FEW_LABELS[name], *self.scale.uda]
-        return self._job("train_uda", "uda.yaml", f"uda/{name}", given)
+    def _uda(self, name: str, seed: int) -> Job:
+        given = [f"root={self.few_labels}", *FEW_LABELS[name], f"seed={seed}", *self.scale.uda]
+        return self._job("train_uda", "uda.yaml", f"uda/{name}-seed{seed}", given)
 
     def _job(self, name: str, config: str, folder: str, given: Sequence[str], *options: str) -> Job:
         one, path, output = tool(name), CONFIGS / "quickstart" / config, self.output / folder
