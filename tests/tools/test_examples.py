@@ -11,6 +11,12 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[2] / "tools" / "examples"
+SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.stem != "shapes")
+
+
+@pytest.fixture(autouse=True)
+def _beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
 def example(name: str, needs: str):
@@ -22,7 +28,7 @@ def example(name: str, needs: str):
     return module
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_short_and_three_lines(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) < 80
@@ -72,3 +78,19 @@ def test_lightning_module_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(module.losses[-4:]) < 0.8 * sum(module.losses[:4])
     assert module.model.bn1.num_batches_tracked == 24  # the saliency passes are not counted
     assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_plain_loop_learns_what_holds_for_other_images(capsys: pytest.CaptureFixture[str]) -> None:
+    losses, accuracy = example("plain_loop", "torch").main([])
+    assert len(losses) == 20 * 16
+    assert sum(losses[-16:]) < 0.3 * sum(losses[:16])
+    assert accuracy > 0.95
+    assert f"{100 * accuracy:.0f} %" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # of transformers, about itself
+def test_hugging_faces_trainer_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed (pip install accelerate)")
+    losses = example("hugging_face_trainer", "transformers").main([])
+    assert len(losses) == 48
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])

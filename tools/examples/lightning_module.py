@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import lightning
 import torch
+from shapes import shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from keepaug import KeepRandomErasing, saliency_map
@@ -46,17 +47,6 @@ class LitClassifier(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
-
-
-def shapes(num: int = 64, side: int = 32) -> TensorDataset:
-    """Noise with a bright square (class 0) or disc (class 1) somewhere."""
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(num, 3, side, side, generator=generator) / 4, torch.arange(num) % 2
-    grid = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
-    for image, label in zip(images, labels, strict=True):
-        offset = (grid - torch.randint(8, side - 8, (2, 1, 1), generator=generator)).abs().float()
-        image[:, (offset.amax(dim=0) if label == 0 else offset.norm(dim=0)) < 6] += 2
-    return TensorDataset(images, labels)
 
 
 def main(argv: Sequence[str] | None = None) -> LitClassifier:
