@@ -73,7 +73,7 @@ def open_recorder(job: DetectorJob, prepared: Prepared) -> Recorder:
         json.loads(json.dumps(cfg)),
         kind="detection",
         main=job.machine_rank == 0,
-        tensorboard=False,
+        tensorboard=prepared.engine == "torchvision",  # Detectron2 writes its own
         recipe=recipe_of(cfg),
         precision=precision_of(cfg),
         seed=cfg.SEED,
@@ -214,4 +214,6 @@ def _record(job: DetectorJob, prepared: Prepared, metrics: CocoMetrics, recorder
             "notes": prepared.notes + metrics.notes,
         },
     )
-    print(f"result: {recorder.path / FILE_NAME}", flush=True)
+    done, path = metrics.metrics, recorder.path
+    shown = ", ".join(f"{key} {value:.2f}" for key, value in done.items())
+    print(f"{path}: {shown}; result: {path / FILE_NAME}; next: keepaug report {path.parent}", flush=True)

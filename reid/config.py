@@ -12,6 +12,7 @@ from typing import Any
 from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.config import ConfigError, option
+from keepaug.runs.loggers import TRACKER_HELP, TRACKERS
 from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 from reid.data.layouts import LAYOUTS
 
@@ -162,6 +163,7 @@ class ReidConfig:
     log_every: int = option(20, low=1, help="steps", bookkeeping=True)
     checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only", bookkeeping=True)
     tensorboard: bool = option(True, bookkeeping=True)
+    tracker: str = option("none", choices=TRACKERS, help=TRACKER_HELP, bookkeeping=True)
     ranked: int = option(8, low=0, help="queries in the ranked-list picture; 0: none", bookkeeping=True)
     pictures: bool = option(True, help="draw saliency and erased regions of a few images", bookkeeping=True)
     features: bool = option(False, help="write the test features to features.npz", bookkeeping=True)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from keepaug.choices import PLACEMENTS, STEMS
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.config import ConfigError, option
+from keepaug.runs.loggers import TRACKER_HELP, TRACKERS
 from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.choices import CONSISTENCY, POLICIES, SPLITS, TSA, USES
@@ -144,6 +145,7 @@ class UdaConfig:
     eval_every: int = option(5000, low=1, help="steps")
     checkpoint_every: int = option(5000, low=1, help="steps", bookkeeping=True)
     tensorboard: bool = option(True, bookkeeping=True)
+    tracker: str = option("none", choices=TRACKERS, help=TRACKER_HELP, bookkeeping=True)
     pictures: bool = option(True, help="draw the views of a few images", bookkeeping=True)
 
     def users(self) -> set[str]:

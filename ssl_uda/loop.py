@@ -23,7 +23,7 @@ from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.precision import with_precision
-from keepaug.runs.progress import progress
+from keepaug.runs.progress import RunBar
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.transfer import start_reading, to_device
@@ -84,6 +84,7 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
             kind="ssl_uda",
             main=world.is_main,
             tensorboard=config.tensorboard,
+            tracker=config.tracker,
             changed=lambda before: changed_settings(in_todays_names(before), config),
         ) as recorder:
             run.step = recorder.claim(
@@ -102,6 +103,10 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
             )["step"]
             if world.is_main:
                 write_json_atomic(recorder.path / "labels.json", _labels(run))
+            work = f"{config.steps} steps of {config.batch_size} labelled"
+            if ALGORITHMS[config.algorithm].unlabelled:
+                work += f" and {config.batch_size * config.unlabelled_ratio} unlabelled"
+            recorder.announce(run.network, world.device, run.step, f"{work} images, {label(config)}")
             world.barrier()
             _train(run, recorder)
             return _finish(run, recorder)
@@ -170,13 +175,15 @@ def _parameter_groups(network: nn.Module, config: UdaConfig) -> list[dict[str, A
 
 
 def _train(run: _Run, recorder: Recorder) -> None:
+    with RunBar(run.config.steps, run.step, disable=not run.world.is_main) as bar:
+        _train_with(run, recorder, bar)
+
+
+def _train_with(run: _Run, recorder: Recorder, bar: RunBar) -> None:
     config, world = run.config, run.world
-    steps = range(run.step, config.steps)
-    bar: Any = progress(
-        steps, config.algorithm, total=config.steps, initial=run.step, disable=not world.is_main
-    )
     run.network.train()
-    for step in bar:
+    shown: dict[str, float] = {}
+    for step in range(run.step, config.steps):
         rate = learning_rate(step, config.steps, config.lr, config.warmup_steps)
         figures = _step(run, step, rate, recorder)
         run.step = step + 1
@@ -186,8 +193,8 @@ def _train(run: _Run, recorder: Recorder) -> None:
             recorder.log(
                 run.step, {f"train/{key}": value for key, value in values.items()} | {"train/lr": rate}
             )
-            if hasattr(bar, "set_postfix"):
-                bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()}, refresh=False)
+            shown = values
+        bar.step(**shown)
         if run.step % config.eval_every == 0 or last:
             run.history.append(_accuracy(run, run.ema.model if run.ema is not None else run.network))
             recorder.log(run.step, {"val/accuracy": run.history[-1]})

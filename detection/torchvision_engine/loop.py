@@ -23,7 +23,7 @@ from keepaug.runs.checkpoint import first_non_finite, read_weights_only
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic, write_text_atomic
 from keepaug.runs.guard import check_finite
-from keepaug.runs.progress import progress
+from keepaug.runs.progress import RunBar, progress
 from keepaug.runs.recorder import Clock, Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.runs.stopping import iterate
@@ -200,32 +200,35 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
                 f"{cfg.SOLVER.MAX_ITER}: give that "
                 "many or more, or start a new run in another OUTPUT_DIR"
             )
-        print(f"resuming at iteration {start} from {checkpoint}", flush=True)
     elif cfg.MODEL.WEIGHTS:
         number = load_backbone(model, load_detectron2_file(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
         print(f"loaded {number} tensors from {cfg.MODEL.WEIGHTS}", flush=True)
     recorder.forget_after(start)
     data = TrainingBatches(records, cfg, seed, start)
     loader = iterate(DataLoader(data, batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS))
-    bar = progress(loader, "training", total=cfg.SOLVER.MAX_ITER, initial=start)
+    images = f"{cfg.SOLVER.IMS_PER_BATCH} images, {cfg.MODEL.META_ARCHITECTURE}"
+    work = f"{cfg.SOLVER.MAX_ITER} iterations of {images}"
+    recorder.announce(model, torch.device(cfg.MODEL.DEVICE), start, work)
     model.train()
-    for iteration, batch in enumerate(bar, start=start):
-        torch.manual_seed(derive_seed(seed, "samples", iteration))  # anchors and proposals are sampled
-        losses = _iterate(cfg, model, optimizer, batch, iteration, checkpoint)
-        done = iteration + 1
-        last = done == cfg.SOLVER.MAX_ITER
-        if done % LOG_EVERY == 0 or last:
-            values = {name: float(value) for name, value in losses.items()}
-            recorder.log(done, {**values, "lr": learning_rate(cfg, iteration)})
-            if hasattr(bar, "set_postfix_str"):
-                bar.set_postfix_str(f"loss {values['total_loss']:.3f}", refresh=False)
-        path = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
-        save = functools.partial(_save, path, model, optimizer, iteration, seed, recorder.clock)
-        if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
-            checkpoint = path
-            save()
-        if not last:
-            recorder.stop_if_asked(done, save)
+    with RunBar(cfg.SOLVER.MAX_ITER, start) as bar:
+        shown: dict[str, float] = {}
+        for iteration, batch in enumerate(loader, start=start):
+            torch.manual_seed(derive_seed(seed, "samples", iteration))  # anchors and proposals are sampled
+            losses = _iterate(cfg, model, optimizer, batch, iteration, checkpoint)
+            done = iteration + 1
+            last = done == cfg.SOLVER.MAX_ITER
+            if done % LOG_EVERY == 0 or last:
+                values = {name: float(value) for name, value in losses.items()}
+                recorder.log(done, {**values, "lr": learning_rate(cfg, iteration)})
+                shown = {"loss": values["total_loss"]}
+            bar.step(**shown)
+            path = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
+            save = functools.partial(_save, path, model, optimizer, iteration, seed, recorder.clock)
+            if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
+                checkpoint = path
+                save()
+            if not last:
+                recorder.stop_if_asked(done, save)
     return model.eval()
 
 

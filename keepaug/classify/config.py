@@ -21,6 +21,7 @@ from keepaug.choices import (
 from keepaug.classify.methods import METHODS
 from keepaug.models.networks import FAST, check_arch
 from keepaug.runs.config import ConfigError, option
+from keepaug.runs.loggers import TRACKER_HELP, TRACKERS
 from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ class ClassifyConfig:
     eval_every: int = option(1, low=1, help="epochs")
     checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only", bookkeeping=True)
     tensorboard: bool = option(True, bookkeeping=True)
+    tracker: str = option("none", choices=TRACKERS, help=TRACKER_HELP, bookkeeping=True)
     pictures: bool = option(True, help="draw what the augmentation did to a few images", bookkeeping=True)
 
     def users(self) -> set[str]:

@@ -35,7 +35,7 @@ from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.look_ahead import LookAhead
 from keepaug.runs.precision import with_precision
-from keepaug.runs.progress import progress
+from keepaug.runs.progress import RunBar, say
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
 from keepaug.transfer import start_reading, to_device
@@ -98,9 +98,15 @@ def train(config: ClassifyConfig, output: str | Path, *, resume: bool = False) -
         seed_everything(config.seed)
         run = _prepare(config, world, data)
         with Recorder(
-            output, config, kind="classify", main=world.is_main, tensorboard=config.tensorboard
+            output,
+            config,
+            kind="classify",
+            main=world.is_main,
+            tensorboard=config.tensorboard,
+            tracker=config.tracker,
         ) as recorder:
             _claim(run, recorder, resume)
+            recorder.announce(run.trained, world.device, run.step, _work(run))
             world.barrier()
             _train(run, recorder)
             return _finish(run, recorder)
@@ -232,24 +238,29 @@ def _total_steps(run: _Run) -> int:
     return min(total, run.config.max_steps) if run.config.max_steps else total
 
 
+def _work(run: _Run) -> str:
+    steps, sizes = len(run.loader), f"{run.config.batch_size} images, method {run.config.method}"
+    short = f", {run.config.max_steps} of them alone" if run.config.max_steps else ""
+    return f"{run.config.epochs} epochs of {steps} steps{short} of {sizes}"
+
+
 def _train(run: _Run, recorder: Recorder) -> None:
+    with RunBar(_total_steps(run), run.step, disable=not run.world.is_main) as bar:
+        _train_with(run, recorder, bar)
+
+
+def _train_with(run: _Run, recorder: Recorder, bar: RunBar) -> None:
     config, total = run.config, _total_steps(run)
     _evaluate_if_due(run, recorder)  # interrupted between a checkpoint and its evaluation
     while run.step < total:
         epoch = run.loader.epoch
-        bar = progress(
-            run.loader,
-            f"epoch {epoch + 1}/{config.epochs}",
-            total=len(run.loader),
-            initial=run.loader.position,
-            disable=not run.world.is_main,
-        )
         run.trained.train()
         if run.loader.position == 0:
             run.hits.zero_()
-        for batch in bar:
+        for batch in run.loader:
             loss = _step(run, batch, recorder.last_checkpoint)
             run.step += 1
+            bar.step(epoch=epoch + 1, loss=loss)
             if run.step % config.log_every == 0 or run.step == total:
                 rate = run.optimizer.param_groups[0]["lr"]
                 recorder.log(run.step, {"train/loss": loss, "train/lr": rate})
@@ -442,7 +453,7 @@ def _evaluate_if_due(run: _Run, recorder: Recorder) -> None:
     running = {f"train/{key}": value for key, value in _train_accuracy(run).items()}
     recorder.log(run.step, {f"val/{key}": value for key, value in values.items()} | running)
     if run.world.is_main:
-        print(f"step {run.step}: accuracy {values['accuracy']:.2f} %", flush=True)
+        say(f"step {run.step}: accuracy {values['accuracy']:.2f} %")
 
 
 def _train_accuracy(run: _Run) -> dict[str, float]:

@@ -157,7 +157,9 @@ def run_seeds(
         else:
             metrics = train(config, output, resume=args.resume)
         if is_main():
-            print(f"{output}: {shown(metrics)}{' (done before)' if before else ''}", flush=True)
+            done = " (done before)" if before else ""
+            then = "" if args.shrink else f"; next: keepaug report {output.parent}"
+            print(f"{output}: {shown(metrics)}{done}{then}", flush=True)
         return metrics
 
     def act() -> int:

@@ -24,15 +24,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from keepaug.runs.config import ConfigError, changed_settings, precision_of, recipe_of, to_dict
 from keepaug.runs.distributed import Distributed
 from keepaug.runs.files import remove_unfinished, write_json_atomic, write_text_atomic
+from keepaug.runs.header import header
+from keepaug.runs.loggers import Logger, open_loggers
+from keepaug.runs.progress import say
 from keepaug.runs.result import describe_run, record_result, revision
 from keepaug.runs.stopping import StopSignals
 
@@ -84,6 +88,7 @@ class Recorder:
         kind: of the result.
         main: whether this process writes; the others only read the checkpoint.
         tensorboard: also write TensorBoard events, where tensorboard is installed.
+        tracker: also log to one of `keepaug.runs.loggers.TRACKERS`.
         recipe: for a mapping: what decides the figures.
         precision: for a mapping: how numbers are computed.
         seed: for a mapping.
@@ -103,6 +108,7 @@ class Recorder:
         kind: str,
         main: bool = True,
         tensorboard: bool = True,
+        tracker: str = "none",
         recipe: Mapping[str, Any] | None = None,
         precision: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -112,7 +118,7 @@ class Recorder:
     ) -> None:
         self.path, self.main = Path(output), main
         self.clock = Clock(self.path / RUN)
-        self._has_run, self._tensorboard = has_run, tensorboard
+        self._has_run, self._tensorboard, self._tracker = has_run, tensorboard, tracker
         self._config = dict(config) if isinstance(config, Mapping) else to_dict(config)
         self._changed = changed or (lambda before: changed_settings(before, config))
         self._run: dict[str, Any] = {
@@ -124,7 +130,7 @@ class Recorder:
         }
         self._parts: dict[str, Any] = {}
         self._metrics: TextIO | None = None
-        self._writer: Any = None
+        self._loggers: list[Logger] = []
         self._lock = FileLock(self.path / ".lock", timeout=0)
         if main:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -207,7 +213,7 @@ class Recorder:
             earlier = before.get("revisions", [])
             revisions = earlier + [one for one in revisions if one not in earlier]
             if len(revisions) > len(earlier) > 0 and self.main:
-                print(f"note: begun by revision {earlier[-1]}, going on with {revisions[-1]}", flush=True)
+                say(f"note: begun by revision {earlier[-1]}, going on with {revisions[-1]}")
         self._run = describe_run(
             **self._run,
             name=name,
@@ -234,9 +240,19 @@ class Recorder:
             about = {key: self._run[key] for key in ("kind", "dataset", "started_from", "revisions")}
             write_json_atomic(self.path / RUN, about | {"seconds": earlier[0], "cpu_seconds": earlier[1]})
             self._open_metrics(state, begun)
-            if state["step"]:
-                print(f"resuming at step {state['step']}", flush=True)
         return state
+
+    def announce(self, network: nn.Module, device: torch.device, step: int, work: str) -> None:
+        """Say what runs, before it does.
+
+        Args:
+            network: that is trained.
+            device: where.
+            step: steps done before.
+            work: how much of what, for example "300 epochs of 391 steps of 128 images".
+        """
+        if self.main:
+            say(header(self.path, self._run, network, device, step, work))
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -277,9 +293,8 @@ class Recorder:
         line = {"step": step, **{key: float(value) for key, value in values.items()}}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
-        if self._writer is not None:
-            for key, value in values.items():
-                self._writer.add_scalar(key, float(value), step)
+        for logger in self._loggers:
+            logger.log(step, values)
 
     def forget_after(self, step: int) -> None:
         """Drop the lines after a step: for an engine whose checkpoints are its own, once it has read one."""
@@ -325,8 +340,8 @@ class Recorder:
 
     def close(self) -> None:
         """Close the files and release the folder."""
-        if self._writer is not None:
-            self._writer.close()
+        for logger in self._loggers:
+            logger.close()
         if self._metrics is not None:
             self._metrics.close()
         self.signals.release()
@@ -392,7 +407,13 @@ class Recorder:
             kept = path.read_text(errors="replace").splitlines()
         write_text_atomic(path, "".join(f"{line}\n" for line in kept))
         self._metrics = path.open("a")
-        self._writer = _tensorboard_writer(self.path) if self._tensorboard else None
+        self._loggers = open_loggers(
+            self.path,
+            tensorboard=self._tensorboard,
+            tracker=self._tracker,
+            name=self.path.name,
+            config=self._config,
+        )
 
 
 def _state_of(part: Any) -> Any:
@@ -429,11 +450,3 @@ def _sha256(started_from: Mapping[str, Any] | None) -> str:
     return (
         "random weights" if not started_from else f"{started_from.get('file')} {started_from.get('sha256')}"
     )
-
-
-def _tensorboard_writer(path: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None  # metrics.jsonl has everything
-    return SummaryWriter(str(path / "tensorboard"))

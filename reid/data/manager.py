@@ -137,7 +137,6 @@ def open_manager(config: ReidConfig, world: Distributed) -> DataManager:
         world_size=world.world_size,
         max_steps=config.max_steps,
         pin_memory=world.device.type == "cuda",
-        show=world.is_main,
         epochs=config.epochs,
     )
     splits = {split: [record.path for record in data.split(split)] for split in SPLITS}

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from keepaug.data.images import Batch, Images
 from keepaug.data.loader import Loader
-from keepaug.runs.progress import progress
 from keepaug.runs.seeds import make_generator
 
 __all__ = ["IdentityLoader", "IdentitySampler"]
@@ -151,7 +150,6 @@ class IdentityLoader(Loader):
         world_size: number of processes.
         max_steps: over all epochs; 0: no limit.
         pin_memory: for faster copies to a GPU.
-        show: a progress bar with "epoch n/epochs".
         epochs: for the bar.
 
     Raises:
@@ -168,7 +166,6 @@ class IdentityLoader(Loader):
         world_size: int = 1,
         max_steps: int = 0,
         pin_memory: bool = False,
-        show: bool = False,
         epochs: int = 0,
     ) -> None:
         if sampler.num_identities % world_size:
@@ -189,7 +186,7 @@ class IdentityLoader(Loader):
             world_size=world_size,
             pin_memory=pin_memory,
         )
-        self.sampler, self.max_steps, self.show, self.epochs = sampler, max_steps, show, epochs
+        self.sampler, self.max_steps, self.epochs = sampler, max_steps, epochs
 
     def __len__(self) -> int:
         """Batches of the present epoch."""
@@ -212,18 +209,11 @@ class IdentityLoader(Loader):
         The next batches are read while the present one is computed with.
         """
         plan, total = self._plan(), len(self)
-        places = progress(
-            range(self.position, total),
-            f"epoch {self.epoch + 1}/{self.epochs}",
-            total=total,
-            initial=self.position,
-            disable=not self.show,
-        )
         with ThreadPoolExecutor(1) as reader:
             ahead = deque(
                 reader.submit(self._read, *plan[place]) for place in range(self.position, total)[:_AHEAD]
             )
-            for place in places:
+            for place in range(self.position, total):
                 batch = ahead.popleft().result()
                 if place + _AHEAD < total:
                     ahead.append(reader.submit(self._read, *plan[place + _AHEAD]))

@@ -21,6 +21,7 @@ from keepaug.data.images import Batch
 from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import Distributed, gather_all, synchronize_batchnorm
 from keepaug.runs.guard import check_finite, only_finite
+from keepaug.runs.progress import RunBar, say
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import derive_seed, make_generator
 from keepaug.transfer import start_reading, to_device
@@ -89,6 +90,7 @@ class KeepEngine(_Engine):
         self.best = -1.0
         self.results: dict[str, Scored] = {}
         self.tested_at: int | None = None  # the step that the results are of
+        self.bar: RunBar | None = None
 
     @property
     def total_steps(self) -> int:
@@ -104,6 +106,10 @@ class KeepEngine(_Engine):
         if args or kwargs:
             raise TypeError("run() takes no arguments here; the settings are in the config")
         self.max_epoch = self.config.epochs
+        with RunBar(self.total_steps, self.step, disable=not self.world.is_main) as self.bar:
+            self._run()
+
+    def _run(self) -> None:
         while True:
             if self._evaluation_is_due():
                 self._evaluate_and_record()
@@ -172,6 +178,8 @@ class KeepEngine(_Engine):
         summary = dict(zip(losses, read_losses().tolist(), strict=True))
         check_finite(summary["loss"], self.step, last_good)
         self.step += 1
+        if self.bar is not None:
+            self.bar.step(epoch=self.train_loader.epoch + 1, loss=summary["loss"])
         self._record(summary)
         return summary
 
@@ -247,7 +255,7 @@ class KeepEngine(_Engine):
         }
         self.recorder.log(self.step, values)
         shown = ", ".join(f"{key} {first[key]:.1f}" for key in ("rank1", "mAP"))
-        print(f"step {self.step}: {shown} %", flush=True)
+        say(f"step {self.step}: {shown} %")
         if self.step and first["mAP"] > self.best:
             self.best = first["mAP"]
             self.save_weights(BEST)

@@ -53,6 +53,7 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
             kind="reid",
             main=world.is_main,
             tensorboard=config.tensorboard,
+            tracker=config.tracker,
             changed=partial(_changed, config),
         ) as recorder:
             manager = open_manager(config, world)
@@ -61,6 +62,9 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
             started_from = start(network, config)
             engine = KeepEngine(manager, network, config, world)
             engine.claim(recorder, resume=resume, started_from=started_from)
+            batches = f"{len(manager.train_loader.sampler)} batches of {config.identities} identities"
+            work = f"{config.epochs} epochs of {batches} with {config.images} images, {config.recipe}"
+            recorder.announce(network, world.device, engine.step, work)
             world.barrier()
             if world.is_main:
                 _announce(manager)
