@@ -10,13 +10,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     add = parser.add_argument
     add(
         "--weights",

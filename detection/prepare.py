@@ -173,7 +173,7 @@ def describe(splits: dict[str, CocoDataset], train_name: str, val_name: str) -> 
 def _config(job: DetectorJob, engine: str) -> CfgNode:
     cfg = _load(job, engine, job.opts)
     if job.max_images is not None and job.max_images < 1:
-        raise ConfigError(f"--max-images is {job.max_images}; expected 1 or more")
+        raise ConfigError(f"--limit-images is {job.max_images}; expected 1 or more")
     return cfg
 
 

@@ -1,9 +1,10 @@
-"""Train and evaluate a detector, with the command line of Detectron2's own script.
+"""Train and evaluate a detector: our names of settings, or the command line of Detectron2's own script.
 
-    python tools/train_detector.py --config-file configs/detection/faster_rcnn_R_50_FPN_3x.yaml --num-gpus 8 \
-        --data-root COCO MODEL.WEIGHTS converted.pth SOLVER.BASE_LR 0.02
+    keepaug train-detector --config detection/faster_rcnn_R_50_FPN_3x root=COCO weights=converted.pth --num-gpus 8
+    keepaug train-detector --config-file FILE --num-gpus 8 --data-root COCO MODEL.WEIGHTS converted.pth
+    keepaug train-detector --eval-only runs/detection/x root=COCO          a run's last weights, with its config
 
-`--resume` goes on after an interruption; `--eval-only MODEL.WEIGHTS model_final.pth` only evaluates;
+`--resume` goes on after an interruption; `--eval-only weights=model_final.pth` only evaluates;
 `--eval-only --results-json FILE` scores earlier results again.
 """
 
@@ -11,21 +12,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from detection.coco import CocoPaths
 from detection.driver import run
 from detection.prepare import BACKENDS, ENGINES, DetectorJob
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     add = parser.add_argument
-    add("--config-file", type=Path, metavar="FILE", help="a YAML file in Detectron2's form")
+    add(
+        "--config",
+        "--config-file",
+        dest="config_file",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file in Detectron2's form, or a name that `keepaug configs detection` lists",
+    )
+    add("--output", type=Path, metavar="DIR", help="run folder; the same as OUTPUT_DIR=DIR")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume: the last checkpoint)"
@@ -46,7 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--train-images", type=Path, help="images of coco_2017_train")
     add("--val-json", type=Path, help="annotations of coco_2017_val")
     add("--val-images", type=Path, help="images of coco_2017_val")
-    add("--max-images", type=int, help="only the first N annotated images of each split; marked as shortened")
+    add(
+        "--limit-images",
+        dest="max_images",
+        type=int,
+        metavar="N",
+        help="only the first N annotated images of each split; marked as shortened",
+    )
     add("--strict-boxes", action="store_true", help="refuse boxes that would be dropped or clipped")
     output = parser.add_argument_group("evaluation")
     add = output.add_argument
@@ -61,10 +76,45 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "opts",
         nargs="*",
-        metavar="KEY VALUE",
-        help="config overrides: SOLVER.BASE_LR 0.01 ...; options may stand before and after them",
+        metavar="KEY=VALUE",
+        help="settings: SOLVER.BASE_LR=0.01, or KEY VALUE as Detectron2 takes them; and under the names of the "
+        "other commands root, weights, seed, device, num_workers",
     )
     return parser
+
+
+OURS = {
+    "weights": "MODEL.WEIGHTS",
+    "seed": "SEED",
+    "device": "MODEL.DEVICE",
+    "num_workers": "DATALOADER.NUM_WORKERS",
+}
+"""Settings that the other commands have too, and Detectron2's names for them."""
+
+
+def settings_of(items: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The data's folder, if `root=` gives it, and KEY VALUE pairs of what was given in either form."""
+    root, opts = None, list[str]()
+    for item in items:
+        key, equals, value = item.partition("=")
+        waiting = len(opts) % 2  # a value, whatever it looks like
+        if waiting or not equals or not re.fullmatch(r"[A-Z][A-Z0-9_.]*|root|" + "|".join(OURS), key):
+            opts.append(item)
+        elif key == "root":
+            root = Path(value)
+        else:
+            opts += [OURS.get(key, key), value]
+    return root, opts
+
+
+def own_config(given: list[str]) -> list[str]:
+    """`--eval-only RUN` as the run's own config and weights, before what else is given."""
+    place = given.index("--eval-only") + 1 if "--eval-only" in given else 0
+    run = Path(given[place]) if 0 < place < len(given) else None
+    if run is None or not (run / "config.yaml").is_file():
+        return given
+    own = ["--config", str(run / "config.yaml"), "--resume", f"OUTPUT_DIR={run}"]
+    return [*given[: place - 1], "--eval-only", *own, *given[place + 1 :]]
 
 
 def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> DetectorJob:
@@ -75,10 +125,13 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
             parser.error(f"--{split}-json and --{split}-images go together")
         splits[split] = CocoPaths(json_path, images) if json_path is not None else None
     if args.config_file is None and args.results_json is None:
-        parser.error("--config-file is needed (see configs/detection)")
+        parser.error("--config is needed (`keepaug configs detection` lists what there is)")
+    root, opts = settings_of(args.opts)
+    if args.output is not None:
+        opts += ["OUTPUT_DIR", str(args.output)]
     return DetectorJob(
         config_file=args.config_file,
-        opts=tuple(args.opts),
+        opts=tuple(opts),
         engine=args.engine,
         resume=args.resume,
         eval_only=args.eval_only,
@@ -86,7 +139,7 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        data_root=args.data_root,
+        data_root=args.data_root or root,
         train=splits["train"],
         val=splits["val"],
         max_images=args.max_images,
@@ -99,11 +152,11 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
-    args = parser.parse_intermixed_args(argv)
-    job = job_from(args, parser)
+    given = own_config([*(sys.argv[1:] if argv is None else argv)])
+    args = parser.parse_intermixed_args(given)
 
     def act() -> int:
-        run(job)
+        run(job_from(args, parser))
         return 0
 
     return exit_code(act)

@@ -6,8 +6,9 @@ agree with the recipe, so that the name in a result means what it says (`recipe=
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import ARCHITECTURES
@@ -16,16 +17,26 @@ from keepaug.runs.loggers import TRACKER_HELP, TRACKERS
 from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 from reid.data.layouts import LAYOUTS
 
-__all__ = ["ERASING", "LAYOUTS", "RECIPES", "TORCHREID", "ReidConfig", "check", "is_shortened", "resolve"]
+__all__ = [
+    "LAYOUTS",
+    "METHODS",
+    "RECIPES",
+    "TORCHREID",
+    "ReidConfig",
+    "check",
+    "in_todays_names",
+    "is_shortened",
+    "resolve",
+]
 
-ERASING = ("none", "random", "keep")
+METHODS = ("none", "random_erasing", "keep_random_erasing")
 TORCHREID = "torchreid:"
 
 _BAG_OF_TRICKS: dict[str, Any] = {
     "last_stride": 1,
     "neck": "bnneck",
     "warmup": True,
-    "erasing": "random",
+    "method": "random_erasing",
     "label_smoothing": 0.1,
     "centre_weight": 5e-4,
 }
@@ -34,12 +45,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "last_stride": 2,
         "neck": "none",
         "warmup": False,
-        "erasing": "none",
+        "method": "none",
         "label_smoothing": 0.0,
         "centre_weight": 0.0,
     },
     "bag_of_tricks": _BAG_OF_TRICKS,
-    "bag_of_tricks_keep": {**_BAG_OF_TRICKS, "erasing": "keep"},
+    "bag_of_tricks_keep": {**_BAG_OF_TRICKS, "method": "keep_random_erasing"},
 }
 """Tricks of each recipe (reid-strong-baseline, configs/baseline.yml, softmax_triplet_with_center.yml)."""
 
@@ -47,6 +58,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 @dataclass
 class ReidConfig:
     """All settings; `key=value` on the command line changes one."""
+
+    REPLACED: ClassVar = {
+        "erasing": "method=none, random_erasing or keep_random_erasing",
+        "saliency_scale": "saliency=full or low_resolution",
+        "threads": "num_workers",
+    }
 
     name: str = option("", help="of the run; empty: data-arch-recipe", bookkeeping=True)
     seed: int = option(0, low=0)
@@ -85,7 +102,7 @@ class ReidConfig:
         "auto", choices=("auto", "memory", "files"), help="auto: memory below memory_gb", bookkeeping=True
     )
     memory_gb: float = option(4.0, low=0, help="limit for resized images held in memory", bookkeeping=True)
-    threads: int = option(4, low=1, help="decoding threads", bookkeeping=True)
+    num_workers: int = option(4, low=1, help="decoding threads", bookkeeping=True)
     # network
     arch: str = option(
         "resnet50", help=f"{', '.join(ARCHITECTURES)}, or {TORCHREID}NAME, for example torchreid:osnet_x1_0"
@@ -103,30 +120,25 @@ class ReidConfig:
     last_stride: int | None = option(None, choices=(None, 1, 2), help="of the last stage; null: the recipe's")
     neck: str | None = option(None, choices=(None, "bnneck", "none"))
     warmup: bool | None = option(None, choices=(None, True, False), help="of the learning rate")
-    erasing: str | None = option(None, choices=(None, *ERASING))
+    method: str | None = option(None, choices=(None, *METHODS), help="augmentation beyond crop and flip")
     label_smoothing: float | None = option(None, low=0, high=0.999)
     centre_weight: float | None = option(None, low=0, help="of the center loss; 0: none")
     # erasing
-    p: float = option(
-        0.5, low=0, high=1, help="probability per image", used_by=("erasing=random", "erasing=keep")
-    )
-    area: list[float] = option(
-        [0.02, 0.4], low=0, high=1, help="share of the image", used_by=("erasing=random", "erasing=keep")
-    )
-    aspect: list[float] = option(
-        [0.3, 3.3333333], low=0, help="height / width", used_by=("erasing=random", "erasing=keep")
-    )
+    p: float = option(0.5, low=0, high=1, help="probability per image", used_by=METHODS[1:])
+    area: list[float] = option([0.02, 0.4], low=0, high=1, help="share of the image", used_by=METHODS[1:])
+    aspect: list[float] = option([0.3, 3.3333333], low=0, help="height / width", used_by=METHODS[1:])
     fill: str | None = option(
         None,
         choices=(None, "random", "bot", "mean", "zero"),
         help="what erased regions hold; null: bot with Bag of Tricks, else random (section 4.4)",
-        used_by=("erasing=random", "erasing=keep"),
+        used_by=METHODS[1:],
     )
-    tau: float = option(
-        0.6, low=0, high=1, help="quantile of the region scores, for erasing=keep", used_by=("erasing=keep",)
-    )
-    saliency_scale: float = option(
-        0.5, low=0.05, high=1, help="resolution of the saliency map", used_by=("erasing=keep",)
+    tau: float = option(0.6, low=0, high=1, help="quantile of the region scores", used_by=METHODS[2:])
+    saliency: str = option(
+        "low_resolution",
+        choices=("full", "low_resolution"),
+        help="how KeepRandomErasing sees what is important: low_resolution on half the side",
+        used_by=METHODS[2:],
     )
     # losses and optimisation
     margin: float = option(0.3, low=0, help="of the batch-hard triplet loss")
@@ -173,9 +185,27 @@ class ReidConfig:
         """What these settings choose, as `used_by` of the fields names it."""
         tricks = RECIPES.get(self.recipe, _BAG_OF_TRICKS)
         chosen = {key: tricks[key] if getattr(self, key) is None else getattr(self, key) for key in tricks}
-        users = {f"erasing={chosen['erasing']}"}
+        users = {str(chosen["method"])}
         users |= {"centre_weight"} if chosen["centre_weight"] else set()
         return users | ({"rerank=true"} if self.rerank else set())
+
+    @property
+    def saliency_scale(self) -> float:
+        """Of the image's side."""
+        return 0.5 if self.saliency == "low_resolution" else 1.0
+
+
+def in_todays_names(before: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version wrote."""
+    found = dict(before)
+    if "erasing" in found:
+        erasing = found.pop("erasing")
+        found["method"] = {"random": METHODS[1], "keep": METHODS[2]}.get(erasing, erasing)
+    if "saliency_scale" in found:
+        found["saliency"] = "full" if found.pop("saliency_scale") == 1 else "low_resolution"
+    if "threads" in found:
+        found["num_workers"] = found.pop("threads")
+    return found
 
 
 def resolve(config: ReidConfig) -> ReidConfig:

@@ -13,13 +13,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     add = parser.add_argument
     add("--weights", type=Path, required=True, metavar="FILE", help="weights.pt or best.pt of a run")
     add("--images", type=Path, required=True, metavar="DIR", help="images, in folders below too")
@@ -27,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--feature", choices=("after", "before"), default="after", help="the neck")
     add("--flip-test", action="store_true", help="mean with the mirror image's features")
     add("--batch-size", type=int, default=128)
-    add("--threads", type=int, default=4, help="that decode")
+    add("--num-workers", type=int, default=4, help="threads that decode; default 4")
     add("--device", default="auto")
     return parser
 
@@ -39,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def act() -> int:
         from reid.evaluation.features import describe_images, save_features
 
+        options["threads"] = options.pop("num_workers")
         found = describe_images(weights, images, **options)
         save_features(output, images=found)
         number, size = found.features.shape

@@ -3,7 +3,7 @@
     python tools/train_reid.py --config configs/reid/r101_bag_of_tricks_keep.yaml root=DATA weights=r101.pth
     torchrun --nproc-per-node 4 tools/train_reid.py --config ...      the same weights up to rounding
     python tools/train_reid.py --config ... --seeds 0 1 2     one run after the other, then mean and spread
-    python tools/train_reid.py --config ... --eval-only --checkpoint runs/x/weights.pt rerank=true
+    python tools/train_reid.py --eval-only runs/x root=DATA rerank=true     with the run's own settings
 
 Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an
 interruption and ends with the same weights; with `--seeds` it passes over the seeds that are complete.
@@ -24,13 +24,11 @@ from reid.tool import TOOL
 def build_parser() -> argparse.ArgumentParser:
     parser = config_parser(__doc__, ReidConfig, configs="configs/reid", output="runs/NAME-RECIPE-seedSEED")
     parser.add_argument(
-        "--eval-only", action="store_true", help="no training: score weights, write evaluation.json"
-    )
-    parser.add_argument(
-        "--checkpoint",
+        "--eval-only",
         type=Path,
-        metavar="FILE",
-        help="for --eval-only; default weights.pt of the run folder",
+        metavar="RUN",
+        help="no training: score a run's weights.pt, or the file that is named, with the run's own settings; "
+        "writes evaluation.json",
     )
     return parser
 
@@ -45,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def train(config: ReidConfig, output: Path, *, resume: bool) -> dict[str, float]:
         from reid.training.loop import train
 
-        if args.checkpoint:
-            raise ConfigError("--checkpoint is for --eval-only; weights=FILE starts from ImageNet weights")
         return train(config, output, resume=resume)
 
     def evaluate(config: ReidConfig, output: Path, *, resume: bool) -> dict[str, float]:
@@ -54,9 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from reid.models.weights import WEIGHTS
 
         if args.seeds:
-            raise ConfigError("--seeds trains; give one --checkpoint to --eval-only")
-        scores = evaluate_weights(config, args.checkpoint or output / WEIGHTS, output)
+            raise ConfigError("--seeds trains; give one run to --eval-only")
+        run = args.eval_only
+        if "=" in run.name:
+            raise ConfigError(f"--eval-only takes a run before the settings: --eval-only RUN {run}")
+        scores = evaluate_weights(config, run / WEIGHTS if run.is_dir() else run, output)
         return {f"{name}/{key}": value for name, found in scores.items() for key, value in found.items()}
 
-    act = evaluate if args.eval_only else train
-    return run_seeds(args, TOOL, name=name, train=act)
+    if args.eval_only is None:
+        return run_seeds(args, TOOL, name=name, train=train)
+    folder = args.eval_only if args.eval_only.is_dir() else args.eval_only.parent
+    if args.config is None and (folder / "config.yaml").is_file():
+        args.config = folder / "config.yaml"
+    args.output = args.output or folder
+    return run_seeds(args, TOOL, name=name, train=evaluate)

@@ -30,6 +30,7 @@ class UdaConfig:
         "method": "it is two settings now: supervised is algorithm=supervised, rand_augment is "
         "algorithm=uda, "
         "keep_rand_augment is algorithm=uda keep=true",
+        "saliency_scale": "saliency=full or low_resolution",
         "recipe_steps": "a run with fewer steps than its recipe is told by its `steps`; leave it out",
     }
 
@@ -91,8 +92,11 @@ class UdaConfig:
     tau: float = option(0.6, low=0, high=1, help="quantile of the region scores", used_by=("keep",))
     size: int = option(16, low=1, help="side of the pasted region", used_by=("keep",))
     paste_placement: str = option("inside", choices=PLACEMENTS, used_by=("keep",))
-    saliency_scale: float = option(
-        0.5, low=0.05, high=1, help="resolution of the saliency pass", used_by=("keep",)
+    saliency: str = option(
+        "low_resolution",
+        choices=("full", "low_resolution"),
+        help="how Keep sees what is important: low_resolution on half the side",
+        used_by=("keep",),
     )
     # objective
     temperature: float = option(0.4, low=1e-3, help="of the target; below 1 sharpens", used_by=("uda",))
@@ -154,6 +158,11 @@ class UdaConfig:
         users |= {"ema"} if self.ema else set()
         return users | ({"keep"} if self.keep and ALGORITHMS[self.algorithm].unlabelled else set())
 
+    @property
+    def saliency_scale(self) -> float:
+        """Of the image's side."""
+        return 0.5 if self.saliency == "low_resolution" else 1.0
+
 
 def check(config: UdaConfig) -> None:
     """Refuse settings that contradict each other.
@@ -198,6 +207,9 @@ def label(config: UdaConfig) -> str:
 
 def in_todays_names(before: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version wrote, when `method` was one setting."""
+    scale = before.get("saliency_scale")
+    if scale is not None:
+        before = {**before, "saliency": "full" if scale == 1 else "low_resolution"}
     method = before.get("method")
     if method is None:
         return dict(before)

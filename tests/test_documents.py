@@ -74,7 +74,8 @@ def test_commands_are_taken(page: Path) -> None:
             continue
         args = _parse(parser, given)
         if name == "train-detector":
-            pairs = [f"{key}={value}" for key, value in zip(args.opts[::2], args.opts[1::2], strict=True)]
+            opts = module.settings_of(args.opts)[1]
+            pairs = [f"{key}={value}" for key, value in zip(opts[::2], opts[1::2], strict=True)]
             known.tool("train_detector").load(args.config_file, pairs)
         elif name.replace("-", "_") in known.PACKAGES:
             numbers = [item for item in args.seeds or [] if "=" in item]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keepaug.audit.choices import BOUND, NO_KEEP, SETTINGS, check_limits, check_name
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 
 
 def numbers(text: str) -> list[float]:
@@ -28,13 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
     for name, defaults in SETTINGS.items():
         settings = ",".join(f"{key}={value}" for key, value in defaults(32).items())
         lines.append(f"  {'' if name in NO_KEEP else '[keep_]'}{name}:{settings}")
-    parser = argparse.ArgumentParser(
-        description=__doc__,
+    parser = CommandParser(
+        __doc__,
         epilog="augmentations, with their settings for images of 32 pixels:\n"
         + "\n".join(lines)
         + "\n  module:object  a transform of single images: torchvision, albumentations, kornia, timm, ...",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.errors import ConfigError
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.result import _hardware, _packages
@@ -71,9 +71,7 @@ def show(table: Table) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     add = parser.add_argument
     add(
         "sections",

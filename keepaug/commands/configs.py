@@ -15,16 +15,14 @@ from pathlib import Path
 
 import yaml
 
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS, config_names
 from keepaug.runs.errors import ConfigError
 from keepaug.runs.files import write_text_atomic
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="a folder or a config; default all")
     add("--print", action="store_true", dest="show", help="their text")

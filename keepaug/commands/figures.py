@@ -22,7 +22,7 @@ from keepaug.commands.known import results, tool
 from keepaug.commands.reproduce import run_here
 from keepaug.report.aggregate import aggregate
 from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.planning import Job, command_of, shrunk
 
@@ -32,9 +32,7 @@ CONFIG_OF = {"wrn28_10": "cifar10_wrn28_10.yaml"}  # others: cifar10.yaml with a
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     add = parser.add_argument
     add("figure", choices=sorted(FIGURES))
     add("runs", type=Path, metavar="RUNS", help="folder with the runs; --run adds to it")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from keepaug.commands.known import recipes, results, tool
 from keepaug.report import write_report
+from keepaug.runs.command import CommandParser
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.jobs import Command
 from keepaug.runs.planning import Job, command_of
@@ -259,9 +260,7 @@ class Quickstart:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder for everything")
     parser.add_argument(
         "--jobs", type=int, default=min(3, os.cpu_count() or 1), help="runs beside each other"

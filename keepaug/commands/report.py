@@ -18,15 +18,13 @@ from keepaug.report import aggregate, fill_table, load_paper, write_report
 from keepaug.report.evidence import collect, evidence_page, evidence_pictures, load_evidence
 from keepaug.report.page import table_markdown
 from keepaug.report.paper import NOT_RUN
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.files import write_text_atomic
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument(
         "what",
         metavar="runs|tableN|evidence",

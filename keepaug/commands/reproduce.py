@@ -28,7 +28,7 @@ from typing import Any
 from keepaug.commands.known import results, tool
 from keepaug.report.cells import Cell, load_cells, run_name
 from keepaug.report.evidence import load_evidence, of_run
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
@@ -38,9 +38,7 @@ KEPT = CONFIGS.parent / "docs" / "evidence"  # in a clone
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     add = parser.add_argument
     add(
         "table",

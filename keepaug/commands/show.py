@@ -19,15 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keepaug.models.networks import ARCHITECTURES
-from keepaug.runs.command import exit_code
+from keepaug.runs.command import CommandParser, exit_code
 
 SHOWN = ("figure1", "figure4", "policies")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__)
     add = parser.add_argument
     add("--image", type=Path, nargs="+", required=True, help="one or more images")
     add("--show", choices=SHOWN, default="figure1", help="what is drawn")

@@ -165,7 +165,7 @@ def _place(group: Group) -> tuple[str, bool, str, bool]:
     began = ((first["started_from"] or {}).get("provenance") or {}).get("recipe", {})
     recipe = {**began, **first["recipe"]}
     method = str(next((recipe[key] for key in ("method", "algorithm", "recipe") if key in recipe), ""))
-    keep = method.startswith("keep_") or recipe.get("keep") is True or recipe.get("erasing") == "keep"
+    keep = method.startswith("keep_") or recipe.get("keep") is True
     plain = method.removeprefix("keep_").removesuffix("_keep")
     return first["dataset"]["name"], keep or plain not in _BASELINES, plain, keep
 
@@ -205,7 +205,6 @@ def _is_keep_of(keep: Group, plain: Group) -> bool:
     return len(apart) == 1 and apart[0] in (
         *((key, f"keep_{theirs.get(key)}", theirs.get(key)) for key in ("method", "backbone method")),
         ("keep", True, False),
-        ("erasing", "keep", "random"),
     )
 
 

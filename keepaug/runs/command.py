@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import importlib
 import os
 import re
 import statistics
@@ -13,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from keepaug.runs.errors import (
     EXIT_STOPPED,
@@ -21,11 +23,13 @@ from keepaug.runs.errors import (
     LostProcessError,
     NonFiniteLossError,
     StopRequestedError,
+    UnknownKeyError,
 )
 from keepaug.runs.planning import Tool, is_finished, shrunk
 from keepaug.runs.result import FILE_NAME, read_result
 
 __all__ = [
+    "CommandParser",
     "config_parser",
     "exit_code",
     "is_main",
@@ -56,6 +60,39 @@ def settings_help(settings: type) -> str:
     return "\n".join(line for title, lines in groups.items() for line in (title, *lines))
 
 
+# Options that had another name, in any command.
+RENAMED = {"--max-images": "--limit-images", "--checkpoint": "--eval-only RUN", "--threads": "--num-workers"}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command's parser; of an option that it does not know it says what was meant.
+
+    Args:
+        description: the module's docstring, shown as it is.
+        epilog: shown as it is.
+    """
+
+    settings: tuple[str, ...] = ()
+    """Names of `key=value` settings, for completion."""
+
+    def __init__(self, description: str | None, *, epilog: str | None = None) -> None:
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2, and the name that was meant where there is one."""
+        for option in re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else ():
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            close = [RENAMED.get(option), *difflib.get_close_matches(option, known, n=1)]
+            meant = next(filter(None, close), None)
+            message += f"; {option}: did you mean {meant}?" if meant else ""
+        super().error(message)
+
+
 def config_parser(
     description: str | None, settings: type, *, configs: str, output: str
 ) -> argparse.ArgumentParser:
@@ -67,14 +104,15 @@ def config_parser(
         configs: the folder of its config files.
         output: what `--output` is by default.
     """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=settings_help(settings),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(description, epilog=settings_help(settings))
+    parser.settings = tuple(field.name for field in dataclasses.fields(settings))
     add = parser.add_argument
-    add("--config", type=Path, metavar="FILE", help=f"YAML file, see {configs}")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"YAML file, or a name that `keepaug configs {Path(configs).name}` lists",
+    )
     add("--output", type=Path, metavar="DIR", help=f"run folder; default {output}")
     add("--resume", action="store_true", help="go on with the run in the folder")
     add(
@@ -146,7 +184,10 @@ def run_seeds(
     """
 
     def run(overrides: list[str], seed: int | None) -> dict[str, float]:
-        config = tool.load(args.config, overrides + ([] if seed is None else [f"seed={seed}"]))
+        try:
+            config = tool.load(args.config, overrides + ([] if seed is None else [f"seed={seed}"]))
+        except UnknownKeyError as error:
+            raise ConfigError(f"{error}{_whose(error.key)}") from error
         tool.check(config)  # before anything slow is imported
         base = args.output or Path("runs") / _file_name(name(config))
         named = seed is None and args.output is not None
@@ -182,6 +223,18 @@ def run_seeds(
         return 0
 
     return exit_code(act)
+
+
+def _whose(key: str) -> str:
+    """Which other commands have a setting of that name."""
+    from keepaug.__main__ import commands
+
+    owners = ["train-detector"] if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", key) else []
+    for name, command in commands().items():
+        if name.startswith("train-") and name != "train-detector":
+            parser = importlib.import_module(command.module).build_parser()
+            owners += [name] if key in parser.settings else []
+    return f"; {key} is a setting of {', '.join(owners)}" if owners else ""
 
 
 def _file_name(name: str) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from keepaug.runs.configs import find_config
-from keepaug.runs.errors import ConfigError
+from keepaug.runs.errors import ConfigError, UnknownKeyError
 
 try:
     import yaml
@@ -270,8 +270,8 @@ def _check_keys(content: Mapping[str, Any], cls: type, where: str, prefix: str) 
             raise ConfigError(f"{where}: {prefix}{key} is no setting any more: {replaced}")
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=2)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(fields)}"
-            raise ConfigError(f"{where}: unknown key {prefix}{key}; {hint}")
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise UnknownKeyError(f"{where}: unknown key {prefix}{key}{hint}", str(key))
         if dataclasses.is_dataclass(fields[key]) and isinstance(value, Mapping):
             _check_keys(value, typing.cast(type, fields[key]), where, f"{prefix}{key}.")
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["EXIT_STOPPED", "ConfigError", "LostProcessError", "NonFiniteLossError", "StopRequestedError"]
+__all__ = [
+    "EXIT_STOPPED",
+    "ConfigError",
+    "LostProcessError",
+    "NonFiniteLossError",
+    "StopRequestedError",
+    "UnknownKeyError",
+]
 
 # EX_TEMPFAIL: the run stopped after a checkpoint, as it was asked to; the same command goes on
 EXIT_STOPPED = 75
@@ -14,6 +21,18 @@ class ConfigError(ValueError):
 
 class LostProcessError(RuntimeError):
     """One of several processes has ended, so that the others cannot go on."""
+
+
+class UnknownKeyError(ConfigError):
+    """A setting that there is not.
+
+    Attributes:
+        key: its name.
+    """
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class NonFiniteLossError(RuntimeError):

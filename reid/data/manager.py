@@ -207,7 +207,7 @@ def _images(
         padding=config.padding if augment else 0,
         flip=config.flip and augment,
         in_memory=memory,
-        threads=config.threads,
+        threads=config.num_workers,
         description=description,
     )
 

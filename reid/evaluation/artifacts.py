@@ -57,7 +57,7 @@ def write_artifacts(
     found = {}
     if config.ranked:
         found["ranked"] = _ranked(output / "ranked.png", config, tested, scored)
-    if config.pictures and train is not None and config.erasing != "none":
+    if config.pictures and train is not None and config.method != "none":
         found["erasing"] = _erasing(output / "erasing.png", config, network, train, device, identities)
     if config.features:
         sets = {split: _feature_set(tested, scored, split) for split in ("query", "gallery")}
@@ -97,7 +97,7 @@ def erased_importance(
     Measured on some training images with the saliency of the trained network; nothing where nothing is erased
     or drawn.
     """
-    if not config.pictures or config.erasing == "none":
+    if not config.pictures or config.method == "none":
         return {}
     _, _, heat = _saliency(config, network, train, device, _MEASURED)
     found = measure_erasing(

@@ -40,7 +40,9 @@ _WRAPPERS = ("state_dict_ema", "state_dict", "model", "network")  # averaged wei
 
 def build(config: ReidConfig, num_identities: int) -> ReidNetwork:
     """The network of the settings with random weights."""
-    scale = config.saliency_scale if config.erasing == "keep" else 1.0  # the smallest images that it will see
+    scale = (
+        config.saliency_scale if config.method == "keep_random_erasing" else 1.0
+    )  # the smallest images that it will see
     network = build_reid_network(
         config.arch,
         num_identities,

@@ -18,12 +18,12 @@ __all__ = ["build_eraser", "draw_erasing", "erase", "heat_of"]
 
 
 def build_eraser(config: ReidConfig) -> RandomErasing | None:
-    """What `erasing` names; None for none."""
-    if config.erasing == "none":
+    """What `method` names; None for none."""
+    if config.method == "none":
         return None
     fill = config.fill or "random"
     area, aspect = (config.area[0], config.area[1]), (config.aspect[0], config.aspect[1])
-    if config.erasing == "keep":
+    if config.method == "keep_random_erasing":
         return KeepRandomErasing(config.p, area, aspect, fill, tau=config.tau)
     return RandomErasing(config.p, area, aspect, fill)
 

@@ -13,7 +13,7 @@ from keepaug.runs.distributed import setup
 from keepaug.runs.precision import with_precision
 from keepaug.runs.recorder import Recorder
 from keepaug.runs.seeds import seed_everything
-from reid.config import ReidConfig, check, resolve
+from reid.config import ReidConfig, check, in_todays_names, resolve
 from reid.data.manager import DataManager, open_manager
 from reid.evaluation.artifacts import erased_importance, write_artifacts
 from reid.evaluation.scores import rerank_scores
@@ -78,6 +78,7 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
 
 def _changed(config: ReidConfig, before: Mapping[str, Any]) -> list[str]:
     """What a continuation would change; a run may become longer."""
+    before = in_todays_names(before)
     longer = replace(config)
     if config.epochs > before.get("epochs", config.epochs):
         longer.epochs = before["epochs"]

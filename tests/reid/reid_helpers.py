@@ -23,7 +23,7 @@ TINY = [
     "tensorboard=false",
     "pictures=false",
     "ranked=0",
-    "threads=1",
+    "num_workers=1",
     "device=cpu",
 ]
 

@@ -72,7 +72,7 @@ def test_it_is_torchreids_engine(make: Make) -> None:
 def test_training_learns_the_identities(make: Make) -> None:
     engine = make(
         "recipe=custom",
-        "erasing=none",
+        "method=none",
         "label_smoothing=0",
         "centre_weight=0",
         "identities=6",
@@ -203,7 +203,7 @@ def test_erasing_happens_after_normalisation_on_the_geometry_view(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network's input differs from the normalised batch in the erased boxes alone: the raw mean."""
-    engine = make("p=1.0", "erasing=keep")
+    engine = make("p=1.0", "method=keep_random_erasing")
     seen: dict[str, Any] = {}
     original = reid.training.erasing.saliency_map
 
@@ -244,7 +244,7 @@ class Recording(nn.Module):
 
 
 def test_saliency_is_of_the_identity_classifiers_logit_and_keep_stays_below_tau(make: Make) -> None:
-    engine = make("p=1.0", "erasing=keep", "saliency_scale=1.0")
+    engine = make("p=1.0", "method=keep_random_erasing", "saliency=full")
     batch = next(iter(engine.train_loader))
     images = normalize(batch.images, engine.config.mean, engine.config.std)
     generators = [torch.Generator().manual_seed(1), torch.Generator()]
@@ -274,7 +274,7 @@ def test_saliency_is_of_the_identity_classifiers_logit_and_keep_stays_below_tau(
 
 def test_only_erased_images_are_looked_at(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """At p = 0.5 the pass costs half; the network sees in it what it erases, and nothing else."""
-    engine = make("p=0.5", "erasing=keep", "identities=6", "images=4")
+    engine = make("p=0.5", "method=keep_random_erasing", "identities=6", "images=4")
     engine.network.train()
     found: dict[str, Any] = {}
     monkeypatch.setattr(
@@ -299,13 +299,13 @@ def test_random_erasing_needs_no_saliency(make: Make, monkeypatch: pytest.Monkey
         raise AssertionError("no saliency is needed")
 
     monkeypatch.setattr(reid.training.erasing, "saliency_map", refuse)
-    engine = make("erasing=random", "recipe=bag_of_tricks", "p=1.0")
+    engine = make("method=random_erasing", "recipe=bag_of_tricks", "p=1.0")
     engine.forward_backward(next(iter(engine.train_loader)))
 
 
 def test_centres_learn_at_their_own_rate(make: Make) -> None:
     """One step moves a centre by lr x the unweighted loss's gradient: 0.5 x 2 x (its share of the batch)."""
-    engine = make("erasing=none", "recipe=custom")
+    engine = make("method=none", "recipe=custom")
     before = engine.center.centres.detach().clone()
     features: list[torch.Tensor] = []
     engine.network.backbone.register_forward_hook(

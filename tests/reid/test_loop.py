@@ -79,7 +79,12 @@ def test_recipes_differ_by_one_line_each(arch: str) -> None:
             "bot",
             0.5,
         )
-        assert (config.margin, config.centre_lr, config.tau, config.saliency_scale) == (0.3, 0.5, 0.6, 0.5)
+        assert (config.margin, config.centre_lr, config.tau, config.saliency) == (
+            0.3,
+            0.5,
+            0.6,
+            "low_resolution",
+        )
         assert (config.first_relu, config.warmup_epochs, config.warmup_factor) == (False, 10, 0.01)
     folder = ROOT / "configs" / "reid"
     tricks = yaml.safe_load((folder / "r50_bag_of_tricks.yaml").read_text())
@@ -90,13 +95,14 @@ def test_recipes_differ_by_one_line_each(arch: str) -> None:
 
 def test_a_recipe_means_what_it_says() -> None:
     config = resolve(load_config(ReidConfig, None, ["recipe=standard"]))
-    assert (config.neck, config.last_stride, config.erasing, config.warmup) == ("none", 2, "none", False)
+    assert (config.neck, config.last_stride, config.method, config.warmup) == ("none", 2, "none", False)
     with pytest.raises(
-        ConfigError, match="recipe=bag_of_tricks means erasing=random, got erasing=keep: set recipe=custom"
+        ConfigError,
+        match="means method=random_erasing, got method=keep_random_erasing: set recipe=custom",
     ):
-        resolve(load_config(ReidConfig, None, ["recipe=bag_of_tricks", "erasing=keep"]))
-    custom = resolve(load_config(ReidConfig, None, ["recipe=custom", "erasing=keep"]))
-    assert (custom.erasing, custom.neck) == ("keep", "bnneck")
+        resolve(load_config(ReidConfig, None, ["recipe=bag_of_tricks", "method=keep_random_erasing"]))
+    custom = resolve(load_config(ReidConfig, None, ["recipe=custom", "method=keep_random_erasing"]))
+    assert (custom.method, custom.neck) == ("keep_random_erasing", "bnneck")
 
 
 @pytest.mark.parametrize(
@@ -148,9 +154,9 @@ def test_fills() -> None:
         config = resolve(load_config(ReidConfig, None, [f"recipe={recipe}"]))
         assert config.fill == build_eraser(config).fill == fill
     assert build_eraser(resolve(load_config(ReidConfig, None, ["fill=zero"]))).fill == "zero"
-    with pytest.raises(ConfigError, match="fill is for erasing=random, erasing=keep"):
+    with pytest.raises(ConfigError, match="fill is for random_erasing, keep_random_erasing"):
         load_config(ReidConfig, None, ["recipe=standard", "fill=zero"])
-    with pytest.raises(ConfigError, match="tau is for erasing=keep"):
+    with pytest.raises(ConfigError, match="tau is for keep_random_erasing"):
         load_config(ReidConfig, None, ["recipe=bag_of_tricks", "tau=0.5"])
 
 

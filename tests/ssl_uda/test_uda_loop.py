@@ -147,7 +147,7 @@ def test_shared_pass_is_exact_where_it_is_used() -> None:
     calls = []
     network.register_forward_hook(lambda module, inputs, output: calls.append(module.training))
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    shared = small("keep=true", "target_mode=eval", "saliency_scale=1")
+    shared = small("keep=true", "target_mode=eval", "saliency=full")
     assert shares_forward(shared)
     logits, heat = targets_and_saliency(network, clean, shared)
     assert calls == [False]
@@ -157,7 +157,7 @@ def test_shared_pass_is_exact_where_it_is_used() -> None:
     assert torch.equal(logits, alone)
     assert torch.equal(heat, saliency_map(network, clean))
     calls.clear()
-    other = small("keep=true", "target_mode=eval", "saliency_scale=0.5")
+    other = small("keep=true", "target_mode=eval", "saliency=low_resolution")
     logits, heat = targets_and_saliency(network, clean, other)
     assert calls == [False, False]
     torch.testing.assert_close(logits, alone)
@@ -297,7 +297,15 @@ def test_two_processes_are_one(drawn: Path, tmp_path: Path) -> None:
     """Same images, draws, pasted regions, BatchNorm statistics, annealing and loss; equal up to float32
     rounding.
     """
-    options = [f"root={drawn}", *TINY, *KEEP, "tsa=linear", "weight=3", "log_every=1", "saliency_scale=0.5"]
+    options = [
+        f"root={drawn}",
+        *TINY,
+        *KEEP,
+        "tsa=linear",
+        "weight=3",
+        "log_every=1",
+        "saliency=low_resolution",
+    ]
     run_tool(*options, "--output", str(tmp_path / "one"))
     run_tool(*options, "--output", str(tmp_path / "two"), processes=2)
     result = json.loads((tmp_path / "two" / "result.json").read_text())
@@ -441,7 +449,7 @@ def test_bf16_channels_last_eval_targets(drawn: Path, tmp_path: Path) -> None:
         "precision=bf16",
         "channels_last=true",
         "target_mode=eval",
-        "saliency_scale=1",
+        "saliency=full",
         "warmup_steps=1",
     ]
     metrics = train(config(drawn, *options, "clip_norm=1"), tmp_path)

@@ -29,7 +29,13 @@ REFUSED = [
     ("train-classifier", "root=d arch=resnet51", "did you mean resnet"),
     ("train-classifier", "root=d arch=resnext50_32x4d", "torchvision:resnext50_32x4d"),
     ("train-classifier", "root=d nesterov=true momentum=0", "nesterov needs momentum"),
-    ("train-classifier", "--config reid/laptop root=d", "unknown key"),
+    ("train-classifier", "--config reid/laptop root=d", "layout is a setting of train-reid"),
+    ("train-classifier", "root=d SOLVER.BASE_LR=1", "SOLVER is a setting of train-detector"),
+    ("train-classifier", "root=d --checkpoint x.pt", "--checkpoint: did you mean --eval-only RUN?"),
+    ("train-reid", "root=d grid_ratio=1", "grid_ratio is a setting of train-classifier"),
+    ("train-reid", "root=d erasing=keep", "method=none, random_erasing or keep_random_erasing"),
+    ("train-reid", "root=d threads=2", "threads is no setting any more: num_workers"),
+    ("train-detector", "--config detection/schedule_3x --max-images 3", "did you mean --limit-images?"),
     ("train-detector", "--config-file nowhere.yaml", "no config file nowhere.yaml"),
     ("train-detector", "--config-file detection/schedule_3x SOLVER.BASE_LRR 0.1", "SOLVER.BASE_LR"),
     ("train-reid", "--config reid/r50_bag_of_tricks_kep root=d", "did you mean reid/r50_bag_of_tricks_keep"),
@@ -77,7 +83,7 @@ def test_every_command_is_listed_and_every_script_is_one(capsys: pytest.CaptureF
         assert re.search(rf"^  {name} +\w", text, flags=re.MULTILINE), name
         assert callable(command.load())
     called = [re.search(r'main\(\["([\w-]+)"', path.read_text()) for path in (ROOT / "tools").glob("*.py")]
-    assert {found[1] for found in called if found} == set(commands()) - {"configs"}
+    assert {found[1] for found in called if found} == set(commands()) - {"configs", "completion"}
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,3 +128,46 @@ def test_configs_are_listed_printed_and_copied(tmp_path: Path, capsys: pytest.Ca
     assert "there already" in capsys.readouterr().err
     assert main(["configs", "reid/laptop", "--print"]) == 0
     assert capsys.readouterr().out == (ROOT / "configs" / "reid" / "laptop.yaml").read_text()
+
+
+def test_the_detector_takes_our_names_and_detectron2s() -> None:
+    from detection.train_command import build_parser, job_from
+
+    parser = build_parser()
+    given = [
+        "--config",
+        "c.yaml",
+        "root=COCO",
+        "seed=3",
+        "SOLVER.BASE_LR=0.1",
+        "--output",
+        "o",
+        "weights=a=b",
+    ]
+    job = job_from(parser.parse_intermixed_args(given), parser)
+    own = ["SEED", "3", "SOLVER.BASE_LR", "0.1", "MODEL.WEIGHTS", "a=b", "OUTPUT_DIR", "o"]
+    assert (job.data_root, list(job.opts)) == (Path("COCO"), own)
+    theirs = ["--config-file", "c.yaml", "--data-root", "COCO", "SEED", "3", "SOLVER.BASE_LR", "0.1"]
+    job = job_from(parser.parse_intermixed_args([*theirs, "MODEL.WEIGHTS", "a=b", "OUTPUT_DIR", "o"]), parser)
+    assert (job.data_root, list(job.opts)) == (Path("COCO"), own)
+
+
+def test_an_evaluation_takes_the_runs_own_config(tmp_path: Path) -> None:
+    from detection.train_command import own_config
+
+    (tmp_path / "config.yaml").touch()
+    run = str(tmp_path)
+    own = ["--eval-only", "--config", f"{run}/config.yaml", "--resume", f"OUTPUT_DIR={run}", "root=COCO"]
+    assert own_config(["--eval-only", run, "root=COCO"]) == own
+    theirs = ["--eval-only", "MODEL.WEIGHTS", "x.pth"]
+    assert own_config(theirs) == theirs
+
+
+def test_a_shell_completes_commands_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    text = capsys.readouterr().out
+    for wanted in (*commands(), "--eval-only", "saliency=", "unlabelled_ratio="):
+        assert wanted in text
+    done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr

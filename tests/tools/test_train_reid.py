@@ -56,16 +56,8 @@ def test_shrunk_run_seeds_and_evaluation(
     assert "of the images; every image is used within" in out
     assert tool.main(command(people, *run, "--resume")) == 0
     assert capsys.readouterr().out.count("(done before)") == 2
-    evaluation = [
-        "--output",
-        str(tmp_path / "r-seed0"),
-        "--eval-only",
-        "rerank=true",
-        "k1=3",
-        "k2=2",
-        "ranked=0",
-    ]
-    assert tool.main(command(people, *evaluation)) == 0
+    given = ["rerank=true", "k1=3", "k2=2", "ranked=0"]
+    assert tool.main(["--eval-only", str(tmp_path / "r-seed0"), f"root={people}", *given]) == 0
     out = capsys.readouterr().out
     assert "mAP_reranked" in out
     assert f"mAP {results[0]['metrics']['mAP']:.2f}" in out
@@ -75,9 +67,9 @@ def test_wrong_commands_say_what_is_wrong(
     tool, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, message in (
-        (["--eval-only", "--output", str(tmp_path)], "no weights file"),
-        (["--checkpoint", "x.pt"], "--checkpoint is for --eval-only"),
-        (["--eval-only", "--seeds", "1"], "--seeds trains"),
+        (["--eval-only", str(tmp_path)], "no weights file"),
+        (["--eval-only", "rerank=true"], "--eval-only RUN rerank=true"),
+        (["--eval-only", str(tmp_path), "--seeds", "1"], "--seeds trains"),
         (["recipe=bag"], "recipe is 'bag'; allowed: standard"),
         (["recipe=standard", "neck=bnneck"], "recipe=standard means neck=none"),
         ([f"root={tmp_path}"], "is not in the market1501 layout"),
@@ -95,5 +87,11 @@ def test_help_lists_every_setting(tool, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         tool.main(["--help"])
     text = capsys.readouterr().out
-    for word in ("recipe=bag_of_tricks_keep", "saliency_scale=0.5", "--eval-only", "--seeds", "cameras=use"):
+    for word in (
+        "recipe=bag_of_tricks_keep",
+        "saliency=low_resolution",
+        "--eval-only",
+        "--seeds",
+        "cameras=use",
+    ):
         assert word in text

@@ -23,7 +23,7 @@ _STEPS = {
     "plain step": {"erasing": "none"},
     "RandomErasing": {"erasing": "random"},
     "KeepRandomErasing, low resolution": {"erasing": "keep"},
-    "KeepRandomErasing, full resolution": {"erasing": "keep", "saliency_scale": 1.0},
+    "KeepRandomErasing, full resolution": {"method": "keep_random_erasing", "saliency": "full"},
     "KeepRandomErasing of every image, low resolution": {"erasing": "keep", "p": 1.0},
 }
 

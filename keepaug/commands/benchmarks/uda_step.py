@@ -84,13 +84,13 @@ def uda_section(
 
     def saliency(scale: float, only: Tensor | None = None) -> None:
         with autocast():
-            targets_and_saliency(network, clean, UdaConfig(keep=True, saliency_scale=scale), only=only)
+            targets_and_saliency(network, clean, UdaConfig(keep=True, saliency=_named(scale)), only=only)
 
     def eval_step(scale: float) -> None:
         """target_mode=eval with Keep: target and saliency before, labelled and strong images in training
         mode.
         """
-        settings = UdaConfig(arch=chosen, keep=True, target_mode="eval", saliency_scale=scale)
+        settings = UdaConfig(arch=chosen, keep=True, target_mode="eval", saliency=_named(scale))
         prepare()
         with autocast():
             target, _ = targets_and_saliency(network, clean, settings)
@@ -103,7 +103,7 @@ def uda_section(
         "plain UDA step": step,
         "supervised step": supervised,
         "Keep step, low resolution": functools.partial(step, UdaConfig(keep=True)),
-        "Keep step, full resolution": functools.partial(step, UdaConfig(keep=True, saliency_scale=1.0)),
+        "Keep step, full resolution": functools.partial(step, UdaConfig(keep=True, saliency="full")),
         "saliency where the policy changes an image, low resolution": functools.partial(
             saliency, 0.5, draws.policy.changes
         ),
@@ -169,3 +169,7 @@ def _usual(name: str, image: Tensor, level: int, sign: int) -> Tensor:
     move = [sign * level if name == "TranslateX" else 0, sign * level if name == "TranslateY" else 0]
     shear = [sign * level * 1.7 if name == "ShearX" else 0.0, sign * level * 1.7 if name == "ShearY" else 0.0]
     return tv.affine(image, angle, move, 1.0, shear)
+
+
+def _named(scale: float) -> str:
+    return "full" if scale == 1 else "low_resolution"
