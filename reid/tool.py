@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keepaug.runs.config import load_config, precision_of, recipe_of, recorded_settings
 from keepaug.runs.planning import Tool, origin_of, settings_arguments
-from reid.config import ReidConfig, check, resolve
+from reid.config import ReidConfig, check, in_todays_names, resolve
 
 __all__ = ["TOOL"]
 
@@ -12,7 +12,7 @@ TOOL = Tool(
     "train_reid",
     "reid",
     lambda path, given: resolve(load_config(ReidConfig, path, given)),
-    lambda content: recorded_settings(ReidConfig, content),
+    lambda content: recorded_settings(ReidConfig, in_todays_names(content)),
     recipe_of,
     precision_of,
     check,

@@ -24,7 +24,7 @@ from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.config import ConfigError, load_config, recipe_of, to_dict
 from keepaug.runs.errors import StopRequestedError
 from keepaug.runs.result import read_result
-from reid.config import RECIPES, ReidConfig, check, is_shortened, resolve
+from reid.config import METHODS, RECIPES, ReidConfig, check, is_shortened, resolve
 from reid.data.layouts import OFFICIAL_SIZES, SPLITS
 from reid.evaluation.run import evaluate_weights
 from reid.tool import TOOL
@@ -90,7 +90,7 @@ def test_recipes_differ_by_one_line_each(arch: str) -> None:
     tricks = yaml.safe_load((folder / "r50_bag_of_tricks.yaml").read_text())
     assert set(tricks) == {"_base_", "recipe", *RECIPES["bag_of_tricks"]}
     keep = yaml.safe_load((folder / "r50_bag_of_tricks_keep.yaml").read_text())
-    assert keep == {"_base_": "r50_bag_of_tricks.yaml", "recipe": "bag_of_tricks_keep", "erasing": "keep"}
+    assert keep == {"_base_": "r50_bag_of_tricks.yaml", "recipe": "bag_of_tricks_keep", "method": METHODS[2]}
 
 
 def test_a_recipe_means_what_it_says() -> None:

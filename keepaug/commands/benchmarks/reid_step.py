@@ -20,11 +20,11 @@ from reid.training.engine import KeepEngine
 __all__ = ["reid_section"]
 
 _STEPS = {
-    "plain step": {"erasing": "none"},
-    "RandomErasing": {"erasing": "random"},
-    "KeepRandomErasing, low resolution": {"erasing": "keep"},
+    "plain step": {"method": "none"},
+    "RandomErasing": {"method": "random_erasing"},
+    "KeepRandomErasing, low resolution": {"method": "keep_random_erasing"},
     "KeepRandomErasing, full resolution": {"method": "keep_random_erasing", "saliency": "full"},
-    "KeepRandomErasing of every image, low resolution": {"erasing": "keep", "p": 1.0},
+    "KeepRandomErasing of every image, low resolution": {"method": "keep_random_erasing", "p": 1.0},
 }
 
 
