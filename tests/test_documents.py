@@ -96,7 +96,7 @@ def _module(words: list[str]) -> tuple[str, list[str], ModuleType]:
         name = script[1]
     elif name == "keepaug":
         name, *given = given or ["--help"]
-        if name.startswith("-"):
+        if name.startswith("-") or name == "COMMAND":
             return name, given, importlib.import_module("keepaug.__main__")
     else:
         return name, given, importlib.import_module(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -171,3 +172,35 @@ def test_a_shell_completes_commands_and_settings(capsys: pytest.CaptureFixture[s
         assert wanted in text
     done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_commands_is_true() -> None:
+    from keepaug.audit.command import build_parser as audit_parser
+
+    page = (ROOT / "docs" / "commands.md").read_text()
+    rows = {
+        row[0]: row for row in (line.strip("| ").split(" | ") for line in page.splitlines() if "|" in line)
+    }
+    assert {name.strip("`") for name in rows} >= set(commands())
+    for name in commands():
+        scripts = re.findall(r"tools/\w+\.py", rows[f"`{name}`"][2])
+        assert all(f'main(["{name}"' in (ROOT / script).read_text() for script in scripts)
+        assert bool(scripts) == (name not in ("completion", "configs"))
+    for code in (0, 1, 2, 75, 130, 141):
+        assert str(code) in rows
+    parsers = {
+        name: importlib.import_module(command.module).build_parser()
+        for name, command in commands().items()
+        if name.startswith("train-")
+    }
+    settings = {name: set(getattr(parser, "settings", ())) for name, parser in parsers.items()}
+    for key in ("method", "saliency", "recipe", "keep", "weights"):
+        owners = {name for name, known in settings.items() if key in known}
+        said = set(re.findall(r"train-\w+", rows[f"`{key}`"][2])) - {"train-detector"}
+        assert owners == said, key
+    for key in ("root", "num_workers", "precision", "tracker"):
+        missing = {name for name, known in settings.items() if known and key not in known}
+        assert missing <= {"train-uda"} if key == "num_workers" else not missing, key
+    for option in ("--config", "--output", "--resume"):
+        assert all(option in parser._option_string_actions for parser in parsers.values())
+    assert "--output" in audit_parser()._option_string_actions
