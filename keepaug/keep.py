@@ -293,7 +293,7 @@ class KeepAugment(nn.Module):
                 f"{type(augment).__name__} takes no map of one batch: call it as it is, or take KeepCutout, "
                 "KeepRandomErasing, KeepCutMix, KeepRandAugment or KeepAutoAugment"
             )
-        self.augment, self.scale, self.normalize = augment, scale, normalize or (lambda images: images)
+        self.augment, self.scale, self.normalize = augment, scale, normalize or nn.Identity()
         self.__dict__["network"] = network
 
     def forward(
