@@ -10,6 +10,7 @@ import oracles
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms.v2.functional import to_pil_image
 
 from keepaug.__main__ import commands
 from keepaug.audit import advice, audit
@@ -67,6 +68,11 @@ def test_every_augmentation_of_ours(drawn) -> None:
             assert row[measure]["low"] <= row[measure]["mean"] <= row[measure]["high"], (name, measure)
         for measure in ("importance_lost", "destroyed", "flipped", "area_hidden"):
             assert row[measure] is None or 0 <= row[measure]["mean"] <= 1
+    pixels, labels, _ = drawn
+    theirs = {"torch": torch, "model": network(), "labels": labels, "strong": pixels / 255}
+    for row in rows.values():  # what the page offers to copy runs
+        images = pixels if "uint8 images" in row["code"] else pixels / 255
+        exec(row["code"], {**theirs, "images": images, "image": to_pil_image(pixels[0])})
     for name in ("cutout:12", "random_erasing", "cutmix"):
         plain, keep = rows[name, False], rows[name, True]
         assert keep["area_hidden"]["mean"] == pytest.approx(plain["area_hidden"]["mean"], abs=1e-6)
