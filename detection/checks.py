@@ -233,7 +233,7 @@ def check_weights_against_config(weights: str | Path, cfg: Any) -> list[str]:
     if any(re.search(r"(^|\.)(layer1\.0\.conv1|4\.0\.conv1)\.weight$", key) for key in state):
         raise WeightsError(
             f"MODEL.WEIGHTS {path} has a classifier's keys; Detectron2 would load none of them and only "
-            f"warn: python tools/convert_backbone.py --weights {path} --output backbone.pth"
+            f"warn: keepaug convert --weights {path} --output backbone.pth"
         )
     sidecar = read_sidecar(path)
     backbone = _backbone_of(state)

@@ -1,7 +1,7 @@
 """Turn a classifier's ResNet into a Detectron2 backbone, and prove that nothing was lost.
 
-python tools/convert_backbone.py --weights weights.pt --output backbone.pth --verify --report
-python tools/convert_backbone.py --reverse --weights model_final.pth --output resnet.pth
+keepaug convert --weights weights.pt --output backbone.pth --verify --report
+keepaug convert --reverse --weights model_final.pth --output resnet.pth
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def check_loaded(report: LoadReport, weights: str | Path, *, whole_detector: boo
         remedy = (
             "give the checkpoint of a trained detector with the same configuration"
             if whole_detector
-            else "convert the classifier with tools/convert_backbone.py and check MODEL.RESNETS against it"
+            else "convert the classifier with keepaug convert and check MODEL.RESNETS against it"
         )
         raise WeightsNotLoadedError(
             f"{len(wanted)} tensors of {what} were not loaded from {weights} ({', '.join(wanted[:3])}"

@@ -1,4 +1,4 @@
-"""From a checked job to a result file, with either engine: what `tools/train_detector.py` calls.
+"""From a checked job to a result file, with either engine: what `keepaug train-detector` calls.
 
 The engine trains and predicts; scoring, pictures and `result.json` are the same for both.
 """

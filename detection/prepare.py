@@ -35,7 +35,7 @@ FULL_COCO = {"train": 118_287, "val": 5_000}
 
 @dataclass(frozen=True)
 class DetectorJob:
-    """One call of the tool; the fields are its options (see `tools/train_detector.py --help`)."""
+    """One call of the tool; the fields are its options (see `keepaug train-detector --help`)."""
 
     config_file: Path | None
     opts: Sequence[str] = ()
@@ -317,7 +317,7 @@ def _check_weights(job: DetectorJob, cfg: CfgNode) -> list[str]:
         raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; download the file and give its path")
     if not Path(weights).is_file():
         raise ConfigError(
-            f"MODEL.WEIGHTS: there is no file {weights}; python tools/convert_backbone.py --weights "
+            f"MODEL.WEIGHTS: there is no file {weights}; keepaug convert --weights "
             f"CLASSIFIER "
             f"--output {weights} makes it"
         )

@@ -145,9 +145,7 @@ def read_sidecar(weights: str | Path) -> Sidecar | None:
         sidecar = Sidecar(**{key: value for key, value in content.items() if key in known})
         _check(sidecar)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no sidecar of tools/convert_backbone.py ({error}); convert again"
-        ) from error
+        raise ValueError(f"{path} is no sidecar of keepaug convert ({error}); convert again") from error
     return sidecar
 
 

@@ -1,6 +1,6 @@
 """Features of new images by a trained re-identification network, as an npz file.
 
-    python tools/reid_features.py --weights runs/x/weights.pt --images FOLDER --output features.npz
+    keepaug extract-reid --weights runs/x/weights.pt --images FOLDER --output features.npz
 
 The file holds images_features (N, D), images_paths (N texts, relative to the folder), and identities and
 cameras of -1; `reid.evaluation.features.load_features` reads it, and `describe_images` is the same as a

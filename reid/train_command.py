@@ -1,9 +1,9 @@
 """Train and evaluate re-identification: standard baseline, Bag of Tricks, the same with KeepRandomErasing.
 
-    python tools/train_reid.py --config configs/reid/r101_bag_of_tricks_keep.yaml root=DATA weights=r101.pth
-    torchrun --nproc-per-node 4 tools/train_reid.py --config ...      the same weights up to rounding
-    python tools/train_reid.py --config ... --seeds 0 1 2     one run after the other, then mean and spread
-    python tools/train_reid.py --eval-only runs/x root=DATA rerank=true     with the run's own settings
+    keepaug train-reid --config configs/reid/r101_bag_of_tricks_keep.yaml root=DATA weights=r101.pth
+    torchrun --nproc-per-node 4 -m keepaug train-reid --config ...      the same weights up to rounding
+    keepaug train-reid --config ... --seeds 0 1 2     one run after the other, then mean and spread
+    keepaug train-reid --eval-only runs/x root=DATA rerank=true     with the run's own settings
 
 Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an
 interruption and ends with the same weights; with `--seeds` it passes over the seeds that are complete.

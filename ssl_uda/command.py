@@ -1,8 +1,8 @@
 """Train on few labels and many unlabelled images: UDA or FixMatch, plain or with Keep, or the labelled images
 alone.
 
-    python tools/train_uda.py --config configs/ssl_uda/cifar10_4000.yaml root=DATA keep=true --seeds 0 1 2
-    torchrun --nproc-per-node 4 tools/train_uda.py --config configs/ssl_uda/cifar10_4000.yaml root=DATA
+    keepaug train-uda --config configs/ssl_uda/cifar10_4000.yaml root=DATA keep=true --seeds 0 1 2
+    torchrun --nproc-per-node 4 -m keepaug train-uda --config configs/ssl_uda/cifar10_4000.yaml root=DATA
 
 Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an
 interruption and ends with the same weights; with several seeds it goes on with those that are not finished.

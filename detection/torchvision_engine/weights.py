@@ -160,7 +160,7 @@ def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Pa
     if missing:
         raise WeightsError(
             f"{len(missing)} tensors of the backbone are not in {source} ({', '.join(missing[:3])}); convert "
-            "the classifier with tools/convert_backbone.py and check MODEL.RESNETS against its sidecar"
+            "the classifier with keepaug convert and check MODEL.RESNETS against its sidecar"
         )
     _fill(model, ready)
     if fresh:

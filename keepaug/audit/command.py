@@ -1,8 +1,8 @@
 r"""What does an augmentation destroy, on your images and for your network? In minutes, without training.
 
-    python tools/audit.py --model runs/r18/weights.pt --data photos/ \
+    keepaug audit --model runs/r18/weights.pt --data photos/ \
         --augment cutout:24 rand_augment:2,9 my_transforms:train_transform
-    python tools/audit.py --model torchvision:resnet50 --weights r50.pth --data COCO/val2017 \
+    keepaug audit --model torchvision:resnet50 --weights r50.pth --data COCO/val2017 \
         --boxes instances_val2017.json --augment random_erasing --images 2000 --output audit
 
 Writes OUTPUT/audit.html, a page that begins with a sentence of advice, and OUTPUT/audit.json.

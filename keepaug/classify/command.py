@@ -1,8 +1,8 @@
 """Train a classifier with KeepAugment or a baseline.
 
-    python tools/train_classifier.py --config configs/classify/cifar10.yaml root=DATA method=keep_cutout
-    torchrun --nproc-per-node 8 tools/train_classifier.py --config configs/classify/imagenet.yaml root=DATA
-    python tools/train_classifier.py --config ... --seeds 0 1 2    one run after the other, then mean, spread
+    keepaug train-classifier --config configs/classify/cifar10.yaml root=DATA method=keep_cutout
+    torchrun --nproc-per-node 8 -m keepaug train-classifier --config configs/classify/imagenet.yaml root=DATA
+    keepaug train-classifier --config ... --seeds 0 1 2    one run after the other, then mean, spread
 
 Every setting of the config can be changed by key=value (--help lists them). `--resume` goes on after an
 interruption and ends with the same weights.

@@ -1,7 +1,7 @@
 """Measure what KeepAugment costs and how faithful its approximations are, as ratios in one run.
 
-    python tools/benchmark.py                       # the sections that need no other package
-    python tools/benchmark.py regions --shrink      # one section, small
+    keepaug benchmark                       # the sections that need no other package
+    keepaug benchmark regions --shrink      # one section, small
 
 Sections: `saliency` (table 3 of the paper as ratios: a step with each saliency pass, and the augmentation
 calls alone), `pipeline` (images per second of the input beside a step's), `regions` (ways of choosing a
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         type=Path,
-        help="fidelity: weights.pt of tools/train_classifier.py, best with an early head",
+        help="fidelity: weights.pt of keepaug train-classifier, best with an early head",
     )
     add(
         "--data",

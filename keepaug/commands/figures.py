@@ -1,13 +1,13 @@
 """Draw figure 2 (accuracy against Cutout's length and RandAugment's magnitude) or 3 (against tau) of the
 paper.
 
-    python tools/figures.py 2 RUNS --output figure2.png                    from result.json files in RUNS
-    python tools/figures.py 2 RUNS --commands root=CIFAR precision=bf16    the commands of missing runs
-    python tools/figures.py 2 RUNS --run --seeds 0 1 2 root=CIFAR          run them here in turn, then draw
-    python tools/figures.py 3 RUNS --run --shrink                          two steps each on drawn images
+    keepaug figures 2 RUNS --output figure2.png                    from result.json files in RUNS
+    keepaug figures 2 RUNS --commands root=CIFAR precision=bf16    the commands of missing runs
+    keepaug figures 2 RUNS --run --seeds 0 1 2 root=CIFAR          run them here in turn, then draw
+    keepaug figures 3 RUNS --run --shrink                          two steps each on drawn images
 
 The paper's curves are Wide ResNet-28-10's and are printed as pictures; numbers of its tables 2 and 4 stand
-beside ours, named. Figure 1's panels on any image: tools/show_regions.py.
+beside ours, named. Figure 1's panels on any image: keepaug show.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The whole job on data drawn by the program: backbones, conversion, detectors, re-identification, few
 labels, report.
 
-    python tools/quickstart.py --output quickstart
+    keepaug quickstart --output quickstart
 
 Every stage leaves its result in the output folder; called again, finished stages are not repeated and
 interrupted ones go on where they stopped.

@@ -1,9 +1,9 @@
 """Put all results below a folder into tables and one HTML page, beside the paper's numbers.
 
-python tools/report.py runs --output report
-python tools/report.py table1 --runs runs      one table of the paper, with what has been run and what has not
-python tools/report.py runs --table 9          the same
-python tools/report.py evidence --runs runs    docs/evidence.md anew, from docs/evidence and runs
+keepaug report runs --output report
+keepaug report table1 --runs runs      one table of the paper, with what has been run and what has not
+keepaug report runs --table 9          the same
+keepaug report evidence --runs runs    docs/evidence.md anew, from docs/evidence and runs
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ def _table(number: str, runs: Path, *, must_exist: bool) -> str:
     missing = any(ours == NOT_RUN for part in parts for _, cells in part.rows for _, ours, _ in cells)
     if missing and number != "3":
         text += (
-            f"\n\nWhat has not been run: python tools/reproduce.py {number} --dry-run root=DATA "
-            "prints the commands."
+            f"\n\nWhat has not been run: keepaug reproduce {number} --dry-run root=DATA prints the commands."
         )
     return text
 

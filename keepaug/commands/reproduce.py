@@ -1,16 +1,16 @@
 """Run all rows and columns of a table of the paper, over seeds; what is finished is skipped, what was
 interrupted goes on.
 
-    python tools/reproduce.py 1 root=CIFAR --output runs                  one run after the other here
-    python tools/reproduce.py 6 root=IMAGENET --gpus 8 --slurm --partition gpu --hours 100    SLURM jobs
-    python tools/reproduce.py 5 root=CIFAR --only "AugMix" --seeds 0 precision=bf16 channels_last=true
-    python tools/reproduce.py 8 root=Market-1501-v15.09.15 weights=resnet101-63fe2227.pth
-    python tools/reproduce.py 9 root=COCO imagenet=IMAGENET --gpus 8      backbones, conversion, detectors
-    python tools/reproduce.py 1 --shrink                                  a step each on drawn images
-    python tools/reproduce.py lab root=CIFAR --output runs --at-once 2    docs/evidence.md's pairs; --only a,b
+    keepaug reproduce 1 root=CIFAR --output runs                  one run after the other here
+    keepaug reproduce 6 root=IMAGENET --gpus 8 --slurm --partition gpu --hours 100    SLURM jobs
+    keepaug reproduce 5 root=CIFAR --only "AugMix" --seeds 0 precision=bf16 channels_last=true
+    keepaug reproduce 8 root=Market-1501-v15.09.15 weights=resnet101-63fe2227.pth
+    keepaug reproduce 9 root=COCO imagenet=IMAGENET --gpus 8      backbones, conversion, detectors
+    keepaug reproduce 1 --shrink                                  a step each on drawn images
+    keepaug reproduce lab root=CIFAR --output runs --at-once 2    docs/evidence.md's pairs; --only a,b
 
 Table 9's backbones are shared with table 6. key=value settings go to every run. `--dry-run` prints the
-commands. `python tools/report.py table1 --runs runs` prints the table.
+commands. `keepaug report table1 --runs runs` prints the table.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "table",
-        help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; or lab; table 3 is tools/benchmark.py's",
+        help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; or lab; table 3 is keepaug benchmark's",
     )
     add("--seeds", type=int, nargs="+", metavar="N", help="default: as many as the paper averages over")
     add(

@@ -1,10 +1,10 @@
 """Show what the saliency sees and what each augmentation does to an image, as in figures 1 and 4 of the
 paper.
 
-    python tools/show_regions.py --image cat.jpg --weights weights.pt --output regions.png
-    python tools/show_regions.py --image cat.jpg --weights resnet50.pth --label 281 --output regions.png
-    python tools/show_regions.py --image cat.jpg --weights weights.pt --show figure4    low-res, early head
-    python tools/show_regions.py --image cat.jpg --side 32 --show policies              all policies, scales
+    keepaug show --image cat.jpg --weights weights.pt --output regions.png
+    keepaug show --image cat.jpg --weights resnet50.pth --label 281 --output regions.png
+    keepaug show --image cat.jpg --weights weights.pt --show figure4    low-res, early head
+    keepaug show --image cat.jpg --side 32 --show policies              all policies, scales
 
 Columns, in figure 1's order: the image, Cutout, RandAugment, saliency, KeepCutout, KeepRandAugment. White:
 the regions chosen. Cutout and KeepCutout draw from one seed, so that KeepCutout moves only where it must;
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     weights.add_argument(
         "--weights",
         type=Path,
-        help="weights.pt of a run, or a ResNet in any checkpoint that tools/convert_backbone.py reads",
+        help="weights.pt of a run, or a ResNet in any checkpoint that keepaug convert reads",
     )
     weights.add_argument(
         "--torchvision", type=Path, metavar="W", help="torchvision state dict of a ResNet; see --arch"

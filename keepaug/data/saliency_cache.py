@@ -1,7 +1,7 @@
 """Saliency maps kept per image and carried through crop and flip, so that most steps need no saliency pass.
 
 The paper computes a map in every step. A network changes slowly and an image does not change at all: a map of
-an earlier epoch, put where the image now lies, says nearly the same. `tools/benchmark.py fidelity` measures
+an earlier epoch, put where the image now lies, says nearly the same. `keepaug benchmark fidelity` measures
 how nearly.
 """
 

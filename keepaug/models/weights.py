@@ -173,7 +173,7 @@ def load_classifier(
         raise ForeignFileError(
             f"{path} is no weights.pt of a run: it lacks {', '.join(sorted(missing))}; a file of another "
             f"program goes "
-            "through torchvision:NAME or timm:NAME, or tools/convert_backbone.py"
+            "through torchvision:NAME or timm:NAME, or keepaug convert"
         )
     if options is None:
         options = content.get("options")

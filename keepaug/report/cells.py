@@ -114,7 +114,7 @@ def load_cells(table: str) -> list[Cell]:
     if table not in paper:
         raise ValueError(f"the paper has the tables {', '.join(paper)}, got {table!r}")
     if table not in runs:
-        raise ValueError(f"table {table} is not filled by training runs: tools/benchmark.py measures it")
+        raise ValueError(f"table {table} is not filled by training runs: keepaug benchmark measures it")
     plan, printed = runs[table], paper[table]
     cells = []
     for row, how in zip(printed["rows"], plan["rows"], strict=True):

@@ -1,4 +1,4 @@
-"""Timing variants side by side, for `tools/benchmark.py`."""
+"""Timing variants side by side, for `keepaug benchmark`."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def load_backbone(
 
     Takes torchvision's and torchreid's state dicts (its `model.pth.tar-N` too), the `weights.pt` of a
     classifier's run, what
-    `tools/convert_backbone.py --reverse` writes, and the weights of a re-identification run, whatever its
+    `keepaug convert --reverse` writes, and the weights of a re-identification run, whatever its
     identities were: its BNNeck comes along. Whatever prefix the keys have (`module.`, `base.`, `backbone.`)
     is found.
 

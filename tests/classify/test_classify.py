@@ -248,7 +248,7 @@ def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:
     check(settings)
     assert settings != load_config(ClassifyConfig, None, ["root=x"])
     header = path.read_text().split("\n_base_")[0]
-    for word in ("tools/train_classifier.py --config", "Time:", "Expected"):
+    for word in ("keepaug train-classifier --config", "Time:", "Expected"):
         assert word in header
 
 

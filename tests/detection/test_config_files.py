@@ -38,7 +38,7 @@ def test_each_loads_safely_and_says_how_to_run_it(path: Path) -> None:
     check_values(cfg)
     assert flat(cfg) != flat(defaults())
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
-    for word in ("tools/train_detector.py --config-file", "Time:", "Expected"):
+    for word in ("keepaug train-detector --config-file", "Time:", "Expected"):
         assert word in header, word
     assert "TODO" not in header
 

@@ -48,7 +48,7 @@ def job(root: Path, output: Path, *opts: str, **change) -> DetectorJob:
             "torchvision engine does not honour: MODEL.RESNETS.NORM",
         ),
         (("MODEL.ROI_HEADS.NUM_CLASSES", "80"), {}, "4 categories, the model 80 classes"),
-        (("MODEL.WEIGHTS", "/nowhere.pth"), {}, r"no file /nowhere\.pth; python tools/convert_backbone\.py"),
+        (("MODEL.WEIGHTS", "/nowhere.pth"), {}, r"no file /nowhere\.pth; keepaug convert"),
         (("MODEL.WEIGHTS", "https://x/y.pth"), {}, "download the file"),
         (("MODEL.BACKBONE.FREEZE_AT", "2"), {}, "frozen layers cannot learn"),
         ((), {"engine": "tensorflow"}, "expected one of"),

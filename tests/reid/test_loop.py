@@ -47,7 +47,7 @@ def test_configs_load_and_say_how_to_use_them(path: Path) -> None:
     check(resolve(config))
     assert config != resolve(load_config(ReidConfig, None, ["root=x"]))
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert f"python tools/train_reid.py --config configs/reid/{path.name}" in head[1]
+    assert f"keepaug train-reid --config configs/reid/{path.name}" in head[1]
     assert head[2].startswith("# Time: ")
     assert "Expected" in " ".join(head)
 

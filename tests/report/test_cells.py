@@ -322,7 +322,7 @@ def test_runs_of_one_seed_are_said_and_not_averaged(tmp_path: Path) -> None:
 def test_names_and_errors() -> None:
     overrides = {"size": 16, "method": "keep_cutout", "saliency": "full", "arch": "resnet110"}
     assert run_name("classify/cifar10.yaml", overrides) == "cifar10-resnet110-keep_cutout-full-size16"
-    with pytest.raises(ValueError, match=r"tools/benchmark\.py measures it"):
+    with pytest.raises(ValueError, match=r"keepaug benchmark measures it"):
         load_cells("3")
     with pytest.raises(ValueError, match="the paper has the tables 1, 1b"):
         load_cells("10")

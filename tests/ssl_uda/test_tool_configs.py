@@ -38,7 +38,7 @@ def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:
     defaults = load_config(UdaConfig, None, ["root=x"])
     assert (settings == defaults) == (path.stem == "cifar10_4000")  # the defaults are the recipe
     header = path.read_text().split("\n_base_")[0]
-    for word in (f"tools/train_uda.py --config {path.relative_to(ROOT)}", "Time:", "Expected"):
+    for word in (f"keepaug train-uda --config {path.relative_to(ROOT)}", "Time:", "Expected"):
         assert word in header
     whole = path.stem in ("cifar10_4000", "cifar10_2500", "cifar10_250", "cifar10_fixmatch")
     assert not is_shortened(settings)

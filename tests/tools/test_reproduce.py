@@ -1,4 +1,4 @@
-"""tools/reproduce.py: shrunk runs of every row, skipping, going on, failing, SLURM by submitit's local
+"""keepaug reproduce: shrunk runs of every row, skipping, going on, failing, SLURM by submitit's local
 executor.
 """
 
@@ -301,7 +301,7 @@ def test_commands_run_in_order_and_must_leave_their_file(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["3"], "tools/benchmark.py measures it"),
+        (["3"], "keepaug benchmark measures it"),
         (["12"], "the paper has the tables"),
         (["1"], "root is empty"),
         (["9"], "root is"),
@@ -326,7 +326,7 @@ def test_report_prints_a_table_by_its_name(tmp_path: Path, capsys: pytest.Captur
     assert "### Table 1:" in text
     assert "### Table 1b:" in text
     assert "0 of 12 cells have been run" in text
-    assert "tools/reproduce.py 1 --dry-run" in text
+    assert "keepaug reproduce 1 --dry-run" in text
     assert report.main(["table12", "--runs", str(tmp_path)]) == 2
     assert report.main(["table1", "--runs", str(tmp_path / "none")]) == 2
     assert "no folder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""tools/train_reid.py from the command line: each config shrunk, seeds, evaluation, errors."""
+"""keepaug train-reid from the command line: each config shrunk, seeds, evaluation, errors."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Sections of `tools/benchmark.py`: each a function of keyword arguments that returns a table and its
+"""Sections of `keepaug benchmark`: each a function of keyword arguments that returns a table and its
 figures.
 """

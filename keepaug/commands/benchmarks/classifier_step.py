@@ -1,5 +1,5 @@
 """Table 3 of the paper as ratios on this machine, and the input pipeline beside a train step, for
-`tools/benchmark.py`.
+`keepaug benchmark`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""COCO evaluation by every evaluator that is installed, for `tools/benchmark.py coco_evaluation`."""
+"""COCO evaluation by every evaluator that is installed, for `keepaug benchmark coco_evaluation`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How faithful the approximations of the saliency map are, for `tools/benchmark.py`.
+"""How faithful the approximations of the saliency map are, for `keepaug benchmark`.
 
 The measure: regions are drawn from an approximate map as KeepCutout draws them, and those count that the
 exact map forbids. A map that knows nothing lets 1 - tau of them through.
@@ -129,7 +129,7 @@ def _earlier(path: Path, network: nn.Module) -> tuple[nn.Module, str]:
     """The network with the weights of an earlier checkpoint of its run."""
     content = read_weights_only(path)
     if not isinstance(content, dict) or not {"model", "step"} <= content.keys():
-        raise ValueError(f"{path} is no checkpoint.pt of tools/train_classifier.py")
+        raise ValueError(f"{path} is no checkpoint.pt of keepaug train-classifier")
     before = copy.deepcopy(network)
     before.load_state_dict(content["model"])
     return before, f"step {content['step']}"

@@ -1,4 +1,4 @@
-"""Ways of choosing a region below the quantile, for `tools/benchmark.py regions`."""
+"""Ways of choosing a region below the quantile, for `keepaug benchmark regions`."""
 
 from __future__ import annotations
 

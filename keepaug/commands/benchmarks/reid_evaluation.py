@@ -1,4 +1,4 @@
-"""Evaluation and re-ranking against torchreid's, for `tools/benchmark.py`.
+"""Evaluation and re-ranking against torchreid's, for `keepaug benchmark`.
 
 Every variant starts from the features, so that the time of the distances is in all of them. Fast variants
 take turns in one process; memory, and the time of the slow ones, is measured in a process of its own: the

@@ -1,4 +1,4 @@
-"""What KeepRandomErasing adds to a step of Bag of Tricks, for `tools/benchmark.py reid`."""
+"""What KeepRandomErasing adds to a step of Bag of Tricks, for `keepaug benchmark reid`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What KeepRandAugment adds to a UDA step, for `tools/benchmark.py uda`."""
+"""What KeepRandAugment adds to a UDA step, for `keepaug benchmark uda`."""
 
 from __future__ import annotations
 
