@@ -380,7 +380,7 @@ def test_training_refuses_a_contradicting_config(change, message, r18, saved, tm
 def test_training_refuses_raw_and_exchanged_weights(r18, saved, tmp_path: Path) -> None:
     cfg = load_config(None, GOOD)
     raw = saved(r18, "raw.pth")
-    with pytest.raises(WeightsError, match=r"convert_backbone\.py --weights"):
+    with pytest.raises(WeightsError, match="keepaug convert --weights"):
         check_weights_against_config(raw, cfg)
     done = convert(raw, tmp_path / "out.pth")
     torch.save({"model": expected(r18)}, done.output)
