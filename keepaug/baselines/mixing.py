@@ -91,6 +91,7 @@ def mixed_cross_entropy(logits: Tensor, labels: MixedLabels, *, label_smoothing:
         )
 
     def each(target: Tensor) -> Tensor:
+        target = target.to(logits.dtype) if target.ndim == 2 else target
         return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
 
     lam = labels.lam.to(logits.dtype)

@@ -328,9 +328,9 @@ def test_mixing_of_soft_labels_is_that_of_their_classes(augment: Any, seed: int)
     images, labels = batch(seed, classes)
     heat = torch.rand(len(images), *images.shape[2:], generator=seeded(seed))
     logits = torch.randn(len(images), classes, generator=seeded(seed), dtype=torch.float64)
-    rows = F.one_hot(labels, classes).double()
+    rows = F.one_hot(labels, classes)
     found = []
-    for given in (labels, rows, rows.softmax(dim=1)):
+    for given in (labels, rows, rows.float().softmax(dim=1)):
         mixed, own = augment(images, given, heat, generator=seeded(9))
         found.append((mixed, own if isinstance(own, MixedLabels) else own.labels))
     (first, of_classes), (second, of_rows), (third, of_soft) = found
