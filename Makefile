@@ -7,13 +7,16 @@ QUICKSTART_OUT ?= quickstart
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: quickstart test lint types docs env clean
+.PHONY: quickstart test trust lint types docs env clean
 
 quickstart: $(VENV)/.ready  ## the whole job on a dataset drawn by the program
 	$(BIN)/python tools/quickstart.py --output $(QUICKSTART_OUT)
 
 test: $(VENV)/.ready  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+trust: $(VENV)/.ready  ## kills, full disks and damaged files, counted: docs/trust.md
+	$(BIN)/python tools/trust.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ except ImportError as error:
 from detection.defaults import DEFAULTS, NOT_CARRIED
 from keepaug.runs.configs import find_config
 from keepaug.runs.errors import ConfigError
+from keepaug.runs.shapes import read_yaml
 
 __all__ = ["CfgNode", "ConfigError", "check_values", "defaults", "flat", "load_config", "unfreeze"]
 
@@ -123,22 +124,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         where = f" (named by {BASE_KEY} of {seen[-1]})" if seen else ""
         raise FileNotFoundError(f"no config file {path}{where}")
-    try:
-        with path.open(encoding="utf-8") as file:
-            tree = yaml.load(file, Loader=_StrictLoader)
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(
-            f"{path}: only plain YAML is read, no Python tags ({error.problem}); write the value out, for "
-            "example RetinaNet's anchor sizes as lists of numbers"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
+    tree = read_yaml(path, _StrictLoader)
     bases = tree.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = bases if isinstance(bases, list) else [bases]
+    if wrong := [base for base in bases if not isinstance(base, str)]:
+        raise ConfigError(
+            f"{path}: {BASE_KEY} must be the name of a file, or a list of them; got {wrong[0]!r}"
+        )
+    for base in bases:
         if "://" in base:
             raise ConfigError(f"{path}: {BASE_KEY} must be a file, got {base!r}; download it")
         base_path = Path(base).expanduser()

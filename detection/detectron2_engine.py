@@ -34,12 +34,13 @@ from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.evaluation import coco_results, evaluate, save_results
 from keepaug.data.reading import read_image
-from keepaug.runs.checkpoint import first_non_finite, read_weights_only
-from keepaug.runs.distributed import Distributed
+from keepaug.runs.checkpoint import check_optimizer, first_non_finite, read_weights_only, restoring
+from keepaug.runs.distributed import Distributed, fix_order_if_asked
 from keepaug.runs.errors import EXIT_STOPPED, LostProcessError, StopRequestedError
 from keepaug.runs.files import write_atomic, write_text_atomic
 from keepaug.runs.recorder import Clock
 from keepaug.runs.seeds import derive_seed
+from keepaug.runs.shapes import check_shape
 from keepaug.runs.stopping import StopSignals, iterate
 
 try:
@@ -74,6 +75,8 @@ except ImportError as error:
 __all__ = ["LoadReport", "WeightsNotLoadedError", "compare_loaded", "launch", "run"]
 
 RESULTS_FILE = "inference/coco_instances_results.json"
+CHECKPOINT = {"model": {str: torch.Tensor}, "trainer?": {"iteration": int, str: Any}, str: Any}
+"""What model_*.pth of this engine holds; without "trainer" it is another's."""
 _NOT_WEIGHTS = ("num_batches_tracked", "pixel_mean", "pixel_std", "cell_anchors")
 
 
@@ -455,6 +458,7 @@ def run(
         WeightsNotLoadedError: the backbone (or with `eval_only` the detector) did not come from the file.
         RuntimeError: a loss became infinite or NaN; names the last good checkpoint.
     """
+    fix_order_if_asked()  # in each process
     register(cfg.DATASETS.TEST[0], val)
     if train is not None:
         register(cfg.DATASETS.TRAIN[0], train)
@@ -470,7 +474,9 @@ def run(
     trainer = Trainer(cfg, clock, StopSignals() if several else signals)
     if resume and trainer.checkpointer.has_checkpoint():
         _refuse_other_engine(trainer.checkpointer.get_checkpoint_file())
-        trainer.resume_or_load(resume=True)
+        with restoring(trainer.checkpointer.get_checkpoint_file(), "state"):
+            trainer.resume_or_load(resume=True)
+            check_optimizer(trainer.optimizer)
         if trainer.start_iter > cfg.SOLVER.MAX_ITER:
             raise ValueError(
                 f"{cfg.OUTPUT_DIR} has done {trainer.start_iter} iterations, more than SOLVER.MAX_ITER "
@@ -538,7 +544,9 @@ def _forget_after(path: Path, start: int) -> None:
 
 def _refuse_other_engine(checkpoint: str) -> None:
     """Detectron2 would go on without optimizer and iteration, and say nothing."""
-    if "trainer" not in read_weights_only(checkpoint):
+    content = read_weights_only(checkpoint)
+    check_shape(content, CHECKPOINT, checkpoint)
+    if "trainer" not in content:
         raise ValueError(
             f"{checkpoint} was not written by Detectron2's trainer; resume it with --engine torchvision, or "
             f"start a "

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from detection.coco import (
@@ -27,6 +25,8 @@ from detection.coco import (
 )
 from detection.config import ConfigError, NotCarriedError, load_config, unfreeze
 from detection.tool import has_run
+from keepaug.data.identity import read_card
+from keepaug.runs.distributed import fix_order_if_asked
 
 ENGINES = ("auto", "detectron2", "torchvision")
 BACKENDS = ("auto", "hotcoco", "faster", "pycocotools")  # of the evaluation
@@ -222,6 +222,7 @@ def _decide_device(cfg: CfgNode) -> list[str]:
     import torch
 
     notes = []
+    fix_order_if_asked()
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         notes.append("no CUDA device: training on the CPU (MODEL.DEVICE cpu)")
@@ -237,7 +238,7 @@ def _decide_seed(job: DetectorJob, cfg: CfgNode) -> list[str]:
     if cfg.SEED >= 0:
         return []
     if job.resume and saved.is_file():
-        cfg.SEED = int(yaml.safe_load(saved.read_text()).get("SEED", -1))
+        cfg.SEED = int(load_config(saved, known=cfg, check=False).SEED)
     if cfg.SEED < 0:
         cfg.SEED = secrets.randbelow(2**31)
     return [f"SEED is {cfg.SEED}"]
@@ -345,8 +346,7 @@ def _dataset_card(dataset: CocoDataset) -> dict[str, Any]:
         dataset.image_root,
         *list(dataset.json_path.parents)[:2],
     ):
-        if (folder / "dataset.json").is_file():
-            card: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+        if card := read_card(folder):
             return card
     return {}
 

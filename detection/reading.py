@@ -404,7 +404,7 @@ def _described(content: Mapping[Any, Any], path: Path, parts: Mapping[str, Any])
     if path.name in ("model.safetensors", "pytorch_model.bin") and beside.is_file():
         try:
             described = json.loads(beside.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(f"{beside} beside {path.name} cannot be read ({error})") from error
         if isinstance(described, dict):
             info = {**described, **info}
@@ -452,6 +452,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Tensor) and (value.is_nested or value.is_meta or value.layout != torch.strided):
+        return _Nothing
     if isinstance(value, Tensor | np.ndarray | np.generic):
         array = (
             value.detach().float().numpy()

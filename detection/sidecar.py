@@ -144,7 +144,7 @@ def read_sidecar(weights: str | Path) -> Sidecar | None:
         known = {item.name for item in fields(Sidecar)}
         sidecar = Sidecar(**{key: value for key, value in content.items() if key in known})
         _check(sidecar)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no sidecar of keepaug convert ({error}); convert again") from error
     return sidecar
 

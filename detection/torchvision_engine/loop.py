@@ -19,18 +19,26 @@ from detection.evaluation import coco_results
 from detection.torchvision_engine.build import Detector, RetinaNet, build_model
 from detection.torchvision_engine.data import EvaluationImages, Sample, TrainingBatches, usable
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
-from keepaug.runs.checkpoint import first_non_finite, read_weights_only
+from keepaug.runs.checkpoint import check_optimizer, first_non_finite, read_weights_only, restoring
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic, write_text_atomic
 from keepaug.runs.guard import check_finite
 from keepaug.runs.progress import RunBar, progress
 from keepaug.runs.recorder import Clock, Recorder
 from keepaug.runs.seeds import derive_seed, seed_everything
+from keepaug.runs.shapes import check_shape
 from keepaug.runs.stopping import iterate
 
 __all__ = ["build_optimizer", "last_checkpoint", "learning_rate", "predict", "restore_model", "train"]
 
 LOG_EVERY = 20
+CHECKPOINT = {
+    "model": {str: Tensor},
+    "iteration": int,
+    "engine_state": {"optimizer": {str: Any}, "normaliser": (float, None), "seed": int},
+    "counters": {str: Tensor},
+}
+"""What model_*.pth of this engine holds."""
 _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
@@ -138,13 +146,16 @@ def _restore(
     """Number of iterations done, and the seed."""
     if "engine_state" not in content:
         raise ValueError(f"{path} was written by Detectron2; resume it with --engine detectron2")
-    load_detectron2_state(model, content["model"])
-    model.load_state_dict(content["counters"], strict=False)
+    check_shape(content, CHECKPOINT, path)
     state = content["engine_state"]
-    optimizer.load_state_dict(state["optimizer"])
-    if isinstance(model, RetinaNet):
-        model.head.normaliser.fill_(state["normaliser"])
-    return int(content["iteration"]) + 1, int(state["seed"])
+    with restoring(path, "state"):
+        load_detectron2_state(model, content["model"])
+        model.load_state_dict(content["counters"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        check_optimizer(optimizer)
+        if isinstance(model, RetinaNet):
+            model.head.normaliser.fill_(state["normaliser"])
+    return content["iteration"] + 1, state["seed"]
 
 
 def _clip(cfg: Any, model: nn.Module) -> None:

@@ -280,6 +280,9 @@ class ClassifyConfig:
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
     channels_last: bool = option(False, precision=True)
     compile: bool = option(False, precision=True)
+    sync_batchnorm: bool = option(
+        False, help="BatchNorm over all processes, so that N equal one", precision=True
+    )
     # bookkeeping
     log_every: int = option(50, low=1, help="steps", bookkeeping=True)
     eval_every: int = option(1, low=1, help="epochs")

@@ -30,7 +30,7 @@ from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.lab import LabNetwork
 from keepaug.models.weights import NetworkSpec, identity_of, save_classifier
 from keepaug.runs.config import ConfigError, recipe_of
-from keepaug.runs.distributed import Distributed, setup
+from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
 from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.look_ahead import LookAhead
@@ -134,6 +134,8 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
     trained: nn.Module = network
     if "early" in config.users():
         trained = EarlyHeadNetwork(network, after=config.early_after)
+    if config.sync_batchnorm and world.active:
+        synchronize_batchnorm(trained)
     trained.to(world.device)
     if config.channels_last:
         trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -300,8 +302,9 @@ def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
         if config.drop_path or config.drop_block:
             schedule_drops(run.network, progress)
         inputs, targets = augment(Views(images, labels, strong, heat, drawn), generator)
-        loss = _forward(run, inputs, targets)
-    read_loss = start_reading(loss)
+        loss = _forward(run, inputs, targets) * run.loader.weight
+    logged = run.step + 1 == _total_steps(run) or (run.step + 1) % config.log_every == 0
+    read_loss = start_reading(run.world.sum(loss) / run.world.world_size if logged else loss)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if isinstance(run.network, LabNetwork) and not whitening:

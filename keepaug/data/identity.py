@@ -12,14 +12,28 @@ import torch
 from torch import Tensor
 
 from keepaug.data.files import ImageFiles
+from keepaug.runs.shapes import read_json
 
-__all__ = ["describe_files", "describe_tensors", "is_synthetic"]
+__all__ = ["describe_files", "describe_tensors", "is_synthetic", "read_card"]
+
+
+CARD = {"name?": str, "synthetic?": bool, str: Any}
+"""What dataset.json holds, which drawn data sets carry in their root."""
+
+
+def read_card(root: str | Path) -> dict[str, Any]:
+    """The folder's dataset.json, {} where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    card = Path(root).expanduser() / "dataset.json"
+    return dict(read_json(card, CARD)) if card.is_file() else {}
 
 
 def is_synthetic(root: str | Path) -> bool:
     """Whether the folder's dataset.json says that the program drew it."""
-    card = Path(root).expanduser() / "dataset.json"
-    return card.is_file() and bool(json.loads(card.read_text()).get("synthetic", False))
+    return bool(read_card(root).get("synthetic", False))
 
 
 def describe_tensors(name: str, splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:

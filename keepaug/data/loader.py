@@ -129,6 +129,15 @@ class Loader:
         self.epoch += 1
         self.position = 0
 
+    @property
+    def weight(self) -> float:
+        """Of this process's part of the present batch: with it, the mean over the processes is that over all
+        images. 1, but where they cannot share a last batch evenly.
+        """
+        start = (self.position - 1) * self.batch_size
+        total = min(self.batch_size, len(self.images) - start)
+        return len(range(self.rank, total, self.world_size)) * self.world_size / total
+
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands: epoch, batches taken, and what they were cut from."""
         return {

@@ -4,7 +4,6 @@ run that made it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 
 from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.networks import build_network
-from keepaug.runs.checkpoint import first_non_finite, read_weights_only
+from keepaug.runs.checkpoint import first_non_finite, read_weights_only, restoring
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import sha256_of, write_atomic
+from keepaug.runs.shapes import check_shape, read_json
 
 __all__ = [
     "Classifier",
@@ -28,6 +28,26 @@ __all__ = [
     "misfit_of",
     "save_classifier",
 ]
+
+
+_STATE = {str: Tensor}
+CLASSIFIER = {
+    "state_dict": _STATE,
+    "arch": str,
+    "num_classes?": int,
+    "options?": {str: Any},
+    "classes": [str],
+    "mean": [float],
+    "std": [float],
+    "color_order?": str,
+    "provenance?": ({str: Any}, None),
+    "state_dict_ema?": (_STATE, None),
+    "early_head?": (_STATE, None),
+    "early_after?": str,
+    "stem?": str,
+    str: Any,
+}
+"""What weights.pt holds."""
 
 
 def misfit_of(error: RuntimeError) -> str:
@@ -175,12 +195,14 @@ def load_classifier(
             f"program goes "
             "through torchvision:NAME or timm:NAME, or keepaug convert"
         )
+    check_shape(content, CLASSIFIER, path)
     if options is None:
         options = content.get("options")
     if options is None:
         options = _options_of_earlier_file(content, path)
     spec = NetworkSpec(content["arch"], len(content["classes"]), dict(options))
-    network = spec.build()
+    with restoring(path, "network"):
+        network = spec.build()
     state = content.get("state_dict_ema") if averaged else None
     try:
         network.load_state_dict(state or content["state_dict"])
@@ -212,7 +234,7 @@ def _options_of_earlier_file(content: Mapping[str, Any], path: Path) -> dict[str
     if not str(content["arch"]).startswith("wrn"):
         return options
     beside = path.parent / "result.json"
-    kind = json.loads(beside.read_text()).get("kind") if beside.is_file() else None
+    kind = read_json(beside, {"kind?": str, str: Any}).get("kind") if beside.is_file() else None
     if kind is None and content.get("method") in ("rand_augment", "keep_rand_augment"):
         raise ValueError(
             f"{path} does not say which shortcut its {content['arch']} has, and no result.json lies beside "

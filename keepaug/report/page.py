@@ -123,6 +123,14 @@ def _told_apart_by(group: Group) -> dict[str, Any]:
 
 
 def _name(group: Group) -> str:
+    """Of a row; the run's own name where its settings do not say what such settings say."""
+    try:
+        return _name_by_settings(group)
+    except (KeyError, AttributeError):
+        return str(group.first["name"])
+
+
+def _name_by_settings(group: Group) -> str:
     first, config = group.first, group.first["config"]
     if first["kind"] == "classify":
         saliency = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from torch import Tensor
 
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import keep_as, write_atomic
-from keepaug.runs.restricted import read_file
+from keepaug.runs.restricted import read_file, tensors_of
+from keepaug.runs.shapes import check_shape
 
 __all__ = [
     "FILE_NAME",
     "PREVIOUS_NAME",
+    "check_optimizer",
     "first_non_finite",
     "has_checkpoint",
     "load_checkpoint",
     "read_weights_only",
+    "restoring",
     "save_checkpoint",
 ]
 
@@ -66,19 +70,13 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> Path:
     return write_atomic(path, lambda file: torch.save(state, file))
 
 
-def first_non_finite(state: Any, name: str = "") -> str | None:
+def first_non_finite(state: Any) -> str | None:
     """The name of the first tensor in nested dictionaries and lists that holds NaN or infinity, or None."""
-    if isinstance(state, Tensor):
-        finite = not (state.is_floating_point() or state.is_complex()) or bool(torch.isfinite(state).all())
-        return None if finite else name
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(state, Mapping):
-        items = state.items()
-    elif isinstance(state, list | tuple):
-        items = enumerate(state)
-    return next(
-        (bad for key, value in items if (bad := first_non_finite(value, f"{name}.{key}".lstrip(".")))), None
-    )
+    return next((name for name, tensor in tensors_of(state) if not _is_finite(tensor)), None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex()) or bool(torch.isfinite(tensor).all())
 
 
 def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
@@ -97,6 +95,7 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
             continue
         try:
             state = read_weights_only(path)
+            check_shape(state, {str: Any}, path)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -111,6 +110,57 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
 def read_weights_only(path: str | Path) -> Any:
     """What `restricted.read_file` reads, any failure a ValueError that names the file."""
     try:
-        return read_file(path)
-    except (ValueError, OSError) as error:
+        content = read_file(path)
+        odd = next((f"{name} is {kind}" for name, one in tensors_of(content) if (kind := _odd(one))), None)
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({str(error).removeprefix(f'{path} ')})") from error
+    if odd:
+        raise ValueError(f"{path} cannot be read ({odd}; expected plain tensors with values)")
+    return content
+
+
+def _odd(tensor: Tensor) -> str | None:
+    """What makes a tensor, which torch saves, one that neither a network nor an optimizer takes."""
+    kinds = {
+        "without values (meta)": tensor.is_meta,
+        "quantised": tensor.is_quantized,
+        str(tensor.layout): tensor.layout != torch.strided,
+        str(tensor.dtype): "float8" in str(tensor.dtype) or tensor.is_complex(),
+    }
+    return next((kind for kind, has in kinds.items() if has), None)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise unless an optimizer can take a step: its `load_state_dict` takes anything.
+
+    Raises:
+        TypeError: a setting that is another kind than its default, or a state that is not of its parameter.
+    """
+    for group in optimizer.param_groups:
+        for key, default in optimizer.defaults.items():
+            numbers = all(type(one) in (int, float) for one in (default, group.get(key)))
+            if key in group and not numbers and type(group[key]) is not type(default):
+                raise TypeError(f"{key} is {group[key]!r:.60}, expected something like {default!r}")
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            fits = value.shape in (parameter.shape, ()) if isinstance(value, Tensor) else value is None
+            if not fits and type(value) not in (int, float):
+                raise TypeError(
+                    f"{key} is {value!r:.60}, expected numbers of the shape {tuple(parameter.shape)}"
+                )
+
+
+@contextlib.contextmanager
+def restoring(path: str | Path, what: str) -> Iterator[None]:
+    """Whatever a network or an optimizer raises when it is given a part of a file means another file's part.
+
+    Raises:
+        ValueError: names the file and the part.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"{path}: its {what} does not fit ({reason:.300}); it is damaged, or another run's"
+        ) from error

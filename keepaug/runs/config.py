@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 
 from keepaug.runs.configs import find_config
 from keepaug.runs.errors import ConfigError, UnknownKeyError
+from keepaug.runs.shapes import read_yaml
 
 try:
     import yaml
@@ -228,14 +228,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         where = f" (named by {BASE_KEY} of {seen[-1]})" if seen else ""
         raise FileNotFoundError(f"no config file {path}{where}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-        json.dumps(tree, default=str)  # a tree, and no deeper than anybody writes one
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
+    tree = read_yaml(path)
     base = tree.pop(BASE_KEY, None)
     if base is None:
         return tree

@@ -19,6 +19,7 @@ from keepaug.runs.errors import ConfigError
 __all__ = [
     "Distributed",
     "SynchronizedBatchNorm",
+    "fix_order_if_asked",
     "gather_all",
     "gather_rows",
     "setup",
@@ -86,6 +87,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise ConfigError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:N")
+    fix_order_if_asked()
     cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not cuda:
         raise ConfigError(f"device is {device}, but torch sees no CUDA device; device=cpu or device=auto")
@@ -119,6 +121,14 @@ def setup(device: str = "auto") -> Distributed:
         _end_with_parent()
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
     return Distributed(rank, world_size, local_rank, chosen, joined)
+
+
+def fix_order_if_asked() -> None:
+    """With KEEPAUG_DETERMINISTIC=1, let torch add up in the same order every time, on a GPU too; slower."""
+    if os.environ.get("KEEPAUG_DETERMINISTIC") == "1":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
 
 
 def _end_with_parent() -> None:

@@ -30,20 +30,46 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
-from keepaug.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from keepaug.runs.checkpoint import (
+    check_optimizer,
+    has_checkpoint,
+    load_checkpoint,
+    restoring,
+    save_checkpoint,
+)
 from keepaug.runs.config import ConfigError, changed_settings, precision_of, recipe_of, to_dict
 from keepaug.runs.distributed import Distributed
 from keepaug.runs.files import remove_unfinished, write_json_atomic, write_text_atomic
 from keepaug.runs.header import header
 from keepaug.runs.loggers import Logger, open_loggers
 from keepaug.runs.progress import say
-from keepaug.runs.result import describe_run, record_result, revision
+from keepaug.runs.result import DATASET, STARTED_FROM, describe_run, record_result, revision
+from keepaug.runs.shapes import check_shape, read_json, read_yaml
 from keepaug.runs.stopping import StopSignals
 
 __all__ = ["Clock", "Recorder"]
 
 METRICS = "metrics.jsonl"
 RUN = "run.json"
+RUN_SHAPE = {
+    "kind": str,
+    "dataset": DATASET,
+    "started_from": STARTED_FROM,
+    "revisions?": [(str, None)],
+    "seconds?": float,
+    "cpu_seconds?": float,
+    str: Any,
+}
+CHECKPOINT_SHAPE = {
+    "step": int,
+    "seconds?": float,
+    "cpu_seconds?": float,
+    "metrics_lines?": int,
+    "evaluated?": int,
+    "best?": (float, None),
+    "hits?": Tensor,
+    str: Any,
+}
 
 
 @dataclass(frozen=True)
@@ -229,9 +255,11 @@ class Recorder:
         state = (load_checkpoint(self.path) if begun and self._has_run is has_checkpoint else None) or {
             "step": 0
         }
+        check_shape(state, CHECKPOINT_SHAPE, self.path / CHECKPOINT)
         for key, part in parts.items():
             if part is not None and state.get(key) is not None:
-                _restore(part, state[key])
+                with restoring(self.path / CHECKPOINT, key):
+                    _restore(part, state[key])
         times = state if "seconds" in state else before  # an engine's own checkpoints do not say it
         earlier = times.get("seconds", 0.0), times.get("cpu_seconds", 0.0)
         self.clock = replace(self.clock, earlier=earlier)
@@ -357,8 +385,8 @@ class Recorder:
 
     def _kind_here(self) -> str | None:
         for name in (RUN, "result.json"):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                if kind := json.loads((self.path / name).read_text()).get("kind"):
+            with contextlib.suppress(OSError, ValueError):
+                if kind := read_json(self.path / name, {"kind?": str, str: Any}).get("kind"):
                     return str(kind)
         return None
 
@@ -366,18 +394,15 @@ class Recorder:
         """run.json; {} of a run of an earlier version."""
         path = self.path / RUN
         try:
-            content = json.loads(path.read_text()) if path.is_file() else {}
+            return dict(read_json(path, RUN_SHAPE)) if path.is_file() else {}
         except ValueError as error:
-            raise ConfigError(f"{path} is damaged ({error}): start a new run in another folder") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path} is no record of a run: start a new run in another folder")
-        return content
+            raise ConfigError(f"{error}: start a new run in another folder") from error
 
     def _check_same(
         self, before: Mapping[str, Any], dataset: Mapping[str, Any], started_from: Mapping[str, Any] | None
     ) -> None:
         saved = self.path / "config.yaml"
-        changed = self._changed(yaml.safe_load(saved.read_text())) if saved.is_file() else []
+        changed = self._changed(read_yaml(saved)) if saved.is_file() else []
         if before:
             # A folder may have been moved: its name says nothing. An evaluation alone knows one split.
             was, now = before["dataset"]["sizes"], dataset["sizes"]
@@ -402,7 +427,9 @@ class Recorder:
         if begun and path.is_file() and self._has_run is has_checkpoint:
             lines = path.read_text(errors="replace").splitlines()
             number = state.get("metrics_lines")
-            kept = lines[:number] if number is not None else _up_to(lines, state["step"])
+            kept = _up_to(lines if number is None else lines[:number], state["step"])
+            if number is not None and len(kept) < number:
+                print(f"note: {path} is damaged, {number - len(kept)} of its {number} lines are lost")
         elif begun and path.is_file():
             kept = path.read_text(errors="replace").splitlines()
         write_text_atomic(path, "".join(f"{line}\n" for line in kept))
@@ -423,20 +450,23 @@ def _state_of(part: Any) -> Any:
 def _restore(part: Any, state: Any) -> None:
     if hasattr(part, "load_state_dict"):
         part.load_state_dict(state)
+        if isinstance(part, torch.optim.Optimizer):
+            check_optimizer(part)
     elif isinstance(part, Tensor):
         part.copy_(state)
     else:
+        check_shape(state, [(float, {str: float})], "a list")
         part[:] = state
 
 
 def _up_to(lines: list[str], step: int) -> list[str]:
-    """Of a checkpoint that does not count lines: those of its step and before, without one that was cut
-    short.
-    """
+    """Those of a step and before, without what was cut short or is damaged."""
     kept = []
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            check_shape(values, {"step": int, str: float}, METRICS)
+            if values["step"] <= step:
                 kept.append(line)
     return kept
 

@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["WeightsError", "read_file", "unpickle_arrays"]
+__all__ = ["WeightsError", "read_file", "tensors_of", "unpickle_arrays"]
 
 
 _TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.save's before its zip
@@ -131,7 +132,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path, *, mmap: bool) -> Any:
     try:
         with torch.serialization.safe_globals(_harmless()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error)
         if "GLOBAL" in reason or "Unsupported" in reason or "weights_only" in reason:
@@ -152,6 +153,26 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
     except Exception as error:  # a damaged file raises half a dozen types
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is damaged or cut short ({reason}); copy or download it again") from error
+    try:
+        nested = next((name for name, tensor in tensors_of(content) if tensor.is_nested), None)
+    except RecursionError as error:
+        raise WeightsError(f"{path} holds lists or dictionaries nested without end") from error
+    if nested:
+        raise WeightsError(f"{path} holds nested tensors ({nested}), which no network has; save plain ones")
+    return content
+
+
+def tensors_of(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested dictionaries and lists, with their places as names."""
+    if isinstance(content, Tensor):
+        yield name or "its content", content
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(content, Mapping):
+        items = content.items()
+    elif isinstance(content, list | tuple):
+        items = enumerate(content)
+    for key, value in items:
+        yield from tensors_of(value, f"{name}.{key}".lstrip("."))
 
 
 def _harmless() -> list[Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keepaug.runs.files import write_json_atomic
+from keepaug.runs.shapes import check_shape, read_json
 
 __all__ = [
     "FILE_NAME",
@@ -42,7 +43,33 @@ _PACKAGES = (
     "faster-coco-eval",
     "timm",
 )
-_REQUIRED = ("schema", "kind", "name", "metrics", "seed", "config", "dataset", "synthetic", "shortened")
+DATASET = {"name": str, "sizes": {str: int}, "checksum": str, str: Any}
+"""What is said of the data, see `keepaug.data.identity`."""
+STARTED_FROM = ({"file": str, "sha256": str, "provenance?": {str: Any}, str: Any}, None)
+"""What is said of the network that a training began with."""
+RECIPE = {"recipe": {str: Any}, "precision": {str: Any}, "started_from": STARTED_FROM, str: Any}
+RESULT = {
+    "schema": int,
+    "kind": str,
+    "name": str,
+    "metrics": {str: float},
+    "seed": int,
+    "config": {str: Any},
+    "dataset": DATASET,
+    "synthetic": bool,
+    "shortened": bool,
+    "engine?": (str, None),
+    "revision?": (str, None),
+    "revisions?": [(str, None)],
+    "packages?": {str: str},
+    "hardware": {"cpu": str, "cores?": (int, None), "threads?": int, "gpus": [str], str: Any},
+    "wall_time_s": float,
+    "artifacts": {str: str},
+    "extra": {"cpu_time_s?": float, "notes?": [str], "history?": [(float, {str: float})], str: Any},
+    "created": str,
+    str: Any,
+}
+"""What result.json holds."""
 
 
 def describe_run(
@@ -178,12 +205,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         ValueError: not a result file of this schema.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); it was not written by write_result") from error
-    if not isinstance(content, dict) or (missing := [key for key in _REQUIRED if key not in content]):
-        raise ValueError(f"{path} lacks {', '.join(missing) if isinstance(content, dict) else 'all keys'}")
+    content = read_json(path, RESULT)
     if content["schema"] not in (1, SCHEMA):
         raise ValueError(f"{path} has schema {content['schema']}, this program reads {SCHEMA}; run it again")
     if content["schema"] == 1:
@@ -193,6 +215,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
             "precision": {},
             "started_from": content.get("extra", {}).get("backbone"),
         }
+    check_shape(content, RECIPE, path)
     content["folder"] = str(path.parent)
     return content
 

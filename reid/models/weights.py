@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from keepaug.models.weights import identity_of
-from keepaug.runs.checkpoint import first_non_finite, read_weights_only
+from keepaug.runs.checkpoint import first_non_finite, read_weights_only, restoring
 from keepaug.runs.command import is_main
 from keepaug.runs.config import ConfigError
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic
+from keepaug.runs.shapes import check_shape
 from reid.config import ReidConfig
 from reid.models.network import ReidNetwork, build_reid_network
 
@@ -35,6 +36,23 @@ WEIGHTS = "weights.pt"
 """Name of the file with the last weights in a run folder."""
 KIND = "reid"
 _NECK = re.compile(r"(?:^|\.)(?:bottleneck|bnneck|neck)\.(?:0\.)?(weight|bias|running_mean|running_var)$")
+TRAINED = {
+    "kind": str,
+    "arch": str,
+    "identities": [(int, str)],
+    "last_stride": int,
+    "neck": str,
+    "first_relu": bool,
+    "height": int,
+    "width": int,
+    "mean": [float],
+    "std": [float],
+    "color_order?": str,
+    "provenance?": {str: Any},
+    "state_dict": {str: Tensor},
+    str: Any,
+}
+"""What the weights and checkpoints of a run hold."""
 _WRAPPERS = ("state_dict_ema", "state_dict", "model", "network")  # averaged weights are what a run evaluates
 
 
@@ -218,6 +236,7 @@ def load_trained(path: str | Path) -> dict[str, Any]:
             f"{', '.join(map(str, list(content)[:5]))}): take its weights.pt or best.pt; other networks are "
             "scored by --eval-only"
         )
+    check_shape(content, TRAINED, path)
     return content
 
 
@@ -236,14 +255,15 @@ def load_network(path: str | Path, config: ReidConfig | None = None) -> tuple[Re
     if config is not None and _read(path).get("kind") != KIND:
         return _load_foreign(path, config)
     content = load_trained(path)
-    network = build_reid_network(
-        content["arch"],
-        len(content["identities"]),
-        last_stride=content["last_stride"],
-        neck=content["neck"],
-        first_relu=content["first_relu"],
-        size=(content["height"], content["width"]),
-    )
+    with restoring(path, "network"):
+        network = build_reid_network(
+            content["arch"],
+            len(content["identities"]),
+            last_stride=content["last_stride"],
+            neck=content["neck"],
+            first_relu=content["first_relu"],
+            size=(content["height"], content["width"]),
+        )
     try:
         network.load_state_dict(content["state_dict"])
     except RuntimeError as error:

@@ -75,3 +75,16 @@ def test_the_clock_is_kept_beside_what_the_run_is(tmp_path: Path) -> None:
     assert kept["kind"] == "detection"
     assert 100 <= kept["seconds"] < 110
     assert 10 <= kept["cpu_seconds"] < 20
+
+
+def test_sums_in_a_fixed_order_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    setup("cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv("KEEPAUG_DETERMINISTIC", "1")
+    try:
+        setup("cpu")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,89 @@
+"""Shapes of files: what fits, and what is said of what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from keepaug.runs.checkpoint import check_optimizer, read_weights_only
+from keepaug.runs.config import ConfigError
+from keepaug.runs.shapes import check_shape, read_json, read_yaml
+
+SHAPE = {"name": str, "sizes": {str: int}, "rate?": (float, None), "classes?": [str], "ok?": bool, str: Any}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", r"has \[1\] as its content, expected keys and values"),
+        ("{}", "lacks name, sizes"),
+        ('{"name": 3, "sizes": {}}', "has 3 as name, expected a text"),
+        ('{"name": "a", "sizes": {"train": 1.5}}', r"has 1.5 as sizes\.train, expected a whole number"),
+        ('{"name": "a", "sizes": {"train": true}}', "has True as"),
+        ('{"name": "a", "sizes": {}, "rate": NaN}', "has nan as rate, expected a finite number or null"),
+        ('{"name": "a", "sizes": {}, "classes": ["x", 1]}', r"has 1 as classes\[1\], expected a text"),
+        ('{"name": "a", "sizes": {}, "ok": 1}', "expected true or false"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"name": ', "is not JSON"),
+    ],
+)
+def test_what_does_not_fit_is_named(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_json(file, SHAPE)
+
+
+def test_what_fits_is_taken() -> None:
+    for more in ({}, {"rate": 1}, {"rate": None}, {"classes": ["a"], "ok": True, "else": object()}):
+        check_shape({"name": "a", "sizes": {"train": 3}, **more}, SHAPE, "f")
+    check_shape((1, 2.5), [float], "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &x [*x]", "[" * 3000 + "]" * 3000, "a: !!python/object/apply:print [1]", "3", "{? [1]: 2}", "1: 2",
+     "a: \x00", "- a"],
+)  # fmt: skip
+def test_yaml_of_another_structure_is_one_sentence(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError):
+        read_yaml(file)
+    file.write_text("")
+    assert read_yaml(file) == {}
+    assert read_yaml(file, yaml.SafeLoader) == {}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.ones(2).to(torch.float8_e4m3fn), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        torch.ones(2, 2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2, dtype=torch.complex64),
+    ],
+)  # fmt: skip
+def test_tensors_that_nothing_takes_are_named(odd: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.ones(2), "b": [odd]}}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"cannot be read.*model\.b\.0"):
+        read_weights_only(tmp_path / "w.pt")
+
+
+def test_an_optimizer_that_cannot_take_a_step_is_found_out() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    check_optimizer(optimizer)
+    for bad in ("", torch.ones(2), [1]):
+        optimizer.state[parameter]["momentum_buffer"] = bad
+        with pytest.raises(TypeError, match="momentum_buffer"):
+            check_optimizer(optimizer)
+    optimizer.state.clear()
+    optimizer.param_groups[0]["nesterov"] = "yes"
+    with pytest.raises(TypeError, match="nesterov is 'yes'"):
+        check_optimizer(optimizer)

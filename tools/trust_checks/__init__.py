@@ -1,0 +1,1 @@
+"""What `tools/trust.py` tries, see docs/trust.md."""

@@ -1,0 +1,64 @@
+"""All cases: what they need is made once, before the processes part."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from trust_checks import fuzz, kills
+from trust_checks.processes import Case
+from trust_checks.runs import all_runs, digest, main_of, write_data
+
+# What the tools import when they need it: once here, instead of in every case.
+FUZZ = 3080  # cases of the whole
+LATER = (
+    "keepaug.classify.loop", "ssl_uda.loop", "reid.training.loop", "reid.evaluation.run",
+    "detection.torchvision_engine.loop", "detection.draw", "keepaug.report", "hotcoco",
+)  # fmt: skip
+
+
+def all_cases(
+    folder: Path, *, share: float, only: Sequence[str], seed: int, loops: Sequence[str] = ()
+) -> list[Case]:
+    """In seeded order, long and short ones mixed.
+
+    Args:
+        folder: for data, references and cases.
+        share: of the cases.
+        only: words of which a row's name must have one; nothing: all.
+        seed: of moments and damage.
+        loops: names of the runs; nothing: all.
+    """
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for name in LATER:
+        importlib.import_module(name)
+    for name in fuzz.COMMANDS:
+        main_of(name)
+    write_data(folder / "data")
+    runs = {name: run for name, run in all_runs(folder / "data").items() if not loops or name in loops}
+    if "detector (Detectron2)" in runs:
+        try:
+            importlib.import_module("detection.detectron2_engine")
+        except ImportError:
+            del runs["detector (Detectron2)"]
+    references = {name: kills.reference(run, folder / "references" / name) for name, run in runs.items()}
+    pairs = {}
+    for name, run in runs.items():
+        if run.tool != "train-detector":
+            output = folder / "references" / f"two {name}"
+            if bad := kills.two(run, output / "run", output):
+                raise RuntimeError(f"two processes of {name} do not even run: {bad}")
+            pairs[name] = references[name]._replace(digest=digest(output / "run"))
+    cases = kills.cases(list(runs.values()), references, pairs, share=share, seed=seed)
+    cases = [case for case in cases if not only or any(word in case.kind for word in only)]
+    if not only or any("fuzz" in word for word in only):
+        number = round(FUZZ * share)
+        cases += fuzz.cases(folder, runs, folder / "references", number=number, seed=seed)
+    random.Random(seed).shuffle(cases)
+    return cases
