@@ -75,7 +75,14 @@ except ImportError as error:
 __all__ = ["LoadReport", "WeightsNotLoadedError", "compare_loaded", "launch", "run"]
 
 RESULTS_FILE = "inference/coco_instances_results.json"
-CHECKPOINT = {"model": {str: torch.Tensor}, "trainer?": {"iteration": int, str: Any}, str: Any}
+_TRAINER = {
+    "iteration": int,
+    "hooks?": {"LRScheduler?": {"base_lrs": [float], "last_epoch": int, str: Any}, str: Any},
+    "_trainer?": {"iteration": int, "optimizer": {str: Any}, str: Any},
+    "loss_normalizer?": (float, None),
+    str: Any,
+}
+CHECKPOINT = {"model": {str: torch.Tensor}, "trainer?": _TRAINER, str: Any}
 """What model_*.pth of this engine holds; without "trainer" it is another's."""
 _NOT_WEIGHTS = ("num_batches_tracked", "pixel_mean", "pixel_std", "cell_anchors")
 

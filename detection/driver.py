@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.prepare import DetectorJob, Prepared, prepare, scored_split
@@ -19,6 +17,7 @@ from detection.sidecar import started_from
 from detection.tool import changed_settings, has_run, precision_of, recipe_of
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.result import FILE_NAME
+from keepaug.runs.shapes import check_shape, read_yaml
 
 if TYPE_CHECKING:  # a wrong config is refused without torch
     from detection.evaluation import CocoMetrics
@@ -112,8 +111,9 @@ def claim(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
 
 def _check_old_run(saved: Path, weights: str) -> None:
     """A run of an earlier version says what it began with by its path alone."""
-    content = yaml.safe_load(saved.read_text()) if saved.is_file() else None
-    began = content.get("MODEL", {}).get("WEIGHTS") if isinstance(content, dict) else None
+    content = read_yaml(saved) if saved.is_file() else {}
+    check_shape(content, {"MODEL?": {"WEIGHTS?": str, str: Any}, str: Any}, saved)
+    began = content.get("MODEL", {}).get("WEIGHTS")
     if began != weights:
         raise ConfigError(
             f"{saved.parent} holds a run of an earlier version that began with {began!r}, not with "

@@ -45,13 +45,17 @@ def try_all(
     from trust_checks.cases import all_cases
 
     cases = all_cases(folder, share=share, only=only, seed=seed, loops=loops)
-    outcomes, start = [], time.monotonic()
-    for outcome in run_all(cases, folder / "cases", jobs=jobs):
-        outcomes.append(outcome)
-        if bad(outcome):
-            print(f"{outcome.column}: {outcome.kind}: {outcome.name}: {outcome.detail}", flush=True)
-        if len(outcomes) % 200 == 0:
-            print(f"{len(outcomes)} of {len(cases)} in {time.monotonic() - start:.0f} s", flush=True)
+    outcomes: list[Outcome] = []
+    start = time.monotonic()
+    try:
+        for outcome in run_all(cases, folder / "cases", jobs=jobs):
+            outcomes.append(outcome)
+            if bad(outcome):
+                print(f"{outcome.column}: {outcome.kind}: {outcome.name}: {outcome.detail}", flush=True)
+            if len(outcomes) % 200 == 0:
+                print(f"{len(outcomes)} of {len(cases)} in {time.monotonic() - start:.0f} s", flush=True)
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(outcomes)} of {len(cases)}")
     return outcomes
 
 

@@ -131,6 +131,7 @@ def _newest_readable(output: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in (newest, *older):
         try:
             content = read_weights_only(path)
+            check_shape(content, {str: Any}, path)
         except ValueError as error:
             problems.append(str(error))
             continue

@@ -53,8 +53,10 @@ def with_precision(settings: Settings, folder: Path, device: torch.device) -> Se
 
 
 def _begun_with(folder: Path) -> str | None:
-    import yaml
+    from keepaug.runs.shapes import read_yaml
 
     path = Path(folder) / "config.yaml"
-    before = yaml.safe_load(path.read_text()) if path.is_file() else None
-    return before.get("precision") if isinstance(before, dict) else None
+    before = read_yaml(path).get("precision") if path.is_file() else None
+    if before is not None and before not in PRECISIONS:
+        raise ConfigError(f"{path}: precision is {before!r:.80}; allowed: {', '.join(PRECISIONS)}")
+    return before

@@ -137,7 +137,7 @@ def attempt(target: Target, wanted: dict[str, Any], seed: str, folder: Path) -> 
     new = place / "run"
     if broken := broken_files(new) if new.is_dir() and target.file.split("/")[0] != "run" else "":
         return HALF, said + broken
-    if left := [path.name for path in place.rglob("*.partial") if bad or path not in inputs]:
+    if left := [path.name for path in place.rglob("*.partial") if path not in inputs]:
         return HALF, said + ", ".join(left)
     if bad:
         return REFUSED, said + bad[1]

@@ -415,7 +415,7 @@ def cases(
             moment = chance.random()
             work = functools.partial(asked, run, wanted, moment, number)
             found.append(Case("SIGTERM and SIGUSR1", f"{run.name}: {number.name} at {moment:.2f}", work))
-        limits = [-(2 ** chance.randrange(4, 22)) for _ in range(4)]
+        limits = [-(2 ** chance.randrange(17, 22)) for _ in range(4)]  # longer than what is printed
         for count, at in enumerate(part([*range(len(wanted.events)), *limits])):
             work = functools.partial(full_disk, run, wanted, at, again=count % 4 == 0)
             found.append(Case("full disk", f"{run.name}: {_named(wanted, at)}", work))
