@@ -34,28 +34,36 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", default=[], metavar="WORD", help="rows whose name has one of these words")
     add("--seed", type=int, default=0, help="of the moments and of the damage")
     add("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="cases at a time; default 2")
+    add("--minutes", type=float, default=1e9, help="stop after so many: the cases come in a drawn order")
     add("--write", type=Path, metavar="FILE", help=f"also put the table into this page ({PAGE.name})")
     return parser
 
 
 def try_all(
-    folder: Path, *, share: float, only: Sequence[str], seed: int, jobs: int, loops: Sequence[str] = ()
+    folder: Path,
+    *,
+    share: float,
+    only: Sequence[str],
+    seed: int,
+    jobs: int,
+    loops: Sequence[str] = (),
+    minutes: float = 1e9,
 ) -> list[Outcome]:
     """Every case, or a share of them, in an empty folder; each bad one is printed as it comes."""
     from trust_checks.cases import all_cases
 
+    start = time.monotonic()
     cases = all_cases(folder, share=share, only=only, seed=seed, loops=loops)
     outcomes: list[Outcome] = []
-    start = time.monotonic()
-    try:
-        for outcome in run_all(cases, folder / "cases", jobs=jobs):
-            outcomes.append(outcome)
-            if bad(outcome):
-                print(f"{outcome.column}: {outcome.kind}: {outcome.name}: {outcome.detail}", flush=True)
-            if len(outcomes) % 200 == 0:
-                print(f"{len(outcomes)} of {len(cases)} in {time.monotonic() - start:.0f} s", flush=True)
-    except KeyboardInterrupt:
-        print(f"interrupted after {len(outcomes)} of {len(cases)}")
+    for outcome in run_all(cases, folder / "cases", jobs=jobs):
+        outcomes.append(outcome)
+        if bad(outcome):
+            print(f"{outcome.column}: {outcome.kind}: {outcome.name}: {outcome.detail}", flush=True)
+        late = time.monotonic() - start > 60 * minutes
+        if late or len(outcomes) % 200 == 0:
+            print(f"{len(outcomes)} of {len(cases)} in {time.monotonic() - start:.0f} s", flush=True)
+        if late:
+            break
     return outcomes
 
 
@@ -64,7 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="trust-") as folder:
         os.environ["KEEPAUG_CACHE"] = str(Path(folder) / "cache")
-        outcomes = try_all(Path(folder), share=args.share, only=args.only, seed=args.seed, jobs=args.jobs)
+        outcomes = try_all(
+            Path(folder),
+            share=args.share,
+            only=args.only,
+            seed=args.seed,
+            jobs=args.jobs,
+            minutes=args.minutes,
+        )
     print(table(outcomes))
     counts = Counter(outcome.column for outcome in outcomes)
     minutes = (time.monotonic() - start) / 60

@@ -160,7 +160,18 @@ def _last(text: str) -> str:
 
 def run_all(cases: Sequence[Case], folder: Path, *, jobs: int) -> Iterator[Outcome]:
     """Each case in a process of its own, `jobs` at a time; outcomes as they come."""
-    waiting, running = list(reversed(cases)), {}
+    waiting: list[Case] = list(reversed(cases))
+    running: dict[int, tuple[Case, Path, float]] = {}
+    try:
+        yield from _run_all(waiting, running, folder, jobs)
+    finally:
+        for pid in running:
+            end(pid)
+
+
+def _run_all(
+    waiting: list[Case], running: dict[int, tuple[Case, Path, float]], folder: Path, jobs: int
+) -> Iterator[Outcome]:
     number = 0
     while waiting or running:
         while waiting and len(running) < jobs:
