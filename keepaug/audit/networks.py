@@ -364,10 +364,11 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
 
 
 def _kind_of(path: Path) -> str:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:  # none, or a damaged one, whose reader says so
         return "weights"
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     if any("/code/" in f"/{name}" for name in names):
         return "TorchScript"
     if any(name.endswith(("serialized_exported_program.json", "archive_format")) for name in names):
