@@ -211,20 +211,30 @@ def same_kind(codec: str, before: bytes, after: bytes) -> bool:
         return before == after
     load = _TREES[codec][0]
     try:
-        return _alike(load(before), load(after), free=codec == "jsonl")
+        return _alike(load(before), load(after), free=codec == "jsonl", quoted=codec == "yaml")
     except Exception:
         return False
 
 
-def _alike(one: Any, other: Any, *, free: bool = False) -> bool:
-    """Whether two trees have the same types in the same places; `free`: keys are any names."""
+def _alike(one: Any, other: Any, *, free: bool = False, quoted: bool = False) -> bool:
+    """Whether two trees have the same types in the same places.
+
+    Args:
+        one: as it was.
+        other: as it is.
+        free: keys are any names.
+        quoted: numbers may stand in quotes.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         known = free or other.keys() <= one.keys()
-        return known and all(_alike(one[key], other[key], free=free) for key in one.keys() & other.keys())
+        shared = one.keys() & other.keys()
+        return known and all(_alike(one[key], other[key], free=free, quoted=quoted) for key in shared)
     if isinstance(one, list) and isinstance(other, list):
-        return all(_alike(*pair, free=free) for pair in zip(one, other, strict=False))
+        return all(_alike(*pair, free=free, quoted=quoted) for pair in zip(one, other, strict=False))
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and one.dtype == other.dtype and one.layout == other.layout
     numbers = (int, float)
+    if quoted and type(one) in numbers and isinstance(other, str):
+        other = yaml.safe_load(other)
     both = type(one) in numbers and type(other) in numbers
     return both or type(one) is type(other)
