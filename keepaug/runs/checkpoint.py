@@ -144,7 +144,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             fits = value.shape in (parameter.shape, ()) if isinstance(value, Tensor) else value is None
-            if not fits and type(value) not in (int, float):
+            if not fits and not (key == "step" and type(value) in (int, float)):
                 raise TypeError(
                     f"{key} is {value!r:.60}, expected numbers of the shape {tuple(parameter.shape)}"
                 )
