@@ -54,7 +54,7 @@ RESULT = {
     "name": str,
     "metrics": {str: float},
     "seed": int,
-    "config": {str: Any},
+    "config": {"method?": str, "arch?": str, "saliency?": str, str: Any},
     "dataset": DATASET,
     "synthetic": bool,
     "shortened": bool,
