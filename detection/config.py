@@ -233,6 +233,8 @@ def check_values(cfg: CfgNode) -> None:
     for key in (
         "MODEL.ROI_HEADS.NUM_CLASSES",
         "MODEL.RETINANET.NUM_CLASSES",
+        "MODEL.RESNETS.NUM_GROUPS",
+        "MODEL.RESNETS.WIDTH_PER_GROUP",
         "SOLVER.IMS_PER_BATCH",
         "SOLVER.MAX_ITER",
         "SOLVER.CHECKPOINT_PERIOD",

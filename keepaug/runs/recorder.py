@@ -402,7 +402,10 @@ class Recorder:
         self, before: Mapping[str, Any], dataset: Mapping[str, Any], started_from: Mapping[str, Any] | None
     ) -> None:
         saved = self.path / "config.yaml"
-        changed = self._changed(read_yaml(saved)) if saved.is_file() else []
+        try:
+            changed = self._changed(read_yaml(saved)) if saved.is_file() else []
+        except (TypeError, AttributeError) as error:
+            raise ConfigError(f"{saved} is damaged ({error}): start a new run in another folder") from error
         if before:
             # A folder may have been moved: its name says nothing. An evaluation alone knows one split.
             was, now = before["dataset"]["sizes"], dataset["sizes"]
