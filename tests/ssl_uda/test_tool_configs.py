@@ -144,9 +144,9 @@ def test_table_seven_takes_whole_recipes_only_and_tells_of_its_labels(tmp_path: 
     near = "\n".join(filled.near)
     for apart in (
         "51.0 (1 seed), differs in temperature 9.0 instead of 0.4; unlabelled_ratio 1 instead of 7",
-        "52.0 (1 seed): steps 1000 instead of 500000",
-        "53.0 (1 seed): 9 unlabelled images instead of 0",
-        "54.0 (1 seed): split first instead of balanced",
+        "52.0 (1 seed), differs in steps 1000 instead of 500000",
+        "53.0 (1 seed), differs in 9 unlabelled images instead of 0",
+        "54.0 (1 seed), differs in split first instead of balanced",
     ):
         assert apart in near
     assert "most likely 250" in table_markdown(filled)
