@@ -145,6 +145,15 @@ def test_a_module_is_its_two_lines(augment: Any) -> None:
     assert torch.equal(same, ready)
 
 
+def test_a_module_computes_maps_of_the_augmented_images_alone() -> None:
+    network, seen = Small(), []
+    network[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    images, augment = torch.randn(12, 3, 20, 24), KeepCutout(5, p=0.5)
+    KeepAugment(augment, network)(images, torch.arange(12) % 4, generator=seeded(3))
+    assert seen == [int(augment.draw(images, generator=seeded(3)).applied.sum())]
+    assert 0 < seen[0] < 12
+
+
 def test_modules_compose() -> None:
     """Without labels the map is that of the largest logit."""
     torch.manual_seed(0)
