@@ -172,7 +172,12 @@ def test_collected_files_are_kept_as_they_are(
 ) -> None:
     content = result(dict(wanted["none"]), 3, 90.0)
     del content["folder"]
-    content = {"wall_time_s": 1.0, "artifacts": {}, "created": "2026-01-01T00:00:00+00:00", **content}
+    content |= {
+        "wall_time_s": 1.0,
+        "artifacts": {},
+        "created": "2026-01-01T00:00:00+00:00",
+        "started_from": None,
+    }
     content["hardware"] = {"gpus": [], **content["hardware"]}
     (tmp_path / "runs" / "any").mkdir(parents=True)
     (tmp_path / "runs" / "any" / "result.json").write_text(json.dumps(content))
