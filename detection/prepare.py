@@ -25,8 +25,6 @@ from detection.coco import (
 )
 from detection.config import ConfigError, NotCarriedError, load_config, unfreeze
 from detection.tool import has_run
-from keepaug.data.identity import read_card
-from keepaug.runs.distributed import fix_order_if_asked
 
 ENGINES = ("auto", "detectron2", "torchvision")
 BACKENDS = ("auto", "hotcoco", "faster", "pycocotools")  # of the evaluation
@@ -222,6 +220,8 @@ def _decide_device(cfg: CfgNode) -> list[str]:
     import torch
 
     notes = []
+    from keepaug.runs.distributed import fix_order_if_asked
+
     fix_order_if_asked()
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -346,6 +346,8 @@ def _dataset_card(dataset: CocoDataset) -> dict[str, Any]:
         dataset.image_root,
         *list(dataset.json_path.parents)[:2],
     ):
+        from keepaug.data.identity import read_card
+
         if card := read_card(folder):
             return card
     return {}
