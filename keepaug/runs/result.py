@@ -62,7 +62,7 @@ RESULT = {
     "revision?": (str, None),
     "revisions?": [(str, None)],
     "packages?": {str: str},
-    "hardware": {"cpu": str, "cores?": (int, None), "threads?": int, "gpus": [str], str: Any},
+    "hardware": {"cpu?": str, "cores?": (int, None), "threads?": int, "gpus": [str], str: Any},
     "wall_time_s": float,
     "artifacts": {str: str},
     "extra": {"cpu_time_s?": float, "notes?": [str], "history?": [(float, {str: float})], str: Any},
