@@ -6,7 +6,8 @@
 Sections: `saliency` (table 3 of the paper as ratios: a step with each saliency pass, and the augmentation
 calls alone), `pipeline` (images per second of the input beside a step's), `regions` (ways of choosing a
 region below the quantile), `fidelity` (share of regions that an approximation, or a map carried over from an
-earlier epoch, allows and the exact map forbids); and, only when named, `imagenet` (its input beside timm's),
+earlier epoch, allows and the exact map forbids); and, only when named, `step` (float32 and bf16, eager and
+compiled, and the parts of a step), `imagenet` (its input beside timm's),
 `uda` and `reid` (what Keep adds to a step, a minute each), `reid_evaluation`, `reid_reranking` (3 minutes, 10
 GB where torchreid is installed), `reid_large_gallery` (6 GB) and `coco_evaluation` (every evaluator that is
 installed). The variants take turns, so that a change of the machine's speed hits all of them; the median of
@@ -41,6 +42,7 @@ COMMON: dict[str, Section] = {
 }
 SECTIONS: dict[str, Section] = {
     **COMMON,
+    "step": ("keepaug.commands.benchmarks.training_step", "step_section"),
     "imagenet": ("keepaug.commands.benchmarks.imagenet_input", "imagenet_section"),
     "reid": ("keepaug.commands.benchmarks.reid_step", "reid_section"),
     "reid_evaluation": ("keepaug.commands.benchmarks.reid_evaluation", "evaluation_section"),
@@ -84,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--arch",
         action="append",
-        help="saliency, pipeline, uda: a network; may be repeated; default: those of table 3, and wrn28_2",
+        help="saliency, pipeline, step, uda: a network; may be repeated; default: those of table 3, and wrn28_2",
     )
     add("--batch", type=int, default=128)
     add("--side", type=int, default=32, help="pixels")
@@ -92,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--processor-time",
         action="store_true",
-        help="saliency, pipeline, uda: of this process, where others run too",
+        help="saliency, pipeline, step, uda: of this process, where others run too",
     )
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--compile", dest="compiled", action="store_true", help="saliency, pipeline: with torch.compile")

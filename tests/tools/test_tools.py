@@ -281,7 +281,9 @@ def test_train_detector_trains_evaluates_and_scores_again(
     )
 
 
-def test_benchmark_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_prints_ratios(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     benchmark = tool("benchmark")
     assert benchmark.main(["--shrink", "--output", str(tmp_path / "b.json"), "--device", "cpu"]) == 0
     figures = json.loads((tmp_path / "b.json").read_text())["figures"]
@@ -301,5 +303,13 @@ def test_benchmark_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(
         figures[name]["re-ranking, ours" if "rerank" in name else "ours"]["seconds"] > 0 for name in reid
     )
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # half a minute, and not what is tested
+    output = ["--output", str(tmp_path / "s.json"), "--device", "cpu"]
+    assert benchmark.main(["step", "--shrink", *output]) == 0
+    steps = json.loads((tmp_path / "s.json").read_text())["figures"]["step"]["resnet8"]
+    assert list(steps) == ["float32, eager", "float32, compiled", "bf16, eager", "bf16, compiled"]
+    eager = steps["float32, eager"]
+    assert sum(eager.values()) == pytest.approx(2)  # itself, and its parts
+    assert eager["convolutions"] > eager["normalization"] > 0
     assert benchmark.main(["speed"]) == 2
     assert "unknown section speed" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from keepaug.models import EarlyHeadNetwork, build_network
 from keepaug.policies import BatchPolicy, auto_augment, rand_augment
 from keepaug.runs.timing import Table, interleaved
 
-__all__ = ["PAPER_RATIOS", "pipeline_section", "saliency_section"]
+__all__ = ["PAPER_RATIOS", "case_of", "pipeline_section", "saliency_section"]
 
 # Table 3: seconds per epoch on a TITAN X, as multiples of Cutout's.
 PAPER_RATIOS = {
@@ -91,9 +91,10 @@ class _Case:
         }
 
 
-def _case(
+def case_of(
     arch: str, device: torch.device, batch: int, side: int, bf16: bool, compiled: bool, shrink: bool
 ) -> _Case:
+    """A network with a batch; small ones with `shrink`."""
     batch, side = (8, 32) if shrink else (batch, side)
     return _Case(arch, device, batch=batch, side=side, bf16=bf16, compiled=compiled)
 
@@ -113,7 +114,7 @@ def saliency_section(
     """A step with each saliency pass as a multiple of the plain step, and the augmentation calls alone."""
     rows, figures = [], {}
     for network in arch or (SHRUNK if shrink else tuple(PAPER_RATIOS)):
-        case = _case(network, device, batch, side, bf16, compiled, shrink)
+        case = case_of(network, device, batch, side, bf16, compiled, shrink)
         variants: dict[str, Step] = {"train step": case.step}
         variants |= {mode: case.pass_of(mode) for mode in SALIENCY}
         variants |= case.augmentations()
@@ -158,7 +159,7 @@ def pipeline_section(
     """Images per second of the input pipeline, with and without RandAugment's view, beside those of a train
     step.
     """
-    case = _case([*arch, "resnet18"][0], device, batch, side, bf16, compiled, shrink)
+    case = case_of([*arch, "resnet18"][0], device, batch, side, bf16, compiled, shrink)
     batch, side = len(case.images), case.images.shape[2]
     num = batch * (2 if shrink else 16)
     pixels = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8)
