@@ -111,7 +111,9 @@ def claim(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
 
 def _check_old_run(saved: Path, weights: str) -> None:
     """A run of an earlier version says what it began with by its path alone."""
-    content = read_yaml(saved) if saved.is_file() else {}
+    if not saved.is_file():
+        return
+    content = read_yaml(saved)
     check_shape(content, {"MODEL?": {"WEIGHTS?": str, str: Any}, str: Any}, saved)
     began = content.get("MODEL", {}).get("WEIGHTS")
     if began != weights:

@@ -287,13 +287,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--at-once must be 1 or more, got {args.at_once}")
         jobs = plan(args)
         if args.dry_run:
-            for job in jobs:
-                print(
-                    f"# {job.name}: {job.state}",
-                    *(shlex.join(command.argv) for command in job.commands),
-                    sep="\n",
-                )
-            return 0
+            states = [job.state for job in jobs]
+            for job, state in zip(jobs, states, strict=True):
+                print(f"# {job.name}: {state}", *(shlex.join(one.argv) for one in job.commands), sep="\n")
+            return 1 if any(state.startswith("refused") for state in states) else 0
         if args.slurm:
             submit(jobs, args, args.output / "slurm")
             return 0

@@ -41,6 +41,8 @@ def process(rank: int, port: int, root: str) -> None:
         "t",
         "reid",
         lambda path, given: SimpleNamespace(seed=given[-1].partition("=")[2] if given else 0, device="cpu"),
+        SimpleNamespace,
+        lambda config: {},
         lambda config: {},
         lambda config: None,
         lambda *given: [],

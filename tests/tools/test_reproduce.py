@@ -4,22 +4,25 @@ executor.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from keepaug.__main__ import commands
 from keepaug.classify import loop
 from keepaug.classify.tool import TOOL
-from keepaug.commands.known import recipes, tool
+from keepaug.commands.known import recipes
 from keepaug.report import aggregate, fill_table, load_paper
 from keepaug.report.cells import load_cells
-from keepaug.runs.config import recipe_of
+from keepaug.runs.config import to_dict
 from keepaug.runs.jobs import Command, Commands
+from keepaug.runs.planning import Tool
 from keepaug.runs.result import read_results, write_result
 
 ROOT = Path(__file__).parents[2]
@@ -124,25 +127,27 @@ def test_finished_runs_are_skipped_and_others_go_on(
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list(tmp_path.glob("cifar10-*-seed[01]/result.json"))) == 4
     assert calls[2] == calls[3]  # the interrupted one was run again
-    assert reproduce.main([*given, "lr=0.5"]) == 2
+    assert reproduce.main([*given, "lr=0.5"]) == 1
     assert "holds a finished run with other settings: lr" in capsys.readouterr().err
     assert reproduce.main([*given, "--dry-run"]) == 0
     assert capsys.readouterr().out.count(": done") == 4
 
 
-def leave_result(folder: Path, kind: str, recipe: dict, origin: str = "") -> None:
-    began = {"file": Path(origin).name, "sha256": "a"} if origin else None
+def leave_result(folder: Path, tool: Tool, settings: Any, root: str = "") -> None:
     about = {
-        "kind": kind,
+        "kind": tool.kind,
         "name": "x",
-        "seed": 0,
-        "config": {},
-        "recipe": recipe,
+        "seed": tool.seed(settings),
+        "config": to_dict(settings) if dataclasses.is_dataclass(settings) else dict(settings),
+        "recipe": tool.recipe(settings),
+        "precision": tool.precision(settings),
+        "started_from": tool.origin(settings),
+        "root": root,
         "synthetic": True,
         "shortened": True,
     }
     data = {"name": "d", "sizes": {}, "checksum": "a"}
-    write_result(folder, **about, dataset=data, metrics={}, wall_time_s=1.0, started_from=began)
+    write_result(folder, **about, dataset=data, metrics={}, wall_time_s=1.0)
 
 
 @pytest.mark.parametrize(
@@ -170,13 +175,14 @@ def test_another_runs_folder_is_not_taken_for_this_ones(
     ]
     job = reproduce.plan(arguments(reproduce, *given))[-1]
     assert not job.finished
-    leave_result(job.folder, tool(load_cells(table)[0].tool).kind, dict(job.recipe), job.origin)
+    leave_result(job.folder, job.tool, job.settings, job.root)
     assert all(command.done.is_file() for command in job.commands[-1:])
     assert reproduce.main([*given, "--dry-run"]) == 0
     assert reproduce.main([*given[:1], "root=elsewhere", *given[2:], "--dry-run"]) == 0
     capsys.readouterr()
-    assert reproduce.main([*given, "--dry-run", setting]) == 2
-    assert "holds a finished run with other settings" in capsys.readouterr().err
+    assert reproduce.main([*given, "--dry-run", setting]) == 1
+    assert "refused: " in (said := capsys.readouterr().out)
+    assert "holds a finished run with other settings" in said
 
 
 def test_a_failure_stops_only_what_needs_it(
@@ -185,7 +191,7 @@ def test_a_failure_stops_only_what_needs_it(
     def failing(settings, folder, *, resume: bool):
         if settings.seed == 0:
             raise ValueError("no such luck")
-        leave_result(folder, "classify", recipe_of(settings))
+        leave_result(folder, TOOL, settings)
 
     monkeypatch.setattr(loop, "train", failing)
     assert reproduce.main([*SMALL, "--seeds", "0", "1", "--output", str(tmp_path)]) == 1
@@ -402,7 +408,8 @@ def test_report_writes_the_evidence_page_and_keeps_planned_results_alone(
     args = arguments(
         reproduce, "lab", "root=x", "--output", str(tmp_path / "runs"), "--only", "a", "--seeds", "0"
     )
-    recipe = reproduce.plan(args)[0].recipe
+    job = reproduce.plan(args)[0]
+    recipe = job.tool.recipe(job.settings)
     for name, change in (("none-seed0", {}), ("mine", {"lr": 0.1})):
         write_result(
             tmp_path / "runs" / name,

@@ -409,7 +409,7 @@ def _readers(base: Callable[..., Path], references: Path, runs: dict[str, Run]) 
             rows.append(f"people/{folder}/{path.name},{identity},{camera},{split}")
     (people / "list.csv").write_text("\n".join(rows) + "\n")
     arguments = ("layout=csv", "root=list.csv", "arch=torchreid:osnet_x0_25", "height=48", "width=32",
-                 "identities=2", "images=2", "threads=1", "device=cpu", "tensorboard=false",
+                 "identities=2", "images=2", "num_workers=1", "device=cpu", "tensorboard=false",
                  "--output", "run")  # fmt: skip
     found.append(Target("CSV", "train-reid", people, "list.csv", "csv", arguments, ("run",), True))
     return found
