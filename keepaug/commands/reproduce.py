@@ -240,7 +240,7 @@ def _run(
     print(f"{head}: {'going on' if state == 'begun' else 'starting'}", flush=True)
     try:
         if in_process and job.tool.name == "train_classifier":
-            from keepaug.classify import train
+            from keepaug.classify.loop import train
 
             train(job.settings, job.folder, resume=True)
         else:
