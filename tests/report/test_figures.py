@@ -136,3 +136,17 @@ def test_runs_what_is_missing_and_draws_it(
     assert len(before) == 2
     assert tool.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_two_runs_of_one_seed_are_no_point(tmp_path: Path) -> None:
+    panel, _, wanted = wanted_settings("3")[0]
+    assert panel.key == "tau"
+    for number in range(2):
+        recipe = {"arch": "wrn28_10", **wanted}
+        write_result(
+            tmp_path / str(number), kind="classify", name="x", metrics={"accuracy": 90.0 + number}, seed=0,
+            config=recipe, dataset={"name": "cifar10", "sizes": {}, "checksum": "a"}, synthetic=False,
+            shortened=False, wall_time_s=1.0,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="several runs of seed 0"):
+        find_points("3", aggregate(read_results(tmp_path)), arch="wrn28_10")

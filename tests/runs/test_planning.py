@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from keepaug.classify.tool import TOOL
-from keepaug.runs.config import ConfigError, precision_of, recipe_of, to_dict
+from keepaug.runs.config import ConfigError, changed_settings, precision_of, recipe_of, to_dict
 from keepaug.runs.planning import Job, in_todays_terms, is_finished, shrunk
 from keepaug.runs.result import read_result, write_result
 from ssl_uda.tool import TOOL as UDA
@@ -119,3 +119,10 @@ def test_shrinking_leaves_out_what_the_run_does_not_use() -> None:
     settings = UDA.load(None, shrunk(UDA, None, given))
     assert (settings.steps, settings.num_labels) == (2, 8)
     assert "unlabelled_ratio=2" in shrunk(UDA, None, [])
+
+
+def test_what_comes_into_use_is_a_change_of_the_run(tmp_path: Path) -> None:
+    """`loading` is bookkeeping, but it decides who uses `image_size`."""
+    before, files = settings(tmp_path), settings(tmp_path, "loading=files")
+    assert changed_settings(to_dict(before), settings(tmp_path, "loading=memory")) == []
+    assert changed_settings(to_dict(before), files) == ["image_size (was not used, is 224)"]
