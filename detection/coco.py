@@ -260,9 +260,8 @@ def check_same_categories(train: CocoDataset, val: CocoDataset) -> None:
     if differing:
         examples = "; ".join(f"id {id_}: {ours.get(id_)!r} / {theirs.get(id_)!r}" for id_ in differing[:3])
         raise CocoDataError(
-            f"{train.json_path} and {val.json_path} have {len(differing)} different categories "
-            f"({examples}); the same "
-            "class would get two numbers"
+            f"{train.json_path} and {val.json_path} have {len(differing)} different categories ({examples}); "
+            "the same class would get two numbers"
         )
 
 

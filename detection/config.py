@@ -188,8 +188,7 @@ def _unknown_key(key: str, where: str, known: dict[str, Any]) -> ConfigError:
         if key == prefix or key.startswith(prefix + "."):
             return NotCarriedError(
                 f"{where}: {key} is a key of Detectron2 that the torchvision engine does not know (Faster "
-                f"R-CNN C4/FPN "
-                "and RetinaNet on ResNets only); remove it, or take --engine detectron2"
+                "R-CNN C4/FPN and RetinaNet on ResNets only); remove it, or take --engine detectron2"
             )
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.75)
     if not close:

@@ -58,8 +58,7 @@ class Conversion:
         lines = [
             f"{side.source} -> {self.output}",
             f"  architecture   {side.architecture}, {self.num_tensors} tensors",
-            "  config         "
-            f"MODEL.RESNETS.DEPTH {side.depth} MODEL.RESNETS.NUM_GROUPS {side.num_groups} "
+            f"  config         MODEL.RESNETS.DEPTH {side.depth} MODEL.RESNETS.NUM_GROUPS {side.num_groups} "
             f"MODEL.RESNETS.WIDTH_PER_GROUP {side.width_per_group} MODEL.RESNETS.STRIDE_IN_1X1 "
             f"{side.stride_in_1x1}",
             f"                 INPUT.FORMAT {side.color_order} (mean and std below are in the order R, G, B)",

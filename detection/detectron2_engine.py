@@ -556,8 +556,7 @@ def _refuse_other_engine(checkpoint: str) -> None:
     if "trainer" not in content:
         raise ValueError(
             f"{checkpoint} was not written by Detectron2's trainer; resume it with --engine torchvision, or "
-            f"start a "
-            "new run from it with MODEL.WEIGHTS"
+            "start a new run from it with MODEL.WEIGHTS"
         )
 
 

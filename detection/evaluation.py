@@ -129,8 +129,7 @@ def _complaint(entry: Any, images: dict[Any, int], categories: dict[Any, int]) -
     if _key(entry["category_id"]) not in categories:
         return (
             f"category id {entry['category_id']!r:.80} is not in the annotation file; contiguous class "
-            f"numbers "
-            "must be mapped back to the file's ids"
+            "numbers must be mapped back to the file's ids"
         )
     if _number(entry["score"]) is None:
         return f"score {entry['score']!r:.80} is not a finite number"

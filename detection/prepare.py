@@ -147,8 +147,7 @@ def choose_engine(engine: str) -> tuple[str, list[str]]:
         return "detectron2", ["engine: detectron2 (installed; --engine torchvision is the other one)"]
     return "torchvision", [
         "engine: torchvision (Detectron2 is not installed); its training differs in small ways, so its "
-        "results "
-        "are labelled and never stand beside the paper's"
+        "results are labelled and never stand beside the paper's"
     ]
 
 
@@ -256,10 +255,9 @@ def _check_processes(job: DetectorJob, cfg: CfgNode, engine: str) -> None:
     processes = job.num_gpus * job.num_machines
     if job.num_gpus < 1 or job.num_machines < 1 or not 0 <= job.machine_rank < job.num_machines:
         raise ConfigError(
-            f"--num-gpus {job.num_gpus} --num-machines {job.num_machines} --machine-rank "
-            f"{job.machine_rank}: the "
-            "first two must be 1 or more, the rank below the number of machines (on a CPU, --num-gpus counts "
-            "processes)"
+            f"--num-gpus {job.num_gpus} --num-machines {job.num_machines} --machine-rank {job.machine_rank}: "
+            "the first two must be 1 or more, the rank below the number of machines (on a CPU, --num-gpus "
+            "counts processes)"
         )
     import torch
 
@@ -269,8 +267,7 @@ def _check_processes(job: DetectorJob, cfg: CfgNode, engine: str) -> None:
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all processes together and "
-            f"cannot "
-            f"be split over {processes}"
+            f"cannot be split over {processes}"
         )
     if engine == "torchvision" and processes > 1:
         raise ConfigError(
@@ -287,8 +284,7 @@ def _check_output(job: DetectorJob, cfg: CfgNode) -> list[str]:
     if job.resume and has_run(output) and not marked:
         raise ConfigError(
             f"{output} holds checkpoints and no file last_checkpoint that names one: write the newest one's "
-            f"name into "
-            f"{output / 'last_checkpoint'}, or start a new run in another OUTPUT_DIR"
+            f"name into {output / 'last_checkpoint'}, or start a new run in another OUTPUT_DIR"
         )
     if job.resume and not marked:
         return [f"nothing to resume in {output}: starting from the beginning"]
@@ -310,17 +306,15 @@ def _check_weights(job: DetectorJob, cfg: CfgNode) -> list[str]:
             raise ConfigError(
                 "MODEL.WEIGHTS is empty, but frozen layers cannot learn (MODEL.RESNETS.NORM "
                 f"{model.RESNETS.NORM!r}, MODEL.BACKBONE.FREEZE_AT {model.BACKBONE.FREEZE_AT}): give "
-                f"weights, or "
-                "MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0 to learn from random ones"
+                "weights, or MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0 to learn from random ones"
             )
         return ["MODEL.WEIGHTS is empty: learning from random weights"]
     if "://" in weights:
         raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; download the file and give its path")
     if not Path(weights).is_file():
         raise ConfigError(
-            f"MODEL.WEIGHTS: there is no file {weights}; keepaug convert --weights "
-            f"CLASSIFIER "
-            f"--output {weights} makes it"
+            f"MODEL.WEIGHTS: there is no file {weights}; keepaug convert --weights CLASSIFIER --output "
+            f"{weights} makes it"
         )
     if job.eval_only:
         return []

@@ -123,7 +123,6 @@ def paste(source: Tensor, target: Tensor, regions: Regions) -> Tensor:
     if (source.shape, source.dtype, source.device) != (target.shape, target.dtype, target.device):
         raise ValueError(
             f"source and target must agree in shape, dtype and device; got {tuple(source.shape)} "
-            f"{source.dtype} "
-            f"{source.device} and {tuple(target.shape)} {target.dtype} {target.device}"
+            f"{source.dtype} {source.device} and {tuple(target.shape)} {target.dtype} {target.device}"
         )
     return _like(torch.where(_mask(target, regions), source, target), target)

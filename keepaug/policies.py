@@ -317,8 +317,7 @@ class BatchPolicy:
         if not isinstance(policy, v2.RandAugment | v2.AutoAugment):
             raise TypeError(
                 f"expected what rand_augment or auto_augment returns, got {type(policy).__name__}; other "
-                f"transforms run "
-                "image by image"
+                "transforms run image by image"
             )
         self.policy: Any = policy
         self._turns: dict[tuple[int, int], list[_Turn]] = {}

@@ -93,9 +93,8 @@ def _check_saliency(saliency: Tensor) -> None:
     if saliency.numel():
         _require(
             torch.isfinite(saliency).all() & (saliency >= 0).all(),
-            "saliency must be finite and not negative, got NaN, infinite or negative values; look for NaN "
-            "in the "
-            "network's weights or overflow in float16",
+            "saliency must be finite and not negative, got NaN, infinite or negative values; look for NaN in "
+            "the network's weights or overflow in float16",
         )
 
 
@@ -114,8 +113,7 @@ def _sizes(size: Size, num: int, image_size: tuple[int, int], device: torch.devi
             _require(
                 ((size >= 1) & (size <= limit)).all(),
                 f"every region must be at least 1 x 1 and at most as large as the image ({height} x "
-                f"{width}); "
-                "clamp the sizes first",
+                f"{width}); clamp the sizes first",
             )
         moved = to_device(size, device)
         return moved[:, 0], moved[:, 1]
@@ -256,8 +254,7 @@ def region_scores(saliency: Tensor, size: Size, *, placement: str = "inside") ->
     if placement == "matched":
         raise ValueError(
             "placement 'matched' has no candidates before a plain draw gives their size; score regions of "
-            "that "
-            "size with placement='inside'"
+            "that size with placement='inside'"
         )
     _check_saliency(saliency)
     scores, unit, (num_rows, num_columns, _, _) = _scores(saliency, size, placement)

@@ -28,8 +28,7 @@ def torchreid_module(name: str) -> Any:
             return module
     raise ImportError(
         f"torchreid {getattr(top, '__version__', '')} has neither torchreid.reid.{name} nor "
-        f"torchreid.{name}; versions 0.2.5 and "
-        "1.4 are known to work"
+        f"torchreid.{name}; versions 0.2.5 and 1.4 are known to work"
     )
 
 

@@ -186,8 +186,7 @@ def check(config: UdaConfig) -> None:
     if config.crops == "independent" and "keep" in config.users():
         raise ConfigError(
             "crops=independent shifts the views against each other, so that no region of one can be pasted "
-            "into the "
-            "other: set crops=shared or keep=false"
+            "into the other: set crops=shared or keep=false"
         )
     if config.entropy and config.target_mode == "eval":
         raise ConfigError(

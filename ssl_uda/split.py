@@ -53,8 +53,7 @@ def choose_labelled(labels: Tensor, num_labels: int, num_classes: int, kind: str
         kind: "first": the first num_labels images, whatever their classes (Google's for CIFAR-10,
             AutoAugment's reduced set); "balanced_first": the first num_labels / K of each class (Google's
             `use_equal_split`); "balanced": num_labels / K of each class at random, by the seed. A number that
-            K does not divide gives one more to some
-            classes: the first ones, or random ones.
+            K does not divide gives one more to some classes: the first ones, or random ones.
         seed: of "balanced".
 
     Raises:
@@ -122,8 +121,7 @@ def split_labels(
     if missing := [str(label) for label, count in enumerate(counts) if not count]:
         raise ConfigError(
             f"split={kind} with {num_labels} labels leaves the classes {', '.join(missing)} without any; "
-            f"images sorted "
-            "by class have no useful first ones: set split=balanced, or raise num_labels"
+            "images sorted by class have no useful first ones: set split=balanced, or raise num_labels"
         )
     used = torch.full((len(labels) + num_extra,), unlabelled != "extra")
     used[len(labels) :] = True

@@ -208,9 +208,8 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
         start, seed = _restore(*found, model, optimizer)
         if start > cfg.SOLVER.MAX_ITER:
             raise ValueError(
-                f"{checkpoint} has done {start} iterations, more than SOLVER.MAX_ITER "
-                f"{cfg.SOLVER.MAX_ITER}: give that "
-                "many or more, or start a new run in another OUTPUT_DIR"
+                f"{checkpoint} has done {start} iterations, more than SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: "
+                "give that many or more, or start a new run in another OUTPUT_DIR"
             )
     elif cfg.MODEL.WEIGHTS:
         number = load_backbone(model, load_detectron2_file(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)

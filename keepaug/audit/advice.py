@@ -93,30 +93,26 @@ def warnings(
     if labelled and accuracy["low"] <= _near_chance(clean["chance"]):
         found.append(
             f"The network is right about {percent(accuracy['mean'])} of these images, and always naming the "
-            f"most frequent class would "
-            f"be about {percent(clean['chance'])}: it was not trained for them, or is given them in a way it "
-            f"does not know (mean, std, "
-            "size, order of the classes). What it looks at says nothing; do not act on this page."
+            f"most frequent class would be about {percent(clean['chance'])}: it was not trained for them, or "
+            "is given them in a way it does not know (mean, std, size, order of the classes). What it looks "
+            "at says nothing; do not act on this page."
         )
     if not labelled:
         found.append(
             "The images have no class labels: the network's own answer on the clean image counts as right, "
-            "so fidelity says how often "
-            "that answer stays."
+            "so fidelity says how often that answer stays."
         )
     untold = [row for row in rows if row["untold"] and not row["keep"]]
     for row in untold:
         found.append(
             f"What {row['title']} hides could not be told for {row['untold']} of {row['images']} images (it "
-            f"blends several views of "
-            "the image, or cannot be repeated with the same random numbers); their hidden shares are left "
-            "out, everything else counts."
+            "blends several views of the image, or cannot be repeated with the same random numbers); their "
+            "hidden shares are left out, everything else counts."
         )
     if left_out[0]:
         found.append(
             f"{left_out[0]} of {left_out[1]} objects lie mostly outside of what the network is shown, or are "
-            f"smaller than "
-            "2 pixels there: they are not counted."
+            "smaller than 2 pixels there: they are not counted."
         )
     return found
 

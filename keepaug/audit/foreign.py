@@ -190,10 +190,8 @@ class Foreign:
         if result.shape[-2:] != given.shape[-2:]:
             raise ValueError(
                 f"{self.name} returned {result.shape[-2]} x {result.shape[-1]} pixels for an image of "
-                f"{given.shape[-2]} x "
-                f"{given.shape[-1]}; an audited augmentation keeps the size: leave resizing out, or let it "
-                f"end in the "
-                "network's size"
+                f"{given.shape[-2]} x {given.shape[-1]}; an audited augmentation keeps the size: leave "
+                "resizing out, or let it end in the network's size"
             )
         return result
 
@@ -218,8 +216,7 @@ def _to_pixels(result: Any, name: str) -> Tensor:
                 if low < -0.01 or high > 1.01:
                     raise ValueError(
                         f"{name} returned values from {low:.2f} to {high:.2f}, expected [0, 1]: leave the "
-                        f"normalisation out, "
-                        "the audit applies the network's own"
+                        "normalisation out, the audit applies the network's own"
                     )
                 return (result.clamp(0, 1) * 255).round().to(torch.uint8)
     got = f"{type(result).__name__}" + (

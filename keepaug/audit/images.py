@@ -300,10 +300,8 @@ def _check_box(annotation: Mapping[str, Any], image: Mapping[str, Any], file: Pa
     if not (inside and width > 0 and height > 0):
         raise ValueError(
             f"{file}: the box [{left:g}, {top:g}, {width:g}, {height:g}] (left, top, width, height) of "
-            f"annotation "
-            f"{annotation.get('id')} does not lie within its image {image['file_name']} of {image['width']} "
-            f"x {image['height']} "
-            "pixels (width x height); correct or remove it"
+            f"annotation {annotation.get('id')} does not lie within its image {image['file_name']} of "
+            f"{image['width']} x {image['height']} pixels (width x height); correct or remove it"
         )
 
 
@@ -368,10 +366,8 @@ class Sample:
             if self.size is None and image.size != self._first:
                 raise ValueError(
                     f"the images differ in size ({self.source.keys[position].split(' ')[0]} is "
-                    f"{image.size[0]} x {image.size[1]}, the "
-                    f"first {self._first[0]} x {self._first[1]}, width x height) and the network does not "
-                    f"say what it was trained "
-                    "with: give size"
+                    f"{image.size[0]} x {image.size[1]}, the first {self._first[0]} x {self._first[1]}, "
+                    "width x height) and the network does not say what it was trained with: give size"
                 )
             fitted, left, top, scale = _fit(image, self.size)
             images.append(pil_to_tensor(fitted))

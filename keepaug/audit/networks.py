@@ -89,8 +89,7 @@ def open_network(
         if weights is None:
             raise ValueError(
                 f"{text} needs weights: a state dict's file, DEFAULT to download {source}'s own, or RANDOM "
-                f"for an untrained "
-                "network"
+                "for an untrained network"
             )
         found = _named(text, weights)
     elif path.is_file():
@@ -102,8 +101,7 @@ def open_network(
     else:
         raise FileNotFoundError(
             f"no file {text}; a network is a weights.pt, a TorchScript or torch.export file, "
-            f"torchvision:NAME, timm:NAME or "
-            "module:function"
+            "torchvision:NAME, timm:NAME or module:function"
         )
     return _completed(found, mean, std, size)
 
@@ -166,8 +164,7 @@ def _completed(
         )
         raise ValueError(
             f"{found.name}: the normalisation that the network was trained with is not known: give mean and "
-            f"std, RGB in "
-            f"[0, 1] ({imagenet}; 0,0,0 and 1,1,1 for none)"
+            f"std, RGB in [0, 1] ({imagenet}; 0,0,0 and 1,1,1 for none)"
         )
     if size is not None and not 8 <= size <= 4096:
         raise ValueError(f"size is the side of the network's images in pixels, 8 to 4096, got {size}")
@@ -320,8 +317,7 @@ def _from_file(path: Path) -> AuditedNetwork:
         return _from_checkpoint(path, content)
     raise ValueError(
         f"{path} is no network: a state dict alone does not say of which; give torchvision:NAME or timm:NAME "
-        f"with these weights, "
-        "or module:function"
+        "with these weights, or module:function"
     )
 
 
@@ -431,8 +427,7 @@ def _refuse_pickles(content: bytes, name: str, path: Path) -> None:
     except Exception as error:  # torch raises half a dozen types
         raise ValueError(
             f"{path} is refused: {name} in it can only be read by full unpickling, which may run any "
-            f"program; export the network "
-            "without custom objects"
+            "program; export the network without custom objects"
         ) from error
 
 
@@ -457,8 +452,7 @@ def _load_exported(path: Path) -> nn.Module:
     except Exception as error:  # torch raises many types for a damaged or foreign archive
         raise ValueError(
             f"{path} cannot be read by this torch.export ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); "
-            "export it again with the installed torch"
+            f"{str(error).splitlines()[0] if str(error) else ''}); export it again with the installed torch"
         ) from error
     # Guards are Python code in the file; torch before 2.9 has none.
     guarded = "check_guards" in inspect.signature(program.module).parameters

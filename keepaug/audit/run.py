@@ -254,10 +254,9 @@ def _matched_classes(source: Any, network: AuditedNetwork, names: list[str] | No
         )
     raise ValueError(
         f"the network's {len(names)} classes ({', '.join(names[:3])} ...) do not fit the "
-        f"{len(source.classes)} of the images: it does "
-        f"not have {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; give the network that was "
-        f"trained on them, or leave "
-        "the labels aside (--no-labels)"
+        f"{len(source.classes)} of the images: it does not have "
+        f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; give the network that was trained on "
+        "them, or leave the labels aside (--no-labels)"
     )
 
 

@@ -350,9 +350,8 @@ def _check_labels(labels: Tensor | None, logits: Tensor) -> None:
     if labels is not None and int(labels.max()) >= logits.shape[1]:
         raise ValueError(
             f"the network gives {logits.shape[1]} logits and the images have a class number "
-            f"{int(labels.max())} (counted from 0): its "
-            "classes do not fit the labels; give the network that was trained on them, or leave the labels "
-            "aside (--no-labels)"
+            f"{int(labels.max())} (counted from 0): its classes do not fit the labels; give the network that "
+            "was trained on them, or leave the labels aside (--no-labels)"
         )
 
 

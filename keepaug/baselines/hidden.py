@@ -43,8 +43,7 @@ class ManifoldMixup:
     Args:
         alpha: lambda ~ Beta(alpha, alpha); 2 on CIFAR-10 in the paper.
         num_layers: number of layers to draw from, the images (layer 0) among them: 3 in the released code for
-            residual
-            networks: the images and the outputs of the first two stages.
+            residual networks: the images and the outputs of the first two stages.
         p: probability that it is applied, per image, or per batch with `per="batch"`.
         per: "image" or "batch" (as in the released code).
 
@@ -154,6 +153,5 @@ def mix_hidden_features(modules: Sequence[nn.Module], mix: HiddenMix) -> Iterato
     if calls != 1:
         raise RuntimeError(
             f"the module of layer {mix.layer} ran {calls} times in the forward pass, once is needed; a "
-            f"compiled network does "
-            "not see the hook"
+            "compiled network does not see the hook"
         )

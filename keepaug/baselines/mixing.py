@@ -345,8 +345,7 @@ class AttentiveCutMix:
         if attention is None:
             raise ValueError(
                 "Attentive CutMix needs an attention map (N, h, w): saliency_map(model, images, labels), or "
-                "a feature map's "
-                "mean over its channels"
+                "a feature map's mean over its channels"
             )
         if attention.ndim != 3 or len(attention) != len(images):
             raise ValueError(
@@ -356,8 +355,7 @@ class AttentiveCutMix:
             if cells > min(side, got):
                 raise ValueError(
                     f"a grid of {rows} x {columns} needs images and attention of at least that size, got "
-                    f"{height} x {width} "
-                    f"and {attention.shape[1]} x {attention.shape[2]}"
+                    f"{height} x {width} and {attention.shape[1]} x {attention.shape[2]}"
                 )
         device = images.device
         scores = _cell_means(to_device(attention, device).float(), rows, columns)

@@ -67,7 +67,6 @@ def load_teacher(path: str | Path, classes: list[str]) -> Classifier:
     if teacher.classes != classes:
         raise ValueError(
             f"the teacher {path} knows {len(teacher.classes)} classes and the data has {len(classes)}, or "
-            f"they differ; "
-            "take one trained on this data"
+            "they differ; take one trained on this data"
         )
     return teacher

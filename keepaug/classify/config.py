@@ -366,8 +366,7 @@ def check(config: ClassifyConfig) -> None:
     if config.from_files and (config.border != "zero" or config.alternate_flips):
         raise ConfigError(
             "border and alternate_flips are for images held in memory: set loading=memory, or border=zero "
-            "and "
-            "alternate_flips=false"
+            "and alternate_flips=false"
         )
     if config.nesterov and config.momentum == 0:
         raise ConfigError("nesterov needs momentum above 0: set nesterov=false or momentum=0.9")
@@ -389,8 +388,7 @@ def _check_method(config: ClassifyConfig) -> None:
     if method.base == "rand_augment" and config.magnitude > config.magnitude_max:
         raise ConfigError(
             f"magnitude={config.magnitude} is beyond magnitude_max={config.magnitude_max}: set "
-            f"magnitude_max=30, or a smaller "
-            "magnitude"
+            "magnitude_max=30, or a smaller magnitude"
         )
     if config.method == "manifold_mixup" and config.compile:
         raise ConfigError(
@@ -404,8 +402,7 @@ def _check_method(config: ClassifyConfig) -> None:
     if config.reuse_every > 1 and (config.from_files or "keep" not in method.traits):
         raise ConfigError(
             f"reuse_every={config.reuse_every} keeps the maps of a keep_ method's images held in memory "
-            f"(loading=memory); "
-            f"got method={config.method}, loading={config.loading}: set reuse_every=1"
+            f"(loading=memory); got method={config.method}, loading={config.loading}: set reuse_every=1"
         )
     if method.needs_saliency and config.saliency == "noise" and config.reuse_every > 1:
         raise ConfigError("saliency=noise has no maps to keep: set reuse_every=1")
@@ -414,8 +411,7 @@ def _check_method(config: ClassifyConfig) -> None:
     if config.method == "attentive_cutmix" and config.attention_grid**2 < config.num_patches:
         raise ConfigError(
             f"num_patches={config.num_patches} of {config.attention_grid} x {config.attention_grid} cells: "
-            f"take fewer, or "
-            "a larger attention_grid"
+            "take fewer, or a larger attention_grid"
         )
     if config.teacher and config.method != "attentive_cutmix":
         raise ConfigError(f"teacher is for attentive_cutmix; method={config.method} does not use it")

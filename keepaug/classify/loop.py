@@ -155,8 +155,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
     if config.method == "manifold_mixup" and config.hidden_layers > len(stages_of(network)) + 1:
         raise ConfigError(
             f"hidden_layers={config.hidden_layers}: {config.arch} has {len(stages_of(network))} stages, and "
-            f"the images are "
-            "one layer more"
+            "the images are one layer more"
         )
     teacher, started_from = None, None
     if config.teacher:

@@ -7,11 +7,10 @@ Sections: `saliency` (table 3 of the paper as ratios: a step with each saliency 
 calls alone), `pipeline` (images per second of the input beside a step's), `regions` (ways of choosing a
 region below the quantile), `fidelity` (share of regions that an approximation, or a map carried over from an
 earlier epoch, allows and the exact map forbids); and, only when named, `step` (float32 and bf16, eager and
-compiled, and the parts of a step), `imagenet` (its input beside timm's),
-`uda` and `reid` (what Keep adds to a step, a minute each), `reid_evaluation`, `reid_reranking` (3 minutes, 10
-GB where torchreid is installed), `reid_large_gallery` (6 GB) and `coco_evaluation` (every evaluator that is
-installed). The variants take turns, so that a change of the machine's speed hits all of them; the median of
-the rounds counts.
+compiled, and the parts of a step), `imagenet` (its input beside timm's), `uda` and `reid` (what Keep adds to
+a step, a minute each), `reid_evaluation`, `reid_reranking` (3 minutes, 10 GB where torchreid is installed),
+`reid_large_gallery` (6 GB) and `coco_evaluation` (every evaluator that is installed). The variants take
+turns, so that a change of the machine's speed hits all of them; the median of the rounds counts.
 """
 
 from __future__ import annotations

@@ -128,9 +128,8 @@ def _jobs(
     """The run of a cell; for a detector the classifier (shared with table 6) before it."""
     if clash := sorted(set(settings) & ({*cell.overrides, "seed"})):
         raise ValueError(
-            f"{', '.join(clash)}: that is what the cells of table {cell.table} are about; --only and "
-            f"--seeds choose "
-            "among them"
+            f"{', '.join(clash)}: that is what the cells of table {cell.table} are about; --only and --seeds "
+            "choose among them"
         )
     if cell.backbone is None:
         return [_job(cell.tool, cell.config, cell.overrides, seed, settings, output, args)]

@@ -101,8 +101,7 @@ def crop_flip(images: Tensor, place: CropFlip) -> Tensor:
     if not known or (border == "reflect" and padding >= min(height, width)):
         raise ValueError(
             f"border must be 'zero', 'reflect', with padding below {min(height, width)}, or {channels} "
-            f"numbers; "
-            f"got {border!r}, padding {padding}"
+            f"numbers; got {border!r}, padding {padding}"
         )
     top, left, mirrored = (to_device(part, device)[:, None] for part in place[:3])
     rows = top + torch.arange(height, device=device)

@@ -78,8 +78,7 @@ def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) 
     if unknown:
         raise ValueError(
             f"{found} names {len(unknown)} class(es) without training images, for example "
-            f"{', '.join(unknown[:5])}; the "
-            f"training folder has {len(classes)}: {', '.join(classes[:5])} ..."
+            f"{', '.join(unknown[:5])}; the training folder has {len(classes)}: {', '.join(classes[:5])} ..."
         )
     number = {name: label for label, name in enumerate(classes)}
     return torch.tensor([number[label] for label in labels])
@@ -122,8 +121,7 @@ def _ilsvrc_numbers(path: Path, split: Path, classes: Sequence[str]) -> dict[int
     if found is None:
         raise FileNotFoundError(
             f"{path} numbers the classes in an order of its own: put the development kit's meta.mat, or a "
-            f"list of the classes "
-            f"in that order ({', '.join(_SYNSETS)}), beside it"
+            f"list of the classes in that order ({', '.join(_SYNSETS)}), beside it"
         )
     if found.name == "meta.mat":
         return _read_meta(found)
@@ -137,8 +135,7 @@ def _ilsvrc_numbers(path: Path, split: Path, classes: Sequence[str]) -> dict[int
     if listed == sorted(listed) and len(listed) > 2:
         raise ValueError(
             f"{found} lists the classes alphabetically, and {path} numbers them in the order of the "
-            f"development kit: the "
-            "labels would be wrong; put the kit's meta.mat beside it"
+            "development kit: the labels would be wrong; put the kit's meta.mat beside it"
         )
     return dict(enumerate(listed, start=1))
 

@@ -50,8 +50,7 @@ def list_images(split: Path) -> tuple[ImageFiles, Tensor, list[str]]:
     if loose:
         raise ValueError(
             f"{split} has {len(loose)} image(s) beside its class folders, for example {loose[0]}: which "
-            f"class are "
-            f"they of? Move them; expected {split}/CLASS/IMAGE"
+            f"class are they of? Move them; expected {split}/CLASS/IMAGE"
         )
     counts = Counter(name.partition("/")[0] for name in names)
     for name in classes:
@@ -84,7 +83,6 @@ def open_folder(root: str | Path) -> tuple[tuple[ImageFiles, Tensor], tuple[Imag
         different = sorted(set(classes) ^ set(val_classes))
         raise ValueError(
             f"{root}: training and validation must have the same class folders; only in one: "
-            f"{', '.join(different[:5])}"
-            f"{' ...' if len(different) > 5 else ''}"
+            f"{', '.join(different[:5])}{' ...' if len(different) > 5 else ''}"
         )
     return (train_files, train_labels), (val_files, val_labels), classes

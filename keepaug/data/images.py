@@ -124,8 +124,7 @@ class MemoryImages:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
                 f"expected uint8 (N, 3, H, W) images and N labels, got {images.dtype} {tuple(images.shape)} "
-                f"and "
-                f"{len(labels)} labels"
+                f"and {len(labels)} labels"
             )
         self.images, self.labels, self.classes = images, labels, list(classes)
         self.padding, self.flip, self.alternate, self.border = padding, flip, alternate, border

@@ -156,9 +156,8 @@ class Loader:
         if (state["num_images"], state["batch_size"]) != (len(self.images), self.batch_size):
             raise ValueError(
                 f"the run was interrupted with {state['num_images']} images in batches of "
-                f"{state['batch_size']}; now "
-                f"there are {len(self.images)} in batches of {self.batch_size}: it cannot be resumed on "
-                f"other data"
+                f"{state['batch_size']}; now there are {len(self.images)} in batches of {self.batch_size}: "
+                "it cannot be resumed on other data"
             )
         self.epoch, self.position = state["epoch"], state["position"]
 

@@ -156,9 +156,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} cannot be read as an image: no known format ({', '.join(FORMATS)}), or values stored "
-            f"in a way that "
-            "Pillow does not know; convert or remove it"
+            f"{path} cannot be read as an image: no known format ({', '.join(FORMATS)}), or values stored in "
+            "a way that Pillow does not know; convert or remove it"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
@@ -214,8 +213,7 @@ def _compare(
         marked = f"EXIF orientation {orientation}" if orientation != 1 else "no EXIF orientation"
         text += (
             f": the sides are swapped. The file has {marked}, and images are turned upright by it before "
-            f"boxes are "
-            "used; annotate the upright image, or save the file upright without the EXIF mark"
+            "boxes are used; annotate the upright image, or save the file upright without the EXIF mark"
         )
     else:
         text += "; correct the annotation file"
@@ -255,8 +253,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     if low < 0 or depth is None:
         raise ImageError(
             f"{_name(image)} (mode {image.mode}) holds integers from {low} to {high}; 0 to 65535 can be "
-            f"read: scale it and "
-            "save it as 8-bit or 16-bit grey"
+            "read: scale it and save it as 8-bit or 16-bit grey"
         )
     return _grey(values * (255 / (2**depth - 1)))
 
@@ -267,8 +264,7 @@ def _float_grey(image: Image.Image) -> Image.Image:
     if not (low >= 0 and high <= 255):  # also of NaN
         raise ImageError(
             f"{_name(image)} (mode F) holds floating-point values from {low:g} to {high:g}; [0, 1] or [0, "
-            f"255] can be read: "
-            "scale it and save it as 8-bit or 16-bit grey"
+            "255] can be read: scale it and save it as 8-bit or 16-bit grey"
         )
     return _grey(values * 255 if high <= 1 else values)
 

@@ -274,8 +274,7 @@ def draw_detection(
     if not 1 <= fewest <= most <= rows * columns:
         raise ValueError(
             f"objects is {objects}; an image of {height}x{width} holds 1 to {rows * columns} objects of up "
-            f"to "
-            f"{object_sides[1]:g} pixels"
+            f"to {object_sides[1]:g} pixels"
         )
     images: list[Tensor] = []
     all_labels: list[Tensor] = []

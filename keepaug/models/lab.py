@@ -95,8 +95,7 @@ def whitening_filters(images: Tensor, size: int, *, eps: float = 5e-4) -> Tensor
     if len(patches) < patches.shape[1]:
         raise ValueError(
             f"{patches.shape[1]} whitening filters need at least as many patches, got {len(patches)} from "
-            f"images of "
-            f"{tuple(images.shape)}: give more images"
+            f"images of {tuple(images.shape)}: give more images"
         )
     variances, vectors = torch.linalg.eigh(patches.T.cov())
     filters = (vectors / (variances + eps).sqrt()).T.flip(0)

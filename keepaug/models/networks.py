@@ -68,8 +68,7 @@ def check_arch(arch: str) -> None:
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise ValueError(
         f"arch must be one of {', '.join(ARCHITECTURES)}, {', '.join(PAPER)}, another depth or width of "
-        f"these, "
-        f"{', '.join(FAST)}, torchvision:NAME or timm:NAME, got {arch!r}{hint}"
+        f"these, {', '.join(FAST)}, torchvision:NAME or timm:NAME, got {arch!r}{hint}"
     )
 
 

@@ -87,8 +87,7 @@ def split(network: nn.Module, after: str) -> EarlySplit:
     known = ", ".join(kind.__name__ for kind in _TORCHVISION)
     raise TypeError(
         f"no early head is known for {type(network).__name__}: it needs one of our networks, torchvision's "
-        f"{known} "
-        "or a timm network with forward_intermediates; use saliency full or low_resolution instead"
+        f"{known} or a timm network with forward_intermediates; use saliency full or low_resolution instead"
     )
 
 
@@ -172,9 +171,8 @@ class _Timm:
         (early, logits), plain = _probe(network, lambda x: (self.both(x), network(x)), side=side)
         if early.shape[1] != self.channels or not torch.allclose(logits, plain, rtol=1e-3, atol=1e-4):
             raise TypeError(
-                f"timm's {type(network).__name__} does not compute its logits from forward_intermediates: "
-                f"no early "
-                "head; use saliency full or low_resolution instead"
+                f"timm's {type(network).__name__} does not compute its logits from forward_intermediates: no "
+                "early head; use saliency full or low_resolution instead"
             )
 
     def early(self, images: Tensor) -> Tensor:

@@ -192,8 +192,7 @@ def load_classifier(
     if missing := {"arch", "state_dict", "classes", "mean", "std"} - content.keys():
         raise ForeignFileError(
             f"{path} is no weights.pt of a run: it lacks {', '.join(sorted(missing))}; a file of another "
-            f"program goes "
-            "through torchvision:NAME or timm:NAME, or keepaug convert"
+            "program goes through torchvision:NAME or timm:NAME, or keepaug convert"
         )
     check_shape(content, CLASSIFIER, path)
     if options is None:

@@ -334,11 +334,9 @@ _RATES_TEXT = (
 )
 _PAPER_TEXT = (
     "The paper's numbers as printed. Ours are the last epoch's; the best epoch's, which CutMix's code "
-    "reports and which looks at "
-    "the test set, stands in brackets. A run stands beside them only with the whole recipe on the real data "
-    "and, for "
-    "detection, with Detectron2 itself: drawn data, shortened runs and the torchvision engine have tables "
-    "of their own above."
+    "reports and which looks at the test set, stands in brackets. A run stands beside them only with the "
+    "whole recipe on the real data and, for detection, with Detectron2 itself: drawn data, shortened runs "
+    "and the torchvision engine have tables of their own above."
 )
 
 

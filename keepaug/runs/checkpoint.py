@@ -62,8 +62,7 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> Path:
         )
         raise NonFiniteLossError(
             f"{bad} is no longer finite, so it is not saved; {kept}. Lower the learning rate, clip the "
-            f"gradients, or "
-            "train in float32"
+            "gradients, or train in float32"
         )
     if path.is_file():
         keep_as(path, folder / PREVIOUS_NAME)

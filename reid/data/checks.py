@@ -66,8 +66,7 @@ def check_cameras(data: ReidData, splits: Sequence[str] = SPLITS, *, cameras: bo
     if without:
         raise ValueError(
             f"the camera is missing for {len(without)} of {len(tested)} query and gallery "
-            f"images{_paths(without)}; "
-            "add it, or set cameras=none to evaluate without the camera rule"
+            f"images{_paths(without)}; add it, or set cameras=none to evaluate without the camera rule"
         )
 
 
@@ -81,19 +80,16 @@ def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras
         identities = sorted({record.identity for record in absent})
         raise ValueError(
             f"{len(identities)} of {len({record.identity for record in query})} query identities do not "
-            "appear in the gallery "
-            f"(identities {_some(identities)}; {len(absent)} of {len(query)} queries{_paths(absent)}); the "
-            "gallery has "
-            f"identities {_some(sorted(present))}. Were query and gallery numbered apart? "
-            "allow_unmatched=true leaves them out"
+            f"appear in the gallery (identities {_some(identities)}; {len(absent)} of "
+            f"{len(query)} queries{_paths(absent)}); the gallery has identities {_some(sorted(present))}. "
+            "Were query and gallery numbered apart? allow_unmatched=true leaves them out"
         )
     others = [[one for one in present[record.identity] if one.path != record.path] for record in query]
     alone = [record for record, found in zip(query, others, strict=True) if not found]
     if alone:
         raise ValueError(
             f"{len(alone)} of {len(query)} queries have no match but their own file{_paths(alone)}, which "
-            "does not count; "
-            "allow_unmatched=true leaves these queries out"
+            "does not count; allow_unmatched=true leaves these queries out"
         )
     if not cameras:
         return
@@ -106,10 +102,8 @@ def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras
         number = Counter(record.camera for record in gallery)
         raise ValueError(
             f"{len(alone)} of {len(query)} queries have no match from another camera{_paths(alone)}; the "
-            "gallery's images by "
-            f"camera: {dict(sorted(number.items(), key=str))}. Set cameras=none to count matches from the "
-            "same camera, or "
-            "allow_unmatched=true to leave these queries out"
+            f"gallery's images by camera: {dict(sorted(number.items(), key=str))}. Set cameras=none to count "
+            "matches from the same camera, or allow_unmatched=true to leave these queries out"
         )
 
 
@@ -165,8 +159,7 @@ def check_duplicates(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
     if same:
         raise ValueError(
             f"{len(same)} image(s) exist more than once under different names: {_some(same)}; remove the "
-            "copies, or set "
-            "allow_duplicates=true"
+            "copies, or set allow_duplicates=true"
         )
 
 

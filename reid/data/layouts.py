@@ -149,8 +149,7 @@ def _read_market(layout: str, root: Path) -> ReidData:
         found = sorted(path.name for path in root.iterdir())[:10]
         raise FileNotFoundError(
             f"{root} is not in the {layout} layout: expected the folders {', '.join(folders.values())}, "
-            "found "
-            f"{', '.join(found) or 'nothing'}"
+            f"found {', '.join(found) or 'nothing'}"
         )
     data = ReidData(layout, base, [], [], [])
     listed: dict[str, list[Record]] = {}
@@ -263,8 +262,7 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
                 if missing := [column for column in COLUMNS if column not in names]:
                     raise ValueError(
                         f"{path} lacks the column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}, "
-                        "found "
-                        f"{', '.join(names)}"
+                        f"found {', '.join(names)}"
                     )
                 continue
             row = dict.fromkeys(COLUMNS, "") | dict(
@@ -323,17 +321,15 @@ def _images(folder: Path) -> list[Path]:
     if others:
         raise ValueError(
             f"{folder} has {len(others)} image(s) of a kind that this layout does not have: "
-            f"{', '.join(others[:3])}; "
-            f"convert them to one of {', '.join(_EXTENSIONS)}"
+            f"{', '.join(others[:3])}; convert them to one of {', '.join(_EXTENSIONS)}"
         )
     folders = (
         [] if images else sorted(path.name for path in files if path.name != "__MACOSX" and path.is_dir())
     )
     if folders:
         raise ValueError(
-            f"{folder} has no images but {len(folders)} folder(s): {', '.join(folders[:3])}; this layout "
-            "has all images "
-            "directly in it (a CSV file lists images wherever they lie: root=FILE.csv)"
+            f"{folder} has no images but {len(folders)} folder(s): {', '.join(folders[:3])}; this layout has "
+            "all images directly in it (a CSV file lists images wherever they lie: root=FILE.csv)"
         )
     return images
 

@@ -44,8 +44,7 @@ class IdentitySampler:
         if len(self.members) < identities:
             raise ValueError(
                 f"a batch needs {identities} identities, and there are {len(self.members)} with "
-                f"{len(labels)} images: "
-                f"set identities={max(2, len(self.members))} or less"
+                f"{len(labels)} images: set identities={max(2, len(self.members))} or less"
             )
         self._passes: dict[int, tuple[int, Tensor]] = {}  # the last one of each identity, to go on from
         wanted = [max(1, len(member) // images) for member in self.members]
@@ -171,8 +170,7 @@ class IdentityLoader(Loader):
         if sampler.num_identities % world_size:
             raise ValueError(
                 f"{sampler.num_identities} identities per batch cannot be divided over {world_size} "
-                "processes: each takes whole "
-                f"identities; set identities to a multiple of {world_size}"
+                f"processes: each takes whole identities; set identities to a multiple of {world_size}"
             )
         super().__init__(
             images,

@@ -285,8 +285,7 @@ class _Protocol:
         if distances.ndim != 2 or distances.shape[1] != self.num_gallery or part.stop > self.num_queries:
             raise ValueError(
                 f"distances must be rows of {self.num_gallery} gallery images for {self.num_queries} "
-                "queries; got "
-                f"{tuple(distances.shape)} after {self.done} rows"
+                f"queries; got {tuple(distances.shape)} after {self.done} rows"
             )
         self.done = part.stop
         places, mask = self.positives[part], self.present[part]

@@ -98,10 +98,9 @@ def load_backbone(
     """Put trained weights into the backbone; what is no part of it, heads above all, is left out.
 
     Takes torchvision's and torchreid's state dicts (its `model.pth.tar-N` too), the `weights.pt` of a
-    classifier's run, what
-    `keepaug convert --reverse` writes, and the weights of a re-identification run, whatever its
-    identities were: its BNNeck comes along. Whatever prefix the keys have (`module.`, `base.`, `backbone.`)
-    is found.
+    classifier's run, what `keepaug convert --reverse` writes, and the weights of a re-identification run,
+    whatever its identities were: its BNNeck comes along. Whatever prefix the keys have (`module.`, `base.`,
+    `backbone.`) is found.
 
     Args:
         network: the network whose backbone is filled.
@@ -129,10 +128,9 @@ def load_backbone(
     for key, value in (("last_stride", last_stride), ("first_relu", first_relu)):
         if content.get("kind") == KIND and value is not None and content.get(key) not in (value, None):
             raise ConfigError(
-                f"{path} was trained with {key}={content[key]}, the config says {key}={value}: the "
-                "features would be "
-                f"others; set {key}={str(content[key]).lower()} (and recipe=custom, if the recipe means "
-                "another)"
+                f"{path} was trained with {key}={content[key]}, the config says {key}={value}: the features "
+                f"would be others; set {key}={str(content[key]).lower()} (and recipe=custom, if the recipe "
+                "means another)"
             )
     if content.get("color_order", "RGB") != "RGB":
         raise ConfigError(f"{path} wants {content['color_order']} images; ReID reads RGB")

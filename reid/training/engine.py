@@ -293,8 +293,7 @@ class KeepEngine(_Engine):
         if self.step > self.total_steps:
             raise ConfigError(
                 f"{recorder.path} holds a run of {self.step} steps, more than the {self.total_steps} asked "
-                "for: raise "
-                "epochs or max_steps, or choose another folder"
+                "for: raise epochs or max_steps, or choose another folder"
             )
 
     def save(self) -> None:

@@ -103,9 +103,8 @@ def _announce(manager: DataManager) -> None:
     sampler = manager.train_loader.sampler
     print(
         f"{len(sampler)} batches of {sampler.num_identities} identities x {sampler.num_images} images per "
-        "epoch use "
-        f"{100 * sampler.share(manager.train_loader.epoch):.1f} % of the images; every image is used within "
-        f"{sampler.epochs_to_cover} epoch(s)",
+        f"epoch use {100 * sampler.share(manager.train_loader.epoch):.1f} % of the images; every image is "
+        f"used within {sampler.epochs_to_cover} epoch(s)",
         flush=True,
     )
 
