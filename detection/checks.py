@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from detection.config import ConfigError
 from detection.other_networks import contradiction
 from detection.reading import WeightsError, as_tensors, count_by_group
 from detection.sidecar import Sidecar, of_caffe2, read_sidecar
+from detection.tool import checkpoints
+from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import sha256_of
 from keepaug.runs.restricted import read_file
+from keepaug.runs.shapes import check_shape
 
 __all__ = [
     "ConfigMismatchError",
@@ -30,6 +34,7 @@ __all__ = [
     "check_state",
     "check_weights_against_config",
     "load_detectron2_file",
+    "newest_checkpoint",
     "read_detectron2",
     "read_for_detectron2",
 ]
@@ -183,6 +188,32 @@ def load_detectron2_file(path: str | Path) -> dict[str, Tensor]:
         WeightsError: not readable, or no tensors.
     """
     return read_detectron2(path)[0]
+
+
+def newest_checkpoint(output: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint of either engine that can be read, and its content; None where there is none.
+
+    A damaged one is passed over with a warning.
+
+    Raises:
+        ValueError: there are checkpoints and none can be read.
+    """
+    problems = []
+    for path in checkpoints(output):
+        try:
+            content = read_weights_only(path)
+            check_shape(content, {str: Any}, path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            warnings.warn(f"{'; '.join(problems)}; going on from {path}", UserWarning, stacklevel=3)
+        return path, content
+    if problems:
+        raise ValueError(
+            f"no checkpoint can be read: {'; '.join(problems)}; start again in another OUTPUT_DIR"
+        )
+    return None
 
 
 def read_for_detectron2(path: str | Path) -> dict[str, Any]:

@@ -29,12 +29,13 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
-from detection.checks import load_detectron2_file, read_for_detectron2
+from detection.checks import load_detectron2_file, newest_checkpoint, read_for_detectron2
 from detection.coco import CocoDataset
 from detection.config import ConfigError
 from detection.evaluation import coco_results, evaluate, save_results
+from detection.tool import checkpoints
 from keepaug.data.reading import read_image
-from keepaug.runs.checkpoint import check_optimizer, first_non_finite, read_weights_only, restoring
+from keepaug.runs.checkpoint import check_optimizer, first_non_finite, restoring
 from keepaug.runs.distributed import Distributed, fix_order_if_asked
 from keepaug.runs.errors import EXIT_STOPPED, LostProcessError, StopRequestedError
 from keepaug.runs.files import write_atomic, write_text_atomic
@@ -473,17 +474,18 @@ def run(
     if eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = _Checkpointer(model, cfg.OUTPUT_DIR)
-        last = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else ""
-        _load_and_check(checkpointer, last or cfg.MODEL.WEIGHTS, whole_detector=True)
+        last = newest_checkpoint(cfg.OUTPUT_DIR) if resume else None
+        _load_and_check(checkpointer, str(last[0]) if last else cfg.MODEL.WEIGHTS, whole_detector=True)
         Trainer.test(cfg, model)
         return
     several = comm.get_world_size() > 1
     trainer = Trainer(cfg, clock, StopSignals() if several else signals)
-    if resume and trainer.checkpointer.has_checkpoint():
-        _refuse_other_engine(trainer.checkpointer.get_checkpoint_file())
-        with restoring(trainer.checkpointer.get_checkpoint_file(), "state"):
-            trainer.resume_or_load(resume=True)
+    if resume and (found := newest_checkpoint(cfg.OUTPUT_DIR)) is not None:
+        _refuse_other_engine(*found)
+        with restoring(found[0], "state"):
+            trainer.checkpointer.load(str(found[0]))
             check_optimizer(trainer.optimizer)
+        trainer.start_iter = trainer.iter + 1
         if trainer.start_iter > cfg.SOLVER.MAX_ITER:
             raise ValueError(
                 f"{cfg.OUTPUT_DIR} has done {trainer.start_iter} iterations, more than SOLVER.MAX_ITER "
@@ -502,9 +504,9 @@ def run(
             raise SystemExit(EXIT_STOPPED) from None
         raise stop.said from None
     except FloatingPointError as error:
-        last = trainer.checkpointer.get_checkpoint_file()
+        last = next(iter(checkpoints(cfg.OUTPUT_DIR)), "none")
         raise RuntimeError(
-            f"{error}; last good checkpoint: {last or 'none'}. Lower SOLVER.BASE_LR or raise "
+            f"{error}; last good checkpoint: {last}. Lower SOLVER.BASE_LR or raise "
             "SOLVER.WARMUP_ITERS, then --resume"
         ) from error
 
@@ -549,9 +551,8 @@ def _forget_after(path: Path, start: int) -> None:
         write_text_atomic(path, "".join(kept))
 
 
-def _refuse_other_engine(checkpoint: str) -> None:
+def _refuse_other_engine(checkpoint: Path, content: Mapping[str, Any]) -> None:
     """Detectron2 would go on without optimizer and iteration, and say nothing."""
-    content = read_weights_only(checkpoint)
     check_shape(content, CHECKPOINT, checkpoint)
     if "trainer" not in content:
         raise ValueError(

@@ -167,13 +167,14 @@ def _run_detectron2(job: DetectorJob, prepared: Prepared, recorder: Recorder) ->
 
 
 def _run_torchvision(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
+    from detection.checks import newest_checkpoint
     from detection.evaluation import save_results
-    from detection.torchvision_engine.loop import last_checkpoint, predict, restore_model, train
+    from detection.torchvision_engine.loop import predict, restore_model, train
 
     cfg = prepared.cfg
     if job.eval_only:
-        last = last_checkpoint(cfg.OUTPUT_DIR) if job.resume else None
-        model = restore_model(cfg, last or cfg.MODEL.WEIGHTS)
+        last = newest_checkpoint(cfg.OUTPUT_DIR) if job.resume else None
+        model = restore_model(cfg, last[0] if last else cfg.MODEL.WEIGHTS)
     else:
         assert prepared.train is not None
         model = train(cfg, prepared.train, recorder, resume=job.resume)

@@ -278,24 +278,18 @@ def _check_processes(job: DetectorJob, cfg: CfgNode, engine: str) -> None:
 def _check_output(job: DetectorJob, cfg: CfgNode) -> list[str]:
     """What the recorder cannot say, since checkpoints are the engines' own."""
     output = Path(cfg.OUTPUT_DIR)
-    marked = (output / "last_checkpoint").is_file()
-    if job.eval_only and job.resume and not marked:
+    if not job.resume or has_run(output):
+        return []
+    if job.eval_only:
         raise ConfigError(f"--eval-only --resume, but there is no checkpoint in {output}")
-    if job.resume and has_run(output) and not marked:
-        raise ConfigError(
-            f"{output} holds checkpoints and no file last_checkpoint that names one: write the newest one's "
-            f"name into {output / 'last_checkpoint'}, or start a new run in another OUTPUT_DIR"
-        )
-    if job.resume and not marked:
-        return [f"nothing to resume in {output}: starting from the beginning"]
-    return []
+    return [f"nothing to resume in {output}: starting from the beginning"]
 
 
 def _check_weights(job: DetectorJob, cfg: CfgNode) -> list[str]:
     from detection.checks import check_weights_against_config
 
     output = Path(cfg.OUTPUT_DIR)
-    if job.resume and (output / "last_checkpoint").is_file():
+    if job.resume and has_run(output):
         return []  # WEIGHTS is not used
     weights = cfg.MODEL.WEIGHTS
     model = cfg.MODEL

@@ -13,7 +13,7 @@ from detection.sidecar import started_from
 from keepaug.runs.planning import Tool
 from keepaug.runs.result import plain
 
-__all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "has_run", "precision_of", "recipe_of"]
+__all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "checkpoints", "has_run", "precision_of", "recipe_of"]
 
 # Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts
 # from is compared by its contents (`started_from` of a result), not by its path.
@@ -68,9 +68,21 @@ def changed_settings(before: Mapping[str, Any], cfg: CfgNode) -> list[str]:
     ]
 
 
+def checkpoints(output: str | Path) -> list[Path]:
+    """A detector's checkpoints, of either engine, the newest first.
+
+    That is the one that `last_checkpoint` names; a run that was killed between the two files, or has lost
+    the second, goes on from the newest there is.
+    """
+    mark = Path(output) / "last_checkpoint"
+    named = [Path(output) / mark.read_text(errors="replace").strip()] if mark.is_file() else []
+    others = set(Path(output).glob("model_*.pth")) - set(named)
+    return [*named, *sorted(others, key=lambda path: path.name, reverse=True)]
+
+
 def has_run(output: Path) -> bool:
     """Whether a folder holds a detector's checkpoints, of either engine."""
-    return (output / "last_checkpoint").is_file() or any(output.glob("model_*.pth"))
+    return bool(checkpoints(output))
 
 
 def _arguments(config: Path, output: Path, given: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.checks import load_detectron2_file
+from detection.checks import load_detectron2_file, newest_checkpoint
 from detection.coco import CocoDataset
 from detection.evaluation import coco_results
+from detection.tool import checkpoints
 from detection.torchvision_engine.build import Detector, RetinaNet, build_model
 from detection.torchvision_engine.data import EvaluationImages, Sample, TrainingBatches, usable
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
-from keepaug.runs.checkpoint import check_optimizer, first_non_finite, read_weights_only, restoring
+from keepaug.runs.checkpoint import check_optimizer, first_non_finite, restoring
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic, write_text_atomic
 from keepaug.runs.guard import check_finite
@@ -29,7 +29,7 @@ from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.runs.shapes import check_shape
 from keepaug.runs.stopping import iterate
 
-__all__ = ["build_optimizer", "last_checkpoint", "learning_rate", "predict", "restore_model", "train"]
+__all__ = ["build_optimizer", "learning_rate", "predict", "restore_model", "train"]
 
 LOG_EVERY = 20
 CHECKPOINT = {
@@ -89,12 +89,6 @@ def learning_rate(cfg: Any, iteration: int) -> float:
     return float(solver.BASE_LR * (start * (1 - share) + multiplier(length) * share))
 
 
-def last_checkpoint(output: str | Path) -> Path | None:
-    """The file that `last_checkpoint` names, as Detectron2 writes it."""
-    mark = Path(output) / "last_checkpoint"
-    return Path(output) / mark.read_text().strip() if mark.is_file() else None
-
-
 def _save(
     path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: int, seed: int, clock: Clock
 ) -> None:
@@ -110,35 +104,11 @@ def _save(
         raise NonFiniteLossError(
             f"{bad} is no longer finite after iteration {iteration}, so it is not saved; lower "
             f"SOLVER.BASE_LR or raise "
-            f"SOLVER.WARMUP_ITERS, then --resume from {last_checkpoint(path.parent) or 'the beginning'}"
+            f"SOLVER.WARMUP_ITERS, then --resume from {next(iter(checkpoints(path.parent)), 'the beginning')}"
         )
     write_atomic(path, lambda file: torch.save(content, file))
     write_text_atomic(path.with_name("last_checkpoint"), path.name)
     clock.keep()
-
-
-def _newest_readable(output: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The last checkpoint; where it is damaged, the one before, with a warning.
-
-    Raises:
-        ValueError: there are checkpoints and none can be read.
-    """
-    newest = last_checkpoint(output)
-    if newest is None:
-        return None
-    older = sorted(set(output.glob("model_*.pth")) - {newest}, key=lambda path: path.name, reverse=True)
-    problems = []
-    for path in (newest, *older):
-        try:
-            content = read_weights_only(path)
-            check_shape(content, {str: Any}, path)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            warnings.warn(f"{'; '.join(problems)}; going on from {path}", UserWarning, stacklevel=3)
-        return path, content
-    raise ValueError(f"no checkpoint can be read: {'; '.join(problems)}; start again in another OUTPUT_DIR")
 
 
 def _restore(
@@ -203,7 +173,7 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
     model = build_model(cfg).to(cfg.MODEL.DEVICE)
     optimizer = build_optimizer(cfg, model)
     start, checkpoint = 0, None
-    if resume and (found := _newest_readable(output)) is not None:
+    if resume and (found := newest_checkpoint(output)) is not None:
         checkpoint = found[0]
         start, seed = _restore(*found, model, optimizer)
         if start > cfg.SOLVER.MAX_ITER:

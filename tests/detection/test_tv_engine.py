@@ -14,12 +14,12 @@ from tv_helpers import CONFIGS, KINDS, TARGETS, config, image, random_model
 from detection.coco import CocoDataset, load_coco
 from detection.config import defaults, flat, load_config
 from detection.reading import WeightsError
-from detection.tool import has_run
+from detection.tool import checkpoints, has_run
 from detection.torchvision_engine import loop
 from detection.torchvision_engine.build import build_model
 from detection.torchvision_engine.data import TrainingBatches, batches
 from detection.torchvision_engine.honoured import HONOURED, unhonoured
-from detection.torchvision_engine.loop import build_optimizer, last_checkpoint, predict, restore_model
+from detection.torchvision_engine.loop import build_optimizer, predict, restore_model
 from detection.torchvision_engine.loop import train as train_in
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
 from keepaug.data.synthetic import write_detection
@@ -176,9 +176,11 @@ def test_stopped_and_resumed_is_uninterrupted(kind: str, data: CocoDataset, tmp_
         interrupt_at(2, patch)
         with pytest.raises(Stop):
             train(stopped, data)
-    newest = last_checkpoint(tmp_path / "stopped")
+    newest = checkpoints(tmp_path / "stopped")[0]
     assert newest.name == "model_0000001.pth"
     newest.write_bytes(newest.read_bytes()[:1000])  # a damaged file costs one checkpoint, not the run
+    if kind == "retinanet":
+        (tmp_path / "stopped" / "last_checkpoint").unlink()
     with pytest.warns(
         UserWarning, match=r"model_0000001.pth cannot be read .* going on from .*model_0000000"
     ):

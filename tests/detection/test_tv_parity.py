@@ -386,7 +386,13 @@ def test_detectron2_stopped_and_resumed_is_uninterrupted(
                 patch.setattr(detectron2_engine.Trainer, "run_step", stop)
                 with pytest.raises(KeyboardInterrupt):
                     detectron2_engine.run(to_detectron2(cfg), drawn, drawn)
-        detectron2_engine.run(to_detectron2(cfg), drawn, drawn, resume=name == "stopped")
+            (tmp_path / name / "model_0000001.pth").write_bytes(b"half a file")
+            if kind == "retinanet":
+                (tmp_path / name / "last_checkpoint").unlink()
+            with pytest.warns(UserWarning, match=r"going on from .*model_0000000"):
+                detectron2_engine.run(to_detectron2(cfg), drawn, drawn, resume=True)
+        else:
+            detectron2_engine.run(to_detectron2(cfg), drawn, drawn)
         states[name] = torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
     whole, stopped = states["whole"], states["stopped"]
     assert whole.keys() == stopped.keys()
