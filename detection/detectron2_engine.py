@@ -10,7 +10,6 @@ loaded.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import functools
 import json
@@ -542,12 +541,17 @@ def launch(work: Any, processes: int, *, output: Path, **where: Any) -> None:
 
 def _forget_after(path: Path, start: int) -> None:
     """Leave what Detectron2 logged before iteration `start`: what came after it is done again."""
-    kept = []
-    for line in path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut short
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
+    kept, damaged = [], 0
+    for number, line in enumerate(lines, start=1):
+        try:
             if json.loads(line)["iteration"] < start:
                 kept.append(line)
-    if path.is_file():
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += number < len(lines)  # the last was cut short
+    if damaged:
+        print(f"note: {path} is damaged, {damaged} of its {len(lines)} lines are lost", flush=True)
+    if lines:
         write_text_atomic(path, "".join(kept))
 
 

@@ -15,6 +15,7 @@ The loop stays the caller's; the recorder is told what happened, and never decid
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -58,6 +59,8 @@ RUN_SHAPE = {
     "revisions?": [(str, None)],
     "seconds?": float,
     "cpu_seconds?": float,
+    "metrics_lines?": int,
+    "metrics_sha256?": str,
     str: Any,
 }
 CHECKPOINT_SHAPE = {
@@ -65,6 +68,7 @@ CHECKPOINT_SHAPE = {
     "seconds?": float,
     "cpu_seconds?": float,
     "metrics_lines?": int,
+    "metrics_sha256?": str,
     "evaluated?": int,
     "best?": (float, None),
     "hits?": Tensor,
@@ -99,9 +103,12 @@ class Clock:
         return self.earlier[1] + time.process_time() - (self.began[1] if os.getpid() == self.pid else 0.0)
 
     def keep(self) -> None:
-        """Write the time beside what the run is: for an engine, whenever it has saved a checkpoint."""
+        """Write the time, and what the metrics are, beside what the run is: for an engine, whenever it has
+        saved a checkpoint.
+        """
         about = json.loads(self.file.read_text())
-        write_json_atomic(self.file, about | {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
+        now = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, **_metrics_of(self.file.parent)}
+        write_json_atomic(self.file, about | now)
 
 
 class Recorder:
@@ -267,7 +274,7 @@ class Recorder:
             write_text_atomic(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
             about = {key: self._run[key] for key in ("kind", "dataset", "started_from", "revisions")}
             write_json_atomic(self.path / RUN, about | {"seconds": earlier[0], "cpu_seconds": earlier[1]})
-            self._open_metrics(state, begun)
+            self._open_metrics(state, times, begun)
         return state
 
     def announce(self, network: nn.Module, device: torch.device, step: int, work: str) -> None:
@@ -349,8 +356,7 @@ class Recorder:
         os.fsync(self._metrics.fileno())  # no line that the checkpoint counts may be lost
         state = {name: _state_of(part) for name, part in self._parts.items()} | more
         times = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        lines = (self.path / METRICS).read_bytes().count(b"\n")
-        save_checkpoint(self.path, state | times | {"step": step, "metrics_lines": lines})
+        save_checkpoint(self.path, state | times | {"step": step, **_metrics_of(self.path)})
 
     def finish(
         self,
@@ -423,18 +429,23 @@ class Recorder:
                 "start a new run in another folder"
             )
 
-    def _open_metrics(self, state: Mapping[str, Any], begun: bool) -> None:
-        """Forget what was logged after the checkpoint: the resumed run writes it again."""
+    def _open_metrics(self, state: Mapping[str, Any], said: Mapping[str, Any], begun: bool) -> None:
+        """Forget what was logged after the checkpoint: the resumed run writes it again.
+
+        Args:
+            state: the checkpoint; without lines for an engine, which drops them by `forget_after`.
+            said: what checkpoint or run.json say of the lines.
+            begun: there is a run.
+        """
         path = self.path / METRICS
-        kept: list[str] = []
-        if begun and path.is_file() and self._has_run is has_checkpoint:
-            lines = path.read_text(errors="replace").splitlines()
-            number = state.get("metrics_lines")
-            kept = _up_to(lines if number is None else lines[:number], state["step"])
-            if number is not None and len(kept) < number:
-                print(f"note: {path} is damaged, {number - len(kept)} of its {number} lines are lost")
-        elif begun and path.is_file():
-            kept = path.read_text(errors="replace").splitlines()
+        content = path.read_bytes() if begun and path.is_file() else b""
+        kept, number = content.decode(errors="replace").splitlines(), state.get("metrics_lines")
+        if self._has_run is has_checkpoint:
+            kept = _up_to(kept if number is None else kept[:number], state["step"])
+        if number is not None and len(kept) < number:
+            print(f"note: {path} is damaged, {number - len(kept)} of its {number} lines are lost")
+        elif not _is_of(content, said):
+            print(f"note: {path} is damaged or was changed: lines of it are not those that this run wrote")
         write_text_atomic(path, "".join(f"{line}\n" for line in kept))
         self._metrics = path.open("a")
         self._loggers = open_loggers(
@@ -460,6 +471,21 @@ def _restore(part: Any, state: Any) -> None:
     else:
         check_shape(state, [(float, {str: float})], "a list")
         part[:] = state
+
+
+def _metrics_of(folder: Path) -> dict[str, Any]:
+    """How many lines the metrics have, and their checksum: a changed digit is a figure like any other."""
+    path = folder / METRICS
+    content = path.read_bytes() if path.is_file() else b""
+    return {"metrics_lines": content.count(b"\n"), "metrics_sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _is_of(content: bytes, said: Mapping[str, Any]) -> bool:
+    """Whether metrics begin with the lines of which `_metrics_of` told; earlier versions told nothing."""
+    if "metrics_sha256" not in said:
+        return True
+    lines = content.splitlines(keepends=True)[: said["metrics_lines"]]
+    return hashlib.sha256(b"".join(lines)).hexdigest() == said["metrics_sha256"]
 
 
 def _up_to(lines: list[str], step: int) -> list[str]:

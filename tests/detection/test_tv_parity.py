@@ -397,3 +397,20 @@ def test_detectron2_stopped_and_resumed_is_uninterrupted(
     whole, stopped = states["whole"], states["stopped"]
     assert whole.keys() == stopped.keys()
     assert [key for key, value in whole.items() if not torch.equal(value, stopped[key])] == []
+
+
+def test_lines_of_detectron2s_metrics_that_are_lost_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detection import detectron2_engine
+
+    path = tmp_path / "metrics.json"
+    for text, kept, said in (
+        ('{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"iter', "12", ""),
+        ('{"iteration": 1}\n{"iteration" 2}\n{"iteration": 3}\n', "1", "1 of its 3 lines are lost"),
+    ):
+        path.write_text(text)
+        detectron2_engine._forget_after(path, 3)
+        assert path.read_text() == "".join(f'{{"iteration": {number}}}\n' for number in kept)
+        out = capsys.readouterr().out
+        assert said in out if said else not out

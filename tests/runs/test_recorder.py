@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,57 @@ def test_parts_come_back_and_metrics_are_neither_lost_nor_doubled(tmp_path: Path
     assert torch.equal(again.weight, network.weight)
     assert later == history
     assert torch.equal(other, hits)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text, ""),
+        (lambda text: text + '{"step": 3, "lo', ""),
+        (lambda text: text.replace("3.0", "2.0"), "not those that this run wrote"),
+        (lambda text: text.replace('"step": 1', '"step": 2'), "not those that this run wrote"),
+        (lambda text: text[5:], "1 of its 2 lines are lost"),
+        (lambda text: "", "2 of its 2 lines are lost"),
+    ],
+)
+def test_lines_that_the_run_did_not_write_are_told_of(
+    damage: Callable[[str], str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(damage(path.read_text()))
+    claimed(tmp_path, resume=True).close()
+    out = capsys.readouterr().out
+    assert said in out if said else not out
+
+
+def test_an_engine_keeps_what_its_metrics_are_beside_its_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def open_it() -> Recorder:
+        recorder = Recorder(
+            tmp_path,
+            Settings(),
+            kind="detection",
+            tensorboard=False,
+            has_run=lambda folder: (folder / "m").exists(),
+        )
+        recorder.claim(True, name="n", dataset=DATA, synthetic=False, shortened=False)
+        return recorder
+
+    with open_it() as recorder:
+        recorder.log(1, {"loss": 3.0})
+        (tmp_path / "m").touch()
+        recorder.clock.keep()
+        recorder.log(2, {"loss": 2.0})
+    for text, note in (("loss", ""), ("lost", "not those that this run wrote")):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text(path.read_text().replace("loss", text))
+        about = (tmp_path / "run.json").read_text()
+        with open_it():
+            out = capsys.readouterr().out
+            assert note in out if note else not out
+        (tmp_path / "run.json").write_text(about)
 
 
 @pytest.mark.parametrize(
