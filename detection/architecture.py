@@ -129,8 +129,7 @@ def infer(state: Mapping[str, Tensor]) -> Architecture:
         found = {int(m[1]) for key in state if (m := re.match(rf"layer{stage}\.(\d+)\.", key))}
         counts.append(len(found))
     block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
-    depth = _BLOCKS.get((block, tuple(counts)))
-    if depth is None:
+    if (depth := _BLOCKS.get((block, tuple(counts)))) is None:
         known = ", ".join(str(depth) for depth in sorted(_BLOCKS.values()))
         raise ArchitectureError(
             f"stages of {counts} {block} blocks are no ResNet-{known}: CIFAR ResNets (20, 56, 110) and "

@@ -150,21 +150,18 @@ def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> No
             f"{_some(empty)} have shapes and no values (meta tensors); save the network after loading it"
         )
     shapes = architecture.expected_shapes()
-    wrong = [key for key, value in state.items() if tuple(value.shape) != shapes[key]]
-    if wrong:
+    if wrong := [key for key, value in state.items() if tuple(value.shape) != shapes[key]]:
         key = wrong[0]
         raise WeightsError(
             f"{len(wrong)} tensors have shapes that are not {architecture.name}'s: {key} is "
             f"{tuple(state[key].shape)}, expected {shapes[key]}; pruned or widened stages cannot be converted"
         )
     variances = {key: value for key, value in state.items() if key.endswith("running_var")}
-    negative = [key for key, value in variances.items() if bool((value < 0).any())]
-    if negative:
+    if negative := [key for key, value in variances.items() if bool((value < 0).any())]:
         raise WeightsError(
             f"BatchNorm variances are negative ({_some(negative)}): the file is damaged or keys were swapped"
         )
-    zero = [key for key, value in variances.items() if bool((value == 0).all())]
-    if zero:
+    if zero := [key for key, value in variances.items() if bool((value == 0).all())]:
         raise WeightsError(
             f"BatchNorm variances are all zero ({_some(zero)}): dead layers or lost statistics; the features "
             "would explode"
@@ -172,8 +169,7 @@ def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> No
 
 
 def _check_finite(state: Mapping[str, Tensor]) -> None:
-    bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
-    if bad:
+    if bad := [key for key, value in state.items() if not bool(torch.isfinite(value).all())]:
         raise WeightsError(
             f"{len(bad)} tensors hold NaN or infinite values ({_some(bad)}): training diverged, or float16 "
             "overflowed; take an earlier checkpoint"

@@ -186,12 +186,10 @@ def load_coco(
         num_classes_key: the config key to name when that number is wrong.
         strict_boxes: refuse boxes that would be dropped or clipped.
         tolerance: pixels by which a box may leave its image (COCO's coordinates are rounded).
-        images: also find every image file, by the end of its name where only that is unique, and read it
-            once.
+        images: also find and read every file, by the end of its name where only that is unique.
 
     Raises:
-        CocoDataError: lists every kind of problem with its count and first examples, or the image files that
-            cannot be read.
+        CocoDataError: every kind of problem with its count and examples, or the images that cannot be read.
     """
     data = _read_json(json_path)
     problems, notes = _Problems(), _Problems()
@@ -304,12 +302,10 @@ def _by_id(
     """Whole entries by id."""
     found: dict[str, dict[str, Any]] = {}
     for position, entry in enumerate(entries):
-        missing = [key for key in needed if not isinstance(entry, dict) or entry.get(key) is None]
-        if missing:
+        if missing := [key for key in needed if not isinstance(entry, dict) or entry.get(key) is None]:
             problems.add(f"an entry of {kind} lacks {', '.join(missing)}", f"number {position}")
             continue
-        key = _key(entry["id"])
-        if key is None:
+        if (key := _key(entry["id"])) is None:
             problems.add(f"a {kind} id is neither a whole number nor a text", f"{entry['id']!r}")
         elif key in found:
             problems.add(f"a {kind} id is used more than once", f"{kind} {entry['id']!r}")
@@ -365,8 +361,7 @@ def _fill(
                 problems.add("an annotation id is used more than once", name)
             seen.add(str(identity))
         ready = _annotation(annotation, name, number_of, problems)
-        record = records.get(_key(annotation.get("image_id")) or "")
-        if record is None:
+        if (record := records.get(_key(annotation.get("image_id")) or "")) is None:
             problems.add(
                 "an image id is not among the images", f"{name}: image {annotation.get('image_id')!r}"
             )
@@ -407,8 +402,7 @@ def _annotation(
 ) -> dict[str, Any] | None:
     """Its typed fields; None where one cannot be meant."""
     before = problems.counts.total()
-    category = number_of.get(_key(annotation.get("category_id")))
-    if category is None:
+    if (category := number_of.get(_key(annotation.get("category_id")))) is None:
         problems.add(
             "a category id is not among the categories", f"{name}: category {annotation.get('category_id')!r}"
         )
@@ -437,9 +431,7 @@ def _annotation(
 
 
 def _find_files(records: Sequence[dict[str, Any]], root: Path, problems: _Problems, notes: _Problems) -> None:
-    """Give each record the path of its file: as named, otherwise by the longest end of the name that only one
-    file has.
-    """
+    """Give records their files' paths: as named, or by the longest end that only one file has."""
     if not root.is_dir():
         problems.add(f"there is no image folder {root}")
         return

@@ -99,13 +99,11 @@ def convert(
         weights: a classifier in a checkpoint of torchvision, timm, Hugging Face, MoCo, SwAV, DINO,
             mmpretrain, ours and others: see `read_classifier`.
         output: where to write.
-        format: "pth" (tensors; loads under weights_only) or "pkl" (numpy arrays); None: by the suffix of
-            `output`.
+        format: "pth" (tensors; loads under weights_only) or "pkl" (numpy arrays); None: by `output`'s suffix.
         key: which part of the file, where it has several sets of weights.
         prefix: of the keys, where one part has several.
         arch: what the network is, where the file calls it something else that the tensors fit as well.
-        mean: of the classifier's normalisation, R, G, B in [0, 1]; None: as the file says, otherwise
-            ImageNet's.
+        mean: of its normalisation, R, G, B in [0, 1]; None: as the file says, otherwise ImageNet's.
         std: the same.
         color_order: "RGB" or "BGR"; None: as the file says, otherwise RGB.
         verify_features: compare features before anything is written.
@@ -116,8 +114,7 @@ def convert(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: (WeightsError, ArchitectureError) anything unknown, missing, not finite or of another
-            kind.
+        ValueError: (WeightsError, ArchitectureError) anything unknown, missing, not finite, of another kind.
         VerificationError: the features differ. In all cases nothing is written.
     """
     weights, output = Path(weights), Path(output)
@@ -267,15 +264,13 @@ def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list
     """
     weights, output = Path(weights), Path(output)
     state, caffe2 = read_detectron2(weights)
-    backbone = _backbone_of(state)
-    if not backbone:
+    if not (backbone := _backbone_of(state)):
         raise WeightsError(
             f"{weights} has no ResNet of Detectron2 (keys like res2.0.conv1.weight); {list(state)[:3]}"
         )
     infer(backbone)  # its message tells what the file is
     architecture, checked, notes = check_state(backbone)
-    left = len(state) - len(backbone)
-    if left:
+    if left := len(state) - len(backbone):
         notes.append(f"left out {left} tensors of the detector (FPN, RPN, heads)")
     sidecar = read_sidecar(weights)
     if architecture.depth >= 50 and (caffe2 or (sidecar is not None and sidecar.stride_in_1x1)):

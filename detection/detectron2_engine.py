@@ -2,9 +2,8 @@
 
 This is the reference engine. What differs from Detectron2's own training script: images are read by the
 project's one reader, what is drawn depends on the seed and the iteration alone, so that a resumed run is the
-uninterrupted one, checkpoints are replaced atomically, several CPU processes work, and after loading the
-weights every backbone tensor is compared with the file, because Detectron2 only warns when nothing was
-loaded.
+uninterrupted one, checkpoints are replaced atomically, several CPU processes work, and loaded backbones are
+compared with their file, because Detectron2 only warns when nothing was loaded.
 """
 
 from __future__ import annotations
@@ -132,8 +131,7 @@ def compare_loaded(model: Mapping[str, torch.Tensor], file: Mapping[str, torch.T
     for key, value in model.items():
         if key.endswith(_NOT_WEIGHTS):
             continue
-        name = next((name for name in (key, _bare(key)) if name in file), None)
-        if name is None:
+        if (name := next((name for name in (key, _bare(key)) if name in file), None)) is None:
             missing.append(key)
             continue
         used.add(name)
@@ -454,8 +452,7 @@ def run(
         cfg: Detectron2's own config, its device decided.
         train: the training split; None with `eval_only`.
         val: the split to evaluate on.
-        resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate that
-            checkpoint.
+        resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate it.
         eval_only: evaluate `cfg.MODEL.WEIGHTS`, which must be a whole detector.
         clock: of the run, kept with every checkpoint.
         signals: that ask to stop; None under `launch`, where each process has its own.

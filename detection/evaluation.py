@@ -2,8 +2,8 @@
 
 pycocotools is the reference and what is left where nothing faster is installed; hotcoco gives the same
 figures, per class too, in a fiftieth of the time. The evaluators see the normalised set alone, and results
-that were validated first: they accept NaN scores and unknown ids silently, drop annotations numbered 0, and
-crash on an empty list.
+that were validated first: they accept NaN scores and unknown ids, drop annotations numbered 0, crash on an
+empty list.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ class CocoMetrics:
         known = {name: value for name, value in self.per_class.items() if value is not None}
         best = sorted(known, key=lambda name: -known[name])[:num_classes]
         width = max((len(name) for name in best), default=0)
-        cells = [f"{name:<{width}} {known[name]:6.2f}" for name in best]
-        if cells:
+        if cells := [f"{name:<{width}} {known[name]:6.2f}" for name in best]:
             lines.append(f"AP by class ({len(self.per_class) - len(known)} more have no ground truth):")
             lines += ["   ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
         lines += [f"note: {note}" for note in self.notes]
@@ -174,8 +173,8 @@ def evaluate(dataset: CocoDataset, results: list[dict[str, Any]], *, backend: st
 
     Args:
         dataset: the split.
-        results: COCO results: `image_id`, `category_id` (the annotation file's own ids), `bbox` [x, y, width,
-            height] in pixels, `score`.
+        results: COCO results: `image_id`, `category_id` (the file's own), `bbox` [x, y, width, height] in
+            pixels, `score`.
         backend: "pycocotools" is the reference; "hotcoco" and "faster" (faster-coco-eval) give the same
             figures to 1e-9 faster; "auto" takes the fastest that is installed.
 
@@ -236,9 +235,7 @@ def score(truth: dict[str, Any], results: list[dict[str, Any]], backend: str) ->
 
 
 def _ground_truth(dataset: CocoDataset) -> dict[str, Any]:
-    """As the evaluators want it; annotations are numbered from 1, because they take number 0 for "no
-    match".
-    """
+    """For the evaluators; annotations are numbered from 1, because they take number 0 for "no match"."""
     boxes = [
         {**box, "category_id": box["category_id"] + 1, "image_id": record["image_id"]}
         for record in dataset.records

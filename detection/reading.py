@@ -95,8 +95,7 @@ class Loaded:
     """A classifier's tensors.
 
     Attributes:
-        state: torchvision's keys; beside the trunk only what belongs to it by its name (`fc.`), or is
-            unknown.
+        state: torchvision's keys; beside the trunk only what its name ties to it (`fc.`), or is unknown.
         info: everything that the file says of itself, without tensors: mean, std, arch, settings, epoch ...
         notes: where the tensors were found and what was left out, for the report.
         rest: tensors of the same part of the file outside the trunk, under the file's names: heads.
@@ -126,9 +125,8 @@ def read_classifier(path: str | Path, *, key: str | None = None, prefix: str | N
     """A classifier's tensors under torchvision's keys.
 
     Looks through every dictionary of the file for prefixes P under which `P + conv1.weight` and
-    `P + layer1.0.conv1.weight` stand, takes the ResNet below the one that there is, and notes everything it
-    leaves out. Of two networks in files of MoCo and BYOL it takes the query's or online encoder; otherwise
-    several are an error.
+    `P + layer1.0.conv1.weight` stand, takes the ResNet below the one that there is, and notes what it leaves
+    out. Of two in files of MoCo and BYOL it takes the query's or online encoder; else several are an error.
 
     Args:
         path: the file.
@@ -154,16 +152,14 @@ def _read(path: Path, key: str | None, prefix: str | None) -> Loaded:
             f"{path} holds a {type(content).__name__}, expected a dictionary of tensors: "
             "torch.save(model.state_dict(), ...)"
         )
-    parts = dict(_parts(content))
-    if not parts:
+    if not (parts := dict(_parts(content))):
         some = ", ".join(map(str, list(content)[:8]))
         raise WeightsError(
             f"{path} holds no tensors under names; its keys are {some}: expected a state_dict, or one under "
             "state_dict, model ..."
         )
     if key is not None:
-        chosen = {name: part for name, part in parts.items() if f"{name}.".startswith(f"{key}.")}
-        if not chosen:
+        if not (chosen := {name: part for name, part in parts.items() if f"{name}.".startswith(f"{key}.")}):
             raise WeightsError(
                 f"--key {key}: {path} has no tensors there; it has "
                 f"{', '.join(filter(None, parts)) or 'no parts'}"
@@ -219,8 +215,7 @@ def as_tensors(content: Mapping[Any, Any], where: str | Path) -> dict[str, Tenso
     """
     found = {}
     for key, value in content.items():
-        tensor = _as_tensor(value)
-        if tensor is None:
+        if (tensor := _as_tensor(value)) is None:
             hint = (
                 "; if it is a classifier's checkpoint, convert it first" if isinstance(value, Mapping) else ""
             )
@@ -253,8 +248,7 @@ def _choose(path: Path, parts: Mapping[str, dict[str, Tensor]], prefix: str | No
     if prefix is not None and not candidates:
         known = ", ".join(map(str, everything)) or "none"
         raise WeightsError(f"--prefix {prefix}: {path} has no ResNet there; it has {known}")
-    whole = [one for one in candidates if is_complete(_trunk(parts[one.part], one))]
-    if not whole:
+    if not (whole := [one for one in candidates if is_complete(_trunk(parts[one.part], one))]):
         return max(candidates, key=lambda one: len(_trunk(parts[one.part], one)), default=None)
     different = _distinct(_without_momentum(whole), parts)
     if len(different) > 1:

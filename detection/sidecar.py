@@ -106,8 +106,7 @@ def started_from(weights: str | Path) -> dict[str, Any] | None:
     """
     if not weights:
         return None
-    sidecar = read_sidecar(weights)
-    if sidecar is None:
+    if (sidecar := read_sidecar(weights)) is None:
         return {"file": Path(weights).name, "sha256": sha256_of(weights), "provenance": {}}
     # Files of earlier versions say a method alone.
     ours = "kind" in sidecar.provenance or "method" in sidecar.provenance

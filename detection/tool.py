@@ -54,9 +54,7 @@ def precision_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(before: Mapping[str, Any], cfg: CfgNode) -> list[str]:
-    """What a continuation would change of the run that wrote `before`; it may train longer and evaluate
-    otherwise.
-    """
+    """What a continuation would change of the run that wrote `before`; training longer is allowed."""
     was, now = plain(flat(before)), plain(flat(cfg))
     may = (*(set(BOOKKEEPING) - {"SEED"}), *_PRECISION, "SOLVER.MAX_ITER", "TEST.")
     return [

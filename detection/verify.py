@@ -149,8 +149,7 @@ def verify(
 ) -> list[Comparison]:
     """Compare features of the written file with the classifier's, through the detector's own preprocessing.
 
-    The preprocessing is part of it on purpose: a wrong mean, std, colour order, stride or eps shows in the
-    features.
+    The preprocessing is part of it: a wrong mean, std, colour order, stride or eps shows in the features.
 
     Args:
         written: the converted file.

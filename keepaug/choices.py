@@ -1,6 +1,4 @@
-"""What settings may name, and the fields' constants: without torch, so that a command can refuse a wrong name
-before it loads anything. The modules that act on them have them under the same names.
-"""
+"""What settings may name, and constants of fields; without torch, so that wrong names are refused fast."""
 
 from __future__ import annotations
 

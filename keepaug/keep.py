@@ -35,8 +35,7 @@ class KeepCutout(Cutout):
         size: side in pixels, or (height, width); 16 for CIFAR-10, 40 for ImageNet (section 4).
         placement: "inside" (all candidates are whole regions of `size`); "clipped", Cutout's released rule,
             under which quiet regions are often those that the border clips; or "matched": a plain clipped
-            draw gives the visible size, and the importance the place. Take it to compare with Cutout in
-            nothing but the selection.
+            draw gives the visible size, the importance the place: it differs from Cutout in selection alone.
         fill: value, or one per channel.
         p: probability per image.
         tau: quantile in [0, 1]; 0.6 in all experiments of the paper.

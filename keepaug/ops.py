@@ -73,8 +73,7 @@ def cut(images: Tensor, regions: Regions, fill: float | Sequence[float] | Tensor
     Args:
         images: (N, C, H, W), any dtype.
         regions: one box per image.
-        fill: a number, one number per channel, or a tensor that broadcasts to the images (noise, for
-            example).
+        fill: a number, one per channel, or a tensor that broadcasts to the images (noise, for example).
 
     Returns:
         A new tensor like `images`.

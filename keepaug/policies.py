@@ -59,8 +59,7 @@ def google_magnitude(
             is CIFAR-10's below 128 pixels and ImageNet's from there on.
 
     Returns:
-        (...) float64, what torchvision's operation of that name takes, without a sign; None where it takes
-        nothing.
+        (...) float64, what torchvision's operation of that name takes, without a sign; None for nothing.
     """
     code = code or ("imagenet" if max(image_size) >= _LARGE else "cifar10")
 
@@ -134,17 +133,14 @@ def rand_augment(
         num_ops: operations per image, drawn with replacement.
         magnitude: of all of them, from 0 to `magnitude_max`.
         magnitude_max: the magnitude that stands for the whole range: 10 in Google's released code, of which 9
-            is nine tenths; 30 in torchvision and other public ports, and wherever magnitudes above 10 are
+            is nine tenths; 30 in torchvision and other public ports, and where magnitudes above 10 are
             compared.
         operations: whose: "rand_augment" (14, the identity among them), or "auto_augment" (AutoAugment's 14,
             which have Invert instead). The latter is how we read "the AutoAugment policy space" at a
-            "distortion augmentation magnitude" (section 4.1, table 4): AutoAugment's own policy has no
-            magnitude.
+            "distortion augmentation magnitude" (section 4.1, table 4): AutoAugment's policy has none.
         ranges: "torchvision", or "google" (`google_magnitude`): translations are shorter, brightness, colour,
-            contrast and sharpness have factors from 0.1 to 1.9 that rise with the magnitude instead of either
-            direction.
-        fill: colour outside of the image, in [0, 255]; None is black. Google's code has the mean colour
-            (CIFAR-10) or 128.
+            contrast and sharpness have factors from 0.1 to 1.9 that rise with the magnitude.
+        fill: colour outside of the image, in [0, 255]; None is black. Google has the mean (CIFAR-10) or 128.
 
     Raises:
         ValueError: magnitude outside [0, magnitude_max], num_ops below 1, unknown operations or ranges.
@@ -187,8 +183,7 @@ def auto_augment(
 ) -> v2.Transform:
     """AutoAugment (Cubuk et al., 2019) with its learnt policy "cifar10", "imagenet" or "svhn".
 
-    The policies are the 25 pairs of operations of the paper's appendix. The released code lists 95 pairs for
-    CIFAR-10, these among them.
+    The policies are the 25 pairs of the paper's appendix. The released code has 95 for CIFAR-10, with these.
 
     Args:
         policy: which.
@@ -331,8 +326,8 @@ class BatchPolicy:
             image_size: (H, W), which translations depend on.
 
         Returns:
-            (N, turns) int64 positions in the list of operations, -1 for none; and that list, of names with
-            signed magnitudes.
+            (N, turns) int64 positions in the list of operations, -1 for none; the list: names, signed
+                magnitudes.
         """
         turns = self._turns_of(image_size)
         uniform = _uniform(seeds, 3 * len(turns)).view(len(seeds), len(turns), 3)
@@ -351,8 +346,7 @@ class BatchPolicy:
 
         Args:
             images: (N, 3, H, W) uint8 on the CPU; not written to.
-            seeds: (N,) int64, each deciding one image's draws, whatever the rest of the batch; None draws
-                them.
+            seeds: (N,) int64, each deciding one image's draws, whatever the batch; None draws them.
             generator: source of the seeds; None is torch's global one.
 
         Raises:
@@ -409,9 +403,7 @@ class BatchPolicy:
         return self._turns[image_size]
 
     def _options(self) -> list[list[tuple[str, float, int | None]]]:
-        """For each turn, the equally likely operations with their probability and the position of their
-        magnitude.
-        """
+        """For each turn: the equally likely operations, their probability and their magnitude's position."""
         policy = self.policy
         if hasattr(policy, _PAIRS):
             return [list(options) for options in zip(*getattr(policy, _PAIRS), strict=True)]
@@ -439,9 +431,7 @@ class BatchPolicy:
 
 
 class _Turn(NamedTuple):
-    """What one of the operations of an image can be: (options,) probability, and position with either
-    sign.
-    """
+    """What one operation of an image can be: (options,) probability, and position with either sign."""
 
     p: Tensor
     positive: Tensor
@@ -449,9 +439,7 @@ class _Turn(NamedTuple):
 
 
 def _uniform(seeds: Tensor, count: int) -> Tensor:
-    """(N, count) float64 in [0, 1) from (N,) int64 seeds: SplitMix64 (Steele et al., 2014) in wrapping
-    int64.
-    """
+    """(N, count) float64 in [0, 1) from (N,) int64 seeds: SplitMix64 (Steele et al., 2014), wrapping."""
 
     def shifted(values: Tensor, bits: int) -> Tensor:
         return (values >> bits) & ((1 << (64 - bits)) - 1)

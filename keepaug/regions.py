@@ -59,9 +59,7 @@ class Regions(NamedTuple):
 
 
 def given(generator: torch.Generator | None) -> dict[str, Any]:
-    """The keyword of torch's random functions, left out without a generator: with `generator=None` a compiled
-    batch of another size fails.
-    """
+    """The keyword of torch's random functions; with None a compiled batch of another size fails."""
     return {} if generator is None else {"generator": generator}
 
 
@@ -143,9 +141,7 @@ def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
 def _grid(
     size: Size, num: int, image_size: tuple[int, int], placement: str, device: torch.device
 ) -> tuple[int, int, Tensor, Tensor, Tensor, Tensor]:
-    """Rows and columns of the grid of candidates, how many of each are valid per image, and the box size per
-    image.
-    """
+    """Rows and columns of the grid of candidates, those valid per image, and the box size per image."""
     height, width = image_size
     box_height, box_width = _sizes(size, num, image_size, device)
     if placement == "clipped":
@@ -192,9 +188,7 @@ def _integral(saliency: Tensor) -> tuple[Tensor, Tensor]:
 def _scores(
     saliency: Tensor, size: Size, placement: str
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Whole-number scores (N, rows, columns), the unit (N,), and per image (valid rows, columns, height,
-    width).
-    """
+    """Whole-number scores (N, rows, columns), unit (N,), per image (valid rows, columns, height, width)."""
     num, height, width = saliency.shape
     device = saliency.device
     rows, columns, num_rows, num_columns, box_height, box_width = _grid(
@@ -238,8 +232,8 @@ def region_scores(saliency: Tensor, size: Size, *, placement: str = "inside") ->
         size: box size: one number, (height, width), or an integer tensor (N, 2) with a size per image.
         placement: "inside": all boxes within the image, indexed by their top left corner; "clipped": the
             centre on any pixel, the box `[centre - size // 2, centre + size // 2)` clipped at the border, as
-            in the released code of Cutout and CutMix (where an odd size covers one row and column less),
-            indexed by the centre.
+            in the released code of Cutout and CutMix (an odd size covers one row and column less), by the
+            centre.
 
     Returns:
         scores: float64; (N, H-h+1, W-w+1) for one size and "inside", otherwise (N, H, W).
@@ -331,8 +325,7 @@ def sample_regions(
     With n candidates, "low" allows those with fewer than max(1, floor(tau n)) candidates scoring strictly
     lower, "high" those with fewer than max(1, n - floor(tau n)) scoring strictly higher: the selective-cut
     and selective-paste of Algorithm 1 with the quantile threshold of the Remark. Ties at the threshold are
-    all allowed, so a constant map allows everything, and the set is never empty (tau 0 and "low": the
-    lowest).
+    all allowed: a constant map allows everything, and the set is never empty (tau 0 and "low": the lowest).
 
     Propose one candidate per image, accept by counting ranks, redraw the rest: exact, without a sort. On a
     GPU a fixed number is proposed at once and nothing is read back; an image with none that is allowed
@@ -396,9 +389,7 @@ def _choose(
     share: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """(N,) flat positions, uniform among the candidates whose rank is below `allowed`, at least `share` of an
-    image's.
-    """
+    """(N,) flat positions, uniform among candidates of a rank below `allowed`, at least `share` of all."""
     rounds = math.ceil(math.log(_MISS) / math.log1p(-share)) if 0 < share < 1 else (1 if share == 1 else 0)
     if not 0 < rounds <= _MAX_ROUNDS:
         return _choose_sorted(scores, allowed, generator)
@@ -445,9 +436,7 @@ def _choose_at_once(
     rounds: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """All proposals together, of which each image takes its first that is allowed: few launches, nothing read
-    back.
-    """
+    """All proposals at once; each image takes its first that is allowed: few launches, nothing read back."""
     num_rows, num_columns = (count[:, None].expand(-1, rounds) for count in grid)
     position = _propose(num_rows, num_columns, columns, generator)
     proposed = scores.gather(1, position)

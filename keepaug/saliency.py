@@ -22,9 +22,7 @@ __all__ = ["saliency_map", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel or DataParallel; others (torch.compile's too) as they
-    are.
-    """
+    """The network inside DistributedDataParallel or DataParallel; others (compiled too) as they are."""
     inner = getattr(model, "_orig_mod", model)  # compiled DDP: the wrapper would reduce gradients
     if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return cast(nn.Module, inner.module)

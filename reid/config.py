@@ -216,8 +216,7 @@ def resolve(config: ReidConfig) -> ReidConfig:
     """
     tricks = RECIPES.get(config.recipe, _BAG_OF_TRICKS)
     for key, value in tricks.items():
-        given = getattr(config, key)
-        if given is None:
+        if (given := getattr(config, key)) is None:
             setattr(config, key, value)
         elif config.recipe != "custom" and given != value:
             raise ConfigError(

@@ -3,8 +3,7 @@
     keepaug extract-reid --weights runs/x/weights.pt --images FOLDER --output features.npz
 
 The file holds images_features (N, D), images_paths (N texts, relative to the folder), and identities and
-cameras of -1; `reid.evaluation.features.load_features` reads it, and `describe_images` is the same as a
-function.
+cameras of -1; `reid.evaluation.features.load_features` reads it, and `describe_images` is the function.
 """
 
 from __future__ import annotations

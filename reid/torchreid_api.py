@@ -16,15 +16,12 @@ def torchreid_module(name: str) -> Any:
     """`torchreid.reid.NAME` (0.2.5) or `torchreid.NAME` (1.4).
 
     Raises:
-        ImportError: torchreid is not installed, one of its undeclared dependencies is not, or neither path
-            exists.
+        ImportError: torchreid or one of its undeclared dependencies is missing, or neither path exists.
     """
-    top = _import("torchreid")
-    if top is None:
+    if (top := _import("torchreid")) is None:
         raise ImportError("ReID training needs torchreid: pip install 'keepaug[reid]'")
     for root in _ROOTS:
-        module = _import(f"{root}.{name}")
-        if module is not None:
+        if (module := _import(f"{root}.{name}")) is not None:
             return module
     raise ImportError(
         f"torchreid {getattr(top, '__version__', '')} has neither torchreid.reid.{name} nor "

@@ -1,6 +1,4 @@
-"""The two views of the unlabelled images, and everything random of a step, drawn for the whole batch of all
-processes.
-"""
+"""The unlabelled images' two views, and all that a step draws, for the whole batch of all processes."""
 
 from __future__ import annotations
 
@@ -69,9 +67,7 @@ def rank_slice(num: int, rank: int, world_size: int) -> slice:
 def draw_step(
     config: UdaConfig, step: int, image_size: tuple[int, int], *, rank: int = 0, world_size: int = 1
 ) -> StepDraws:
-    """This process's part of a step's draws, which depend on the seed and the step alone, not on the
-    processes.
-    """
+    """This process's part of a step's draws, which depend on seed and step alone."""
     labelled, num = config.batch_size, config.batch_size * config.unlabelled_ratio
     generator = make_generator(config.seed, "step", step)
     seeds = [torch.randint(2**62, (count,), generator=generator) for count in (labelled, num, num)]
@@ -110,8 +106,7 @@ def make_views(
     """Clean and strong view of uint8 images, before paste and Cutout.
 
     With crops=shared the order is crop and flip, then the policy: the views agree pixel by pixel in geometry.
-    With crops=independent it is Google's: policy and Cutout on the image as it is, then a crop and flip of
-    its own.
+    With crops=independent it is Google's: policy and Cutout on the image, then a crop and flip of its own.
 
     Args:
         images: (N, 3, H, W) uint8 unlabelled images.
@@ -136,8 +131,7 @@ def make_views(
 
 
 def finish_strong(views: Views, pasted: Regions | None, draws: StepDraws, config: UdaConfig) -> Tensor:
-    """The strong view that the network is trained on: paste an important region of the clean view, then
-    Cutout.
+    """The strong view for training: paste an important region of the clean view, then Cutout.
 
     Args:
         views: of `make_views`.

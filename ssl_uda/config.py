@@ -22,9 +22,7 @@ UNLABELLED = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.u
 
 @dataclass
 class UdaConfig:
-    """All settings; `key=value` on the command line changes one. The defaults are Google's UDA recipe for
-    CIFAR-10.
-    """
+    """All settings; `key=value` changes one. The defaults are Google's UDA recipe for CIFAR-10."""
 
     REPLACED: ClassVar = {
         "method": "it is two settings now: supervised is algorithm=supervised, rand_augment is "
@@ -206,11 +204,9 @@ def label(config: UdaConfig) -> str:
 
 def in_todays_names(before: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version wrote, when `method` was one setting."""
-    scale = before.get("saliency_scale")
-    if scale is not None:
+    if (scale := before.get("saliency_scale")) is not None:
         before = {**before, "saliency": "full" if scale == 1 else "low_resolution"}
-    method = before.get("method")
-    if method is None:
+    if (method := before.get("method")) is None:
         return dict(before)
     algorithm = "supervised" if method == "supervised" else "uda"
     return {**before, "algorithm": algorithm, "keep": method == "keep_rand_augment"}

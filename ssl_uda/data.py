@@ -1,6 +1,4 @@
-"""Images of a semi-supervised run: all of them as uint8 on the training device, and endless shuffled index
-streams.
-"""
+"""A semi-supervised run's images, all as uint8 on the training device, and endless index streams."""
 
 from __future__ import annotations
 
@@ -41,8 +39,7 @@ class Data:
     """What a run trains and is evaluated on.
 
     Attributes:
-        images: (N + U, 3, H, W) uint8 training images and those of the unlabelled folder, on the training
-            device.
+        images: (N + U, 3, H, W) uint8, training images and the unlabelled folder's, on the device.
         labels: (N,) int64 on the same device; only the labelled ones may be looked at in training.
         split: which are labelled; on the CPU.
         val_images: (M, 3, H, W) uint8, on the training device.

@@ -56,8 +56,7 @@ class _Run:
 
 
 def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
-    """Train and evaluate; the run's folder gets labels.json, weights.pt, metrics.jsonl, result.json and
-    views.png.
+    """Train and evaluate; the folder gets labels.json, weights.pt, metrics.jsonl, result.json, views.png.
 
     Args:
         config: settings.
@@ -162,9 +161,7 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
 
 
 def _parameter_groups(network: nn.Module, config: UdaConfig) -> list[dict[str, Any]]:
-    """All parameters with weight decay, or with decay=kernels those of convolutions and linear layers
-    alone.
-    """
+    """The parameters with weight decay: all, or with decay=kernels those of convolutions and linear ones."""
     parameters = list(network.parameters())
     if config.decay == "all":
         return [{"params": parameters, "weight_decay": config.weight_decay}]
@@ -245,9 +242,7 @@ def _step(run: _Run, step: int, rate: float, recorder: Recorder) -> dict[str, Te
 def _unlabelled(
     run: _Run, step: int, draws: StepDraws
 ) -> tuple[Views, Tensor | None, Callable[[], Tensor] | None]:
-    """Both views, the strong one as it is trained on; the target's logits with target_mode=eval; a reading of
-    the saliency.
-    """
+    """Both views, the strong one as trained on; target logits (target_mode=eval); a saliency reading."""
     config, world, data = run.config, run.world, run.data
     total = config.batch_size * config.unlabelled_ratio
     chosen = run.unlabelled.batch(step)[rank_slice(total, world.rank, world.world_size)]

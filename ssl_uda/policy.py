@@ -1,12 +1,10 @@
-"""UDA's strong augmentation of a whole batch: each image its own operations, each operation computed once for
-all its images.
+"""UDA's strong augmentation of a batch: own operations for each image, each computed once for all its images.
 
 The recipe (google-research/uda, `image/randaugment`): two operations, drawn independently out of fifteen,
 each with a magnitude of 1 to 9 and applied with probability 0.5. It runs PIL on RGBA images, one by one. Here
 the images of a batch are grouped by the operation they drew, and the results are PIL's, bit for bit: the same
 fixed-point geometry, the same rounding, and the same fate of the pixels that come in from outside, which are
-transparent at first, become the mean colour if they stay so, and turn black under an operation that drops the
-transparency.
+transparent at first, become the mean colour if they stay so, and black where an operation drops it.
 """
 
 from __future__ import annotations
@@ -234,9 +232,7 @@ def _fixed(value: float) -> int:
 
 @lru_cache(maxsize=1024)
 def _affine(name: str, level: int, negative: bool, height: int, width: int) -> tuple[int, ...]:
-    """Source position of the output pixel (0, 0) and its steps: x, per column, per row; y, per column, per
-    row.
-    """
+    """Source of output pixel (0, 0), and its steps: x, per column, per row; y, per column, per row."""
     sign = -1 if negative else 1
     a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
     if name in ("ShearX", "ShearY"):

@@ -22,8 +22,7 @@ class LabelSplit:
 
     Attributes:
         labelled: (num_labels,) int64 positions in the training images, rising.
-        unlabelled: (M,) int64 positions; those from the number of training images on are of the unlabelled
-            folder.
+        unlabelled: (M,) int64 positions; from the number of training images on the unlabelled folder's.
         counts: labelled images of each class.
     """
 

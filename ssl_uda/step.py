@@ -25,8 +25,7 @@ def shares_forward(config: UdaConfig) -> bool:
 
     Exact only where both want the very same computation: the network in evaluation mode (target_mode=eval) on
     the clean view at full resolution. With target_mode=train BatchNorm mixes the images of the concatenated
-    batch, so that its gradient is not the image's own; a map of low resolution looks at another, smaller
-    image.
+    batch, so that its gradient is not the image's own; a low-resolution map looks at a smaller image.
     """
     return config.keep and config.target_mode == "eval" and config.saliency_scale == 1
 
@@ -100,10 +99,8 @@ def step_loss(
         forward: of the training network, through DDP and torch.compile.
         images: (B, 3, H, W) labelled images.
         labels: (B,) int64.
-        views: of the unlabelled images, the strong one as it is trained on; None where the algorithm uses
-            none.
-        target_logits: (N, classes) of the clean view with target_mode=eval: it is then left out of the
-            forward pass.
+        views: of the unlabelled images, the strong one as trained on; None where unused.
+        target_logits: (N, classes) of the clean view with target_mode=eval, left out of the pass then.
         config: settings.
         step: for what changes with it.
         world: the processes, whose mean loss is minimised.

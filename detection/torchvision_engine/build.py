@@ -129,7 +129,6 @@ def build_model(cfg: Any) -> Detector:
     """The detector of a config with random weights, in training mode.
 
     Args:
-        cfg: `detection.config` tree; keys that are not honoured must have been refused
-            (`honoured.unhonoured`).
+        cfg: `detection.config` tree; keys not honoured must have been refused (`honoured.unhonoured`).
     """
     return RetinaNet(cfg) if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else FasterRCNN(cfg)

@@ -27,9 +27,7 @@ __all__ = [
 
 
 class Sample(NamedTuple):
-    """One training image: (3, H, W) uint8 in INPUT.FORMAT, boxes (K, 4) x0, y0, x1, y1, labels (K,) from
-    0.
-    """
+    """An image: (3, H, W) uint8 in INPUT.FORMAT, boxes (K, 4) x0, y0, x1, y1, labels (K,) from 0."""
 
     image: Tensor
     boxes: Tensor
@@ -37,9 +35,7 @@ class Sample(NamedTuple):
 
 
 def resized_shape(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """Detectron2's ResizeShortestEdge: the shorter side to `shortest`, but the longer one at most
-    `longest`.
-    """
+    """Detectron2's ResizeShortestEdge: shorter side to `shortest`, longer one at most `longest`."""
     if shortest == 0:
         return height, width
     scale = shortest / min(height, width)
@@ -54,8 +50,7 @@ def load_image(record: dict[str, Any], color_order: str, shape: tuple[int, int])
     """(3, H, W) uint8, turned upright by its EXIF mark, resized by PIL's bilinear filter.
 
     Raises:
-        ValueError: see `read_image`; the file's size is not the annotations', so that the boxes would not
-            fit.
+        ValueError: see `read_image`; the size is not the annotations', so that the boxes would not fit.
     """
     image = read_image(record["file_name"], size=(record["height"], record["width"]))
     if shape != (image.height, image.width):
@@ -76,9 +71,7 @@ def usable(dataset: CocoDataset, filter_empty: bool) -> list[dict[str, Any]]:
 
 
 def batches(records: list[dict[str, Any]], cfg: Any, seed: int) -> Iterator[list[int]]:
-    """Endless batches of positions: shuffled epoch after epoch, wide and tall images apart if the config says
-    so.
-    """
+    """Endless batches of positions: shuffled epoch after epoch, wide and tall images apart if configured."""
     size, grouping = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.ASPECT_RATIO_GROUPING
     generator = make_generator(seed, "order")
     buckets: dict[bool, list[int]] = {True: [], False: []}
@@ -93,9 +86,7 @@ def batches(records: list[dict[str, Any]], cfg: Any, seed: int) -> Iterator[list
 
 
 class TrainingBatches(Dataset[list[Sample]]):
-    """The batches of the iterations `start` to MAX_ITER; everything drawn depends on the seed and the
-    iteration alone.
-    """
+    """Batches of the iterations `start` to MAX_ITER; all draws depend on seed and iteration alone."""
 
     def __init__(self, records: list[dict[str, Any]], cfg: Any, seed: int, start: int) -> None:
         self.records, self.cfg, self.seed, self.start = records, cfg, seed, start

@@ -164,8 +164,7 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
     """
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir(parents=True, exist_ok=True)
-    records = usable(dataset, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    if not records:
+    if not (records := usable(dataset, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)):
         raise ValueError(f"{dataset.json_path}: no image has a box to learn from")
     seed = cfg.SEED if cfg.SEED >= 0 else torch.seed() % 2**31
     seed_everything(seed)

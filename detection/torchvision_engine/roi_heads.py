@@ -162,8 +162,7 @@ class DetectronRoIHeads(RoIHeads):
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes, scores and labels (from 1) of each image.
 
-        torchvision drops boxes thinner than 0.01 pixels before the suppression, Detectron2 those without area
-        after it.
+        torchvision drops boxes thinner than 0.01 pixels before suppression, Detectron2 empty ones after it.
         """
         counts = [len(boxes) for boxes in proposals]
         boxes_found, scores_found, labels_found = [], [], []

@@ -89,9 +89,7 @@ class DetectronRPN(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Both losses divided by the nominal number of samples (Detectron2's normaliser), L1 for the
-        boxes.
-        """
+        """Both losses divided by the nominal number of samples (as Detectron2 does), L1 for the boxes."""
         positive, negative = self.fg_bg_sampler(labels)
         taken_positive = torch.where(torch.cat(positive))[0]
         taken = torch.cat([taken_positive, torch.where(torch.cat(negative))[0]])

@@ -126,8 +126,7 @@ def to_detectron2_state(model: Detector) -> dict[str, Tensor]:
 def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Path) -> int:
     """Fill the backbone (and C4's head) from a converted classifier, or all that fits from a detector.
 
-    Of a detector of another number of classes or anchors the last layers are left as they are, and that is
-    said.
+    Of a detector of other numbers of classes or anchors the last layers are left as they are, and it is said.
 
     Args:
         model: to be filled.

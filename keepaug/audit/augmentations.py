@@ -417,8 +417,7 @@ def parse_augmentation(spec: str, side: int) -> Augmentation:
     """`cutout:24`, `keep_cutout:size=24`, `rand_augment:2,9`, `my_transforms:train_transform`.
 
     Args:
-        spec: a name of `KINDS`, with or without keep_, and settings in their order or as key=value; or
-            module:object.
+        spec: a name of `KINDS`, also with keep_, and settings in order or as key=value; or module:object.
         side: of the images in pixels, on which some defaults depend.
 
     Raises:

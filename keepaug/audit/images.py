@@ -80,8 +80,7 @@ def open_source(
             its folder, a text file that lists images (a line each: path, or path, tab, class), a sequence of
             paths, or `(images, labels)` with images (N, 3, H, W) uint8 and labels (N,) or None, and as a
             third part, if known, boxes (N, 4) top/left/height/width.
-        boxes: COCO's JSON for the images in the folder; or boxes.json, as drawn datasets have it, which is
-            found by itself.
+        boxes: COCO's JSON for the folder's images; or drawn datasets' boxes.json, which is found by itself.
         use_labels: False leaves the classes aside.
         split: folder below `data`; None: the first of val, test, train that is there.
 

@@ -118,8 +118,7 @@ def bootstrap(
 ) -> dict[str, Interval | None]:
     """Mean and percentile interval of ratios of sums over images, all over the same resamples.
 
-    A mean over images is a ratio whose denominator is one each; an image that tells nothing of a measure has
-    zero in both.
+    A mean over images is a ratio with one each below; an image that tells nothing has zero in both.
 
     Args:
         ratios: by name, (N,) numerators and (N,) denominators.
@@ -130,8 +129,7 @@ def bootstrap(
     Returns:
         By name; None where the denominators sum to zero.
     """
-    names = list(ratios)
-    if not names:
+    if not (names := list(ratios)):
         return {}
     numerators = torch.stack([ratios[name][0].double() for name in names], dim=1)
     denominators = torch.stack([ratios[name][1].double() for name in names], dim=1)
@@ -147,8 +145,7 @@ def bootstrap(
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     found: dict[str, Interval | None] = {}
     for column, name in enumerate(names):
-        below = float(denominators[:, column].sum())
-        if not below:
+        if not (below := float(denominators[:, column].sum())):
             found[name] = None
             continue
         values = torch.cat([part[:, column] for part in drawn])

@@ -404,8 +404,7 @@ def _refuse_programs(path: Path) -> None:
     size expressions, and looks the called functions up by name.
 
     Raises:
-        ValueError: a part that needs unpickling, an expression that is none of sizes, or a call of anything
-            but operators.
+        ValueError: a part that needs unpickling, an expression not of sizes, or a call of no operator.
     """
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():

@@ -66,8 +66,7 @@ def read_sources(answers: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (N, H, W) int64, row * W + column, -1 where nothing of the image is shown and at the scattered
         extremes; and (N,) bool, whether the map can be believed: not where several views of the image are
-        blended (where they disagree about a bit, code and complement look alike), or nothing of the codes is
-        left at all.
+        blended (where they disagree about a bit, code and complement look alike), or no code is left.
     """
     height, width = answers.shape[-2:]
     difference = _differences(answers)
@@ -86,8 +85,7 @@ def _decided(size: Tensor, shown: Tensor, split: int) -> Tensor:
     The two finest bits are left aside: any interpolation blurs them.
     """
     number = shown.flatten(1).sum(dim=1)
-    coarse = [*range(2, split), *range(split + 2, size.shape[1])]
-    if not coarse:
+    if not (coarse := [*range(2, split), *range(split + 2, size.shape[1])]):
         return number > 0
     undecided = (size[:, coarse] < _UNDECIDED * size.amax(dim=1, keepdim=True)) & shown[:, None]
     return (number > 0) & (undecided.flatten(1).sum(dim=1) <= _MOST_UNDECIDED * number * len(coarse))

@@ -241,8 +241,7 @@ def _matched_classes(source: Any, network: AuditedNetwork, names: list[str] | No
     """
     if source.labels is None or source.classes is None or names is None or source.classes == names:
         return source
-    missing = [name for name in source.classes if name not in names]
-    if not missing:
+    if not (missing := [name for name in source.classes if name not in names]):
         order = [names.index(name) for name in source.classes]
         return type(source)(
             source.name,
@@ -406,8 +405,7 @@ def _content(
             for trial, table in paired
             if trial.value is None
         ]
-        swept = [(trial, table) for trial, table in paired if trial.value is not None]
-        if swept:
+        if swept := [(trial, table) for trial, table in paired if trial.value is not None]:
             sweeps.append(
                 {
                     "augmentation": own[0].augmentation.spec,

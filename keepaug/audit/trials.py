@@ -137,8 +137,7 @@ def run_trials(
         Columns of the clean images, of each trial, and each trial's worst pictures.
 
     Raises:
-        ValueError: labels that the network has no logit for, an image that cannot be read, an augmentation
-            that fails.
+        ValueError: labels without a logit, an image that cannot be read, an augmentation that fails.
     """
     clean = Columns()
     found = [Columns() for _ in trials]

@@ -29,8 +29,7 @@ def judge_maps(
     Returns:
         By map: "correlation" and "rank_correlation" over all images and draws, "within" (mean correlation
         over the draws of one image, the image alone deciding nothing), "object" (share of the map's mass on
-        the object) and "calibration" (mean importance lost, mean share hidden, number; in five bins of the
-        first).
+        the object) and "calibration" (mean importance lost, mean share hidden, number; five bins).
     """
     num, height, width = masks.shape
     cuts = [random_regions(num, (height, width), size, generator=generator) for _ in range(draws)]

@@ -29,8 +29,7 @@ __all__ = [
 
 
 class Draw(NamedTuple):
-    """What is drawn before importance is looked at: which images are augmented, and how large their regions
-    are.
+    """What is drawn before importance is looked at: which images, and how large their regions.
 
     Attributes:
         size: of the regions, one for all or (N, 2) int64 with a size per image (1 x 1 where nothing is done).

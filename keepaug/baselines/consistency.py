@@ -50,8 +50,7 @@ def three_views(
 
 
 def jensen_shannon(clean: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of three predictions, mean over the batch (Hendrycks et al., 2020, section
-    3).
+    """Jensen-Shannon divergence of three predictions, batch mean (Hendrycks et al., 2020, section 3).
 
     `(KL(p || m) + KL(p1 || m) + KL(p2 || m)) / 3` with m the mean of the three, in nats.
 

@@ -139,8 +139,7 @@ class RandomErasing(_Cutting):
         area: smallest and largest share of the image's area.
         aspect: smallest and largest height / width.
         fill: "random" (standard normal noise, for normalised images), "zero" or "mean" (0), "bot" (the raw
-            ImageNet mean, as the released Bag of Tricks code does after normalisation), a number, or one per
-            channel.
+            ImageNet mean, as Bag of Tricks' code does after normalisation), a number, or one per channel.
         aspect_draw: "uniform" as in the released code, or "log_uniform" as in torchvision.
     """
 
@@ -174,8 +173,7 @@ class RandomErasing(_Cutting):
     ) -> tuple[Tensor, Tensor]:
         """Sizes (N, 2) int64 and which images are erased (N,) bool.
 
-        As the released code: up to 100 draws of area and shape, the first that fits; no fit leaves the image
-        alone.
+        As the released code: up to 100 draws of area and shape, the first that fits; else the image stays.
         """
         height, width = image_size
         area, aspect = uniform((2, num, 100), generator)

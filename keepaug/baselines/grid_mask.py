@@ -44,12 +44,9 @@ class GridMask:
             96 to 224 (exclusive in its code) for ImageNet at 224 x 224.
         ratio: r: the kept lines are r d wide (rounded up, as in the released code), so that about 1 - (1 -
             r)^2 of the image is kept; 0.6 on ImageNet, 0.4 on CIFAR-10.
-        rotate: the angle is a whole number of degrees in [0, rotate); 360 in the released recipe, 1 for no
-            rotation.
-        p: probability per image, 0.8 in the released recipe; the paper lets it rise over the training, see
-            `at`.
-        ramp: share of the training over which the probability rises linearly from 0 to p; 0.8 in the released
-            recipe.
+        rotate: the angle is a whole number of degrees in [0, rotate); 360 in the recipe, 1 for none.
+        p: probability per image, 0.8 in the recipe; the paper lets it rise over the training, see `at`.
+        ramp: share of the training over which the probability rises linearly from 0 to p; 0.8 in the recipe.
         fill: value, or one per channel; 0 is the mean colour of normalised images.
     """
 
@@ -74,9 +71,7 @@ class GridMask:
             raise ValueError(f"ramp is a share of the training and must be in [0, 1], got {self.ramp}")
 
     def at(self, progress: float) -> GridMask:
-        """The augmentation at a moment of the training, in [0, 1]: its probability has risen to min(1,
-        progress / ramp) p.
-        """
+        """The same at a moment of the training in [0, 1]: of probability min(1, progress / ramp) p."""
         if self.ramp == 0:
             return self
         return dataclasses.replace(self, p=self.p * min(1.0, progress / self.ramp), ramp=0.0)
@@ -128,8 +123,7 @@ class GridMask:
 def grid_mask(grids: Grids, size: tuple[int, int], *, device: torch.device | None = None) -> Tensor:
     """(N, H, W) bool, what is deleted.
 
-    As in the released code the grid lies on a plane that is rotated about the image's centre, and each pixel
-    takes the nearest value.
+    As in the released code the grid is rotated about the image's centre; each pixel takes the nearest value.
 
     Args:
         grids: one per image.

@@ -34,8 +34,7 @@ class HiddenMix(NamedTuple):
 
 @dataclass(frozen=True)
 class ManifoldMixup:
-    """Mixup of the images or of a hidden layer's output, the layer drawn anew for each batch (Verma et al.,
-    2019).
+    """Mixup of the images or a hidden layer's output, the layer drawn for each batch (Verma et al., 2019).
 
     The layer is one for the whole batch, because a partner's hidden state must itself be unmixed; lambda is
     one per image or one per batch.
@@ -99,8 +98,7 @@ class ManifoldMixup:
             generator: source of randomness; None is torch's global one.
 
         Returns:
-            The images, mixed where the layer is 0, and what `mix_hidden_features` needs around the forward
-            pass.
+            The images, mixed where the layer is 0, and what `mix_hidden_features` needs.
 
         Raises:
             ValueError: wrong shapes.
@@ -118,12 +116,10 @@ class ManifoldMixup:
 def mix_hidden_features(modules: Sequence[nn.Module], mix: HiddenMix) -> Iterator[None]:
     """Around one forward pass: mixes the output of the drawn module.
 
-    A hook does it, for the time of the block alone; code that torch.compile has traced before does not see
-    it.
+    A hook does it, within the block alone; code that torch.compile traced before does not see it.
 
     Args:
-        modules: in the order of the forward pass; the first is layer 1. The stages of a residual network,
-            say.
+        modules: in the order of the forward pass, the first is layer 1: a residual network's stages, say.
         mix: as `ManifoldMixup` returned it.
 
     Raises:

@@ -41,8 +41,7 @@ class MixedLabels(NamedTuple):
     """Labels of mixed images: the loss is lam * loss(labels_a) + (1 - lam) * loss(labels_b).
 
     Attributes:
-        labels_a: (N,) int64, classes of the images that were cut; (N, classes) where they are one-hot or
-            soft.
+        labels_a: (N,) int64, classes of the images that were cut; (N, classes) one-hot or soft.
         labels_b: of the images the patches came from.
         lam: (N,) float32 in [0, 1], share of the pixels that are still of the image itself.
     """
@@ -52,8 +51,7 @@ class MixedLabels(NamedTuple):
     lam: Tensor
 
     def dense(self, num_classes: int) -> Tensor:
-        """(N, num_classes) float32, one row of shares per image, as torchvision's CutMix has them: for losses
-        of soft labels.
+        """(N, num_classes) float32, a row of shares per image, as torchvision's CutMix, for soft losses.
 
         Raises:
             ValueError: one-hot or soft labels of another number of classes.
@@ -108,8 +106,7 @@ def partners(images: Tensor, permutation: Tensor | None, generator: torch.Genera
 def blend(features: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
     """Lam * features + (1 - lam) * features[permutation], lam (N,) one share per sample.
 
-    Computed in float32 (or wider) and returned in the features' dtype: a share in bfloat16 would be off by
-    0.4 %.
+    Computed in float32 or wider, returned in the features' dtype: a share in bfloat16 would be off by 0.4 %.
 
     Raises:
         TypeError: features that are not floating point.
@@ -126,14 +123,12 @@ def blend(features: Tensor, permutation: Tensor, lam: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CutMix:
-    """Fill one region per image with that of another image of the batch, and mix the labels (Yun et al.,
-    2019).
+    """Fill one region per image with another image's of the batch, and mix the labels (Yun et al., 2019).
 
     Args:
         alpha: lambda ~ Beta(alpha, alpha); the region's area is 1 - lambda of the image's.
         p: probability that it is applied, per image, or per batch with `per="batch"`.
-        placement: "clipped" as in the released code, "inside", or "matched", the same as "clipped" here (see
-            `KeepCutMix`).
+        placement: "clipped" as in the released code, "inside", or "matched", here the same as "clipped".
         per: "image": lambda and the box of each image are its own; "batch": one lambda and one box for all,
             as in the released code. The partner is a random permutation in both.
     """
@@ -260,8 +255,7 @@ class Mixup:
         """(N,) float32, the share lambda of each image itself; 1 where nothing is mixed."""
         draws = num if self.per == "image" else min(num, 1)
         lam = beta(self.alpha, draws, generator)
-        applied = applied_to(draws, self.p, generator)
-        if applied is not None:
+        if (applied := applied_to(draws, self.p, generator)) is not None:
             lam = torch.where(applied, lam, torch.ones_like(lam))
         return lam.to(torch.float32).expand(num)
 
@@ -304,8 +298,7 @@ class Mixup:
 
 @dataclass(frozen=True)
 class AttentiveCutMix:
-    """Paste the most attended cells of another image of the batch, at the same place (Walawalkar et al.,
-    2020).
+    """Paste another image's most attended cells at the same place (Walawalkar et al., 2020).
 
     The image is divided into a grid; the `num_patches` cells of the partner with the highest attention
     replace those of the image, and lambda is the share of pixels that are left. Whose attention it is, is up
@@ -378,8 +371,7 @@ class AttentiveCutMix:
         Args:
             images: (N, C, H, W).
             labels: (N,) integer classes, or (N, classes) one-hot or soft.
-            attention: (N, h, w) of `images`, of any size from the grid's upwards: averaged over the cells of
-                the grid.
+            attention: (N, h, w) of `images`, no smaller than the grid: averaged over its cells.
             permutation: (N,) the partners instead of drawn ones.
             generator: source of randomness; None is torch's global one.
 
@@ -393,8 +385,7 @@ class AttentiveCutMix:
         mask = self.sample(images, attention, generator=generator)
         permutation = partners(images, permutation, generator)
         mask = mask[permutation]
-        applied = applied_to(len(images), self.p, generator)
-        if applied is not None:
+        if (applied := applied_to(len(images), self.p, generator)) is not None:
             mask = mask & to_device(applied, mask.device)[:, None, None]
         mixed = _like(torch.where(mask[:, None], images[permutation], images), images)
         pixels = images.shape[2] * images.shape[3]

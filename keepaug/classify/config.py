@@ -292,9 +292,7 @@ class ClassifyConfig:
     pictures: bool = option(True, help="draw what the augmentation did to a few images", bookkeeping=True)
 
     def users(self) -> set[str]:
-        """What these settings choose, as `used_by` of the fields names it: the method, its traits, what they
-        need.
-        """
+        """What these settings choose, as the fields' `used_by` names it: method, traits, their needs."""
         method = METHODS[self.method]
         chosen = {self.method, method.base, *method.traits, self.schedule}
         chosen.add(f"loading={'files' if self.from_files else 'memory'}")
@@ -310,9 +308,7 @@ class ClassifyConfig:
 
     @property
     def mean_colour(self) -> tuple[float, ...]:
-        """The normalisation's mean in whole grey levels, as images that are not normalised yet can show
-        it.
-        """
+        """The normalisation's mean in whole grey levels, for images that are not normalised yet."""
         mean = CIFAR_MEAN if self.dataset == "cifar10" else IMAGENET_MEAN
         return tuple(float(round(255 * part)) for part in mean)
 

@@ -416,9 +416,7 @@ def _pixels(run: _Run, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _evaluate(run: _Run) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent of the averaged weights if there are any, otherwise of the last
-    ones.
-    """
+    """Top-1 and top-5 accuracy in percent of the averaged weights, or of the last ones."""
     network = run.ema.model if run.ema is not None else run.network
     network.eval()
     in_memory = isinstance(run.data.val, MemoryImages)  # and nothing to compute
@@ -459,9 +457,7 @@ def _evaluate_if_due(run: _Run, recorder: Recorder) -> None:
 
 
 def _train_accuracy(run: _Run) -> dict[str, float]:
-    """On this epoch's augmented images, in percent, by the weights of each step; empty where labels are
-    mixed.
-    """
+    """On the epoch's augmented images, in percent, by each step's weights; empty where labels are mixed."""
     right, total = run.world.sum(run.hits).tolist()
     return {"accuracy": 100 * right / total} if total else {}
 

@@ -46,11 +46,9 @@ class Views(NamedTuple):
     Attributes:
         images: (N, 3, H, W) normalised, cropped and flipped.
         labels: (N,) int64.
-        strong: the same images after the method's policy, (N, 3, H, W), or (N, 2, 3, H, W) for two views;
-            None without one.
+        strong: the images after the method's policy, (N, 3, H, W), or (N, 2, 3, H, W) for two views, or None.
         saliency: (N, H, W) float32; None where the method needs none.
-        drawn: which images are augmented and how large their regions are, where that was drawn before the
-            saliency.
+        drawn: which images are augmented and their regions' sizes, where drawn before the saliency.
     """
 
     images: Tensor
@@ -296,17 +294,14 @@ METHODS: dict[str, Method] = {
 
 
 def build_policy(config: ClassifyConfig) -> Policy | None:
-    """The image-level augmentation of the strong view, or None; a tuple of two views for AugMix's consistency
-    loss.
-    """
+    """The strong view's image-level augmentation, or None; two views for AugMix's consistency loss."""
     policy = METHODS[config.method].policy
     return None if policy is None else policy(config)
 
 
 def build_batch_policy(config: ClassifyConfig) -> BatchTransform | None:
     """The same for whole batches of images in memory."""
-    policy = build_policy(config)
-    if policy is None:
+    if (policy := build_policy(config)) is None:
         return None
     if config.method == "aug_mix":
         from keepaug.data.images import one_by_one
@@ -325,8 +320,7 @@ def compute_saliency(
     early_map: str = "logit",
     forward_early: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The map (N, H, W) in one of the modes `keepaug.classify.config.SALIENCY`, of which "other" is the
-    images' own here.
+    """The map (N, H, W) in a mode of `keepaug.classify.config.SALIENCY`, "other" is the images' own here.
 
     `only` is as in `saliency_map`.
 

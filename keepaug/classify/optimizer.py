@@ -16,8 +16,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(config: ClassifyConfig, network: nn.Module) -> torch.optim.SGD:
-    """SGD with momentum over all parameters; the biases of normalisation layers at `norm_bias_factor` times
-    the rate.
+    """SGD with momentum; the biases of normalisation layers at `norm_bias_factor` times the rate.
 
     With `decoupled_decay`, a step at the highest learning rate takes `weight_decay` of every parameter,
     whatever that rate is; otherwise `weight_decay` times the rate, as in PyTorch.
@@ -50,9 +49,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(config: ClassifyConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step: linear warm-up, then cosine to 0 per step, or steps at epochs; or a
-    triangle.
-    """
+    """The learning rate: linear warm-up, then cosine to 0 per step or steps at epochs; or a triangle."""
     epoch = step / steps_per_epoch
     if config.schedule == "triangle":
         return config.lr * _triangle(epoch / config.epochs, *config.triangle)

@@ -39,8 +39,7 @@ def chosen(names: Sequence[str]) -> list[str]:
     known, found = config_names(), set()
     for name in names:
         plain = name.removeprefix("configs/").removesuffix(".yaml").rstrip("/")
-        fitting = {one for one in known if one == plain or one.startswith(f"{plain}/")}
-        if not fitting:
+        if not (fitting := {one for one in known if one == plain or one.startswith(f"{plain}/")}):
             folders = sorted({one.partition("/")[0] for one in known})
             raise ConfigError(f"no config {name}; folders are {', '.join(folders)}")
         found |= fitting

@@ -1,6 +1,4 @@
-"""The training tools, and the recipes of the paper's cells: for the tools that plan and report runs of all
-kinds.
-"""
+"""The training tools, and the recipes of the paper's cells, for planning and reports of all kinds."""
 
 from __future__ import annotations
 

@@ -43,8 +43,7 @@ FIGURE4 = ("image", "half resolution", "its saliency", "KeepCutout", "early head
 
 
 def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
-    path = args.weights or args.torchvision
-    if path is None:
+    if (path := args.weights or args.torchvision) is None:
         raise ValueError(f"--show {args.show} needs a network: give --weights, or --show policies")
     try:
         trained = load_classifier(path)
@@ -92,9 +91,7 @@ def figure4(
 
 
 def policies(args: argparse.Namespace) -> list[tuple[str, list[Callable[[Any], Any]]]]:
-    """A label and five policies for each row: the scales of one policy, or five draws of one without a
-    scale.
-    """
+    """A label and five policies a row: the scales of one policy, or five draws of one without a scale."""
     fills = {"torchvision": None, "google": [128.0] * 3 if args.side >= 128 else [125.0, 123.0, 114.0]}
     rows: list[tuple[str, list[Callable[[Any], Any]]]] = []
     for operations, most, ranges in itertools.product(OPERATIONS, MAGNITUDE_MAXIMA, RANGES):
@@ -118,9 +115,7 @@ def policies(args: argparse.Namespace) -> list[tuple[str, list[Callable[[Any], A
 
 
 def policy_sheet(path: Path, args: argparse.Namespace) -> list[tuple[str, list[Image.Image]]]:
-    """The clean view and five strong ones for each policy, and the jitter and noise that are one draw for all
-    views.
-    """
+    """Clean and five strong views for each policy, and the jitter and noise drawn once for all views."""
     image, scale = read(path, args), max(1, round(192 / args.side))
     rows = []
     for label, row in policies(args):

@@ -49,9 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _table(number: str, runs: Path, *, must_exist: bool) -> str:
-    """The table (1: both halves) beside what lies below `runs`; nothing but the paper's numbers where nothing
-    does.
-    """
+    """The table (1: both halves) beside what lies below `runs`, or the paper's numbers alone."""
     tables = {str(table["id"]): table for table in load_paper()}
     if number not in tables:
         raise ValueError(f"table {number}: the paper has {', '.join(tables)}")

@@ -128,8 +128,7 @@ def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
         place: of each image.
 
     Returns:
-        (N, C, H, W) in the original's geometry, 0 where the crop did not show it, and (N, H, W) bool: where
-        it did.
+        (N, C, H, W) in the original's geometry, 0 where not shown, and (N, H, W) bool: where shown.
     """
     height, width = images.shape[2:]
     # Without the flip, the way back is the crop of the padded crop at the opposite place.
@@ -178,8 +177,7 @@ class Colours(NamedTuple):
     """How the colours of each image change, in all of its views; None where they do not.
 
     Attributes:
-        strength: (N, 3), of brightness, contrast and saturation: 0 leaves them, 1 takes all away, -1 doubles
-            them.
+        strength: (N, 3), of brightness, contrast and saturation: 0 leaves, 1 takes all away, -1 doubles.
         order: (N, 3) int64, which of them comes first, second and third.
         shift: (N, 3) added to red, green and blue in [0, 255].
     """

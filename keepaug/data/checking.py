@@ -1,6 +1,4 @@
-"""Everything that will be read is read once before the first epoch, in parallel; what was good is
-remembered.
-"""
+"""All that will be read is read once before the first epoch, in parallel; what was good is remembered."""
 
 from __future__ import annotations
 
@@ -163,9 +161,7 @@ def _size_problem(name: str, size: Sequence[int]) -> str:
 
 
 def _keys(names: Sequence[str], paths: Sequence[str | Path]) -> np.ndarray:
-    """(N,) uint64 of name, size and time of change; a file that cannot be asked has a key that no other
-    has.
-    """
+    """(N,) uint64 of name, size and time of change; unique for a file that cannot be asked."""
 
     def ask(name: str) -> tuple[int, int]:
         try:

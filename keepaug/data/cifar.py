@@ -56,8 +56,7 @@ def load_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    file = tar.extractfile(name)
-    if file is None:
+    if (file := tar.extractfile(name)) is None:
         raise ValueError(f"{name} in the archive is not a file")
     return file.read()
 

@@ -68,8 +68,7 @@ def draw_backgrounds(num: int, size: tuple[int, int], *, generator: torch.Genera
         generator: the only source of randomness.
 
     Returns:
-        (num, 3, height, width) float32 in [0, 1]: a smooth colour field, soft blobs, strokes across the image
-        and dots.
+        (num, 3, height, width) float32 in [0, 1]: a smooth colour field, soft blobs, strokes and dots.
     """
     height, width = size
     scale = (height + width) / 2
@@ -106,9 +105,7 @@ def draw_backgrounds(num: int, size: tuple[int, int], *, generator: torch.Genera
 
 
 def tight_boxes(covered: Tensor) -> Tensor:
-    """Boxes (N,4) int64 top/left/height/width around the True pixels of (N,H,W); height and width 0 without
-    any.
-    """
+    """Boxes (N,4) int64 top/left/height/width around the True pixels of (N,H,W); 0 x 0 without any."""
     rows, columns = covered.any(2), covered.any(1)
     top, left = rows.int().argmax(1), columns.int().argmax(1)
     bottom = covered.shape[1] - rows.flip(1).int().argmax(1)

@@ -38,9 +38,7 @@ _ARRAYS = ("names", "sizes", "times", "folders", "folder_times")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether systems put a file or folder of this name beside the data: .DS_Store, ._a.jpg (AppleDouble),
-    __MACOSX ...
-    """
+    """Whether systems put such a name beside the data: .DS_Store, ._a.jpg (AppleDouble), __MACOSX ..."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -100,16 +98,14 @@ def find_images(root: str | Path) -> tuple[ImageFiles, list[str]]:
 
     Hidden files and folders are left out (`is_hidden`). The list of a folder with 100,000 images or more is
     remembered in `$KEEPAUG_CACHE` (default `~/.cache/keepaug`) and used as long as no folder in it has
-    another time of change: files added, removed or renamed are noticed, a file overwritten in its place is
-    not.
+    another time of change: files added, removed or renamed are noticed, one overwritten in place is not.
 
     Args:
         root: an existing folder.
     """
     root = Path(root)
     cache = cache_file("folders", str(root.absolute()), suffix=".npz")
-    known = _load(cache, root)
-    if known is not None:
+    if (known := _load(cache, root)) is not None:
         return known
     now = time.time_ns()
     files: list[tuple[str, int, int]] = []

@@ -1,6 +1,4 @@
-"""Labels of validation images that lie in one folder: ImageNet's development kit, and the other lists in
-use.
-"""
+"""Labels of validation images in one folder: ImageNet's development kit, and other lists in use."""
 
 from __future__ import annotations
 
@@ -34,8 +32,7 @@ def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) 
     - `imagenet_2012_validation_synset_labels.txt`: a class per image, in the order of the images' names.
     - `ILSVRC2012_validation_ground_truth.txt`: a number from 1 per image, in that order; what the numbers
     mean says the
-      development kit's `meta.mat`, or a list of the classes in the order of their numbers (`map_clsloc.txt`,
-      `synsets.txt`).
+      development kit's `meta.mat`, or a list of classes in that order (`map_clsloc.txt`, `synsets.txt`).
     - torchvision's `meta.bin`.
 
     Args:
@@ -50,8 +47,7 @@ def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) 
         FileNotFoundError: none of them.
         ValueError: a list that does not fit images or classes, or that needs a second one.
     """
-    found = _find(split, (*_NAMED, *_ORDERED, "meta.bin"))
-    if found is None:
+    if (found := _find(split, (*_NAMED, *_ORDERED, "meta.bin"))) is None:
         raise FileNotFoundError(
             f"{split} has {len(names)} images and no class folders, and no list of their classes is in it "
             f"or near it: put "
@@ -74,8 +70,7 @@ def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) 
             labels = _numbered(found, labels, _ilsvrc_numbers(found, split, classes))
     if len(labels) != len(names):
         raise ValueError(f"{found} has {len(labels)} labels for the {len(names)} images in {split}")
-    unknown = sorted(set(labels) - set(classes))
-    if unknown:
+    if unknown := sorted(set(labels) - set(classes)):
         raise ValueError(
             f"{found} names {len(unknown)} class(es) without training images, for example "
             f"{', '.join(unknown[:5])}; the training folder has {len(classes)}: {', '.join(classes[:5])} ..."
@@ -96,8 +91,7 @@ def _by_name(path: Path, names: Sequence[str]) -> list[str]:
         parts = re.split(r"[,\s]+", line.strip())
         if len(parts) > 1:
             label_of[Path(parts[0]).stem] = parts[1]
-    missing = [name for name in names if Path(name).stem not in label_of]
-    if missing:
+    if missing := [name for name in names if Path(name).stem not in label_of]:
         raise ValueError(
             f"{path} has no line for {len(missing)} of {len(names)} images, for example "
             f"{', '.join(missing[:3])}"
@@ -106,8 +100,7 @@ def _by_name(path: Path, names: Sequence[str]) -> list[str]:
 
 
 def _numbered(path: Path, labels: Sequence[str], class_of: Mapping[int, str]) -> list[str]:
-    wrong = sorted({int(label) for label in labels} - class_of.keys())
-    if wrong:
+    if wrong := sorted({int(label) for label in labels} - class_of.keys()):
         raise ValueError(
             f"{path} has labels that stand for no class, for example {wrong[:5]}; expected {min(class_of)} "
             f"to {max(class_of)}"
@@ -117,8 +110,7 @@ def _numbered(path: Path, labels: Sequence[str], class_of: Mapping[int, str]) ->
 
 def _ilsvrc_numbers(path: Path, split: Path, classes: Sequence[str]) -> dict[int, str]:
     """Class by ILSVRC2012_ID, which is not the alphabetical order."""
-    found = _find(split, ("meta.mat", *_SYNSETS))
-    if found is None:
+    if (found := _find(split, ("meta.mat", *_SYNSETS))) is None:
         raise FileNotFoundError(
             f"{path} numbers the classes in an order of its own: put the development kit's meta.mat, or a "
             f"list of the classes in that order ({', '.join(_SYNSETS)}), beside it"

@@ -1,6 +1,4 @@
-"""Image folders: `root/{train,val}/CLASS/*`, the layout of ImageNet and of the drawn datasets; flat
-validation images.
-"""
+"""Image folders: `root/{train,val}/CLASS/*`, as ImageNet and the drawn datasets; flat validation images."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ def find_split(root: Path, *names: str) -> Path:
 
 
 def list_images(split: Path) -> tuple[ImageFiles, Tensor, list[str]]:
-    """Files, labels (N,) and class names of `split/CLASS/*`, all sorted; hidden files and folders are
-    ignored.
+    """Files, labels (N,) and class names of `split/CLASS/*`, all sorted, without hidden ones.
 
     Raises:
         ValueError: no class folders, or one without images; images beside the class folders.

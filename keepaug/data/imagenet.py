@@ -72,9 +72,7 @@ def read_train(path: Path, seed: int, *, size: int = 224) -> Tensor:
 
 
 def read_eval(path: Path, seed: int = 0, *, size: int = 224) -> Tensor:
-    """(3, size, size) uint8: the shorter side to `size` * 256 / 224, then a centre crop; `seed` changes
-    nothing.
-    """
+    """(3, size, size) uint8: shorter side to `size` * 256 / 224, then a centre crop; `seed` is unused."""
     del seed
     image = F.resize(read_image(path), [round(size * 256 / 224)])
     return F.pil_to_tensor(F.center_crop(image, [size, size]))

@@ -1,6 +1,4 @@
-"""Classification images as uint8 batches: in memory (CIFAR-10, small folders) or decoded from files
-(ImageNet).
-"""
+"""Classification images as uint8 batches: in memory (CIFAR-10, small folders) or from files (ImageNet)."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ class Batch(NamedTuple):
             that returns a tuple of V views.
         labels: (N,) int64.
         indices: (N,) int64 positions in the dataset.
-        seeds: (N,) int64, what decided each image's crop and flip (`draw_crop_flip`); None where they cannot
-            be redrawn.
+        seeds: (N,) int64, deciding crop and flip (`draw_crop_flip`); None where they cannot be redrawn.
     """
 
     images: Tensor
@@ -77,8 +74,7 @@ def _as_pil(image: Tensor) -> Image.Image:
 
 
 def one_by_one(transform: Transform) -> BatchTransform:
-    """A transform of a uint8 (3, H, W) tensor for a whole batch: each image by its own seed; a tuple of V
-    views is stacked.
+    """A transform of a uint8 (3, H, W) tensor for a batch: each image by its own seed; V views are stacked.
 
     The transform draws from torch's global CPU generator, which stays as it was.
     """
@@ -99,8 +95,7 @@ class MemoryImages:
         classes: names.
         padding: of the random crop in pixels; None for no crop.
         flip: horizontal flip with probability 0.5.
-        alternate: each image is mirrored in every second epoch instead, which `make_loader` must then say
-            (`alternate`).
+        alternate: each image is mirrored every second epoch instead; `make_loader` must say so (`alternate`).
         border: what is padded with, "zero", "reflect" or a colour.
         policy: strong augmentation for the second view, of uint8 (N, 3, H, W) images by (N,) seeds;
             `one_by_one` makes one of a transform for single images.
@@ -166,10 +161,8 @@ class FileImages:
         paths: image files.
         labels: (N,) int64.
         classes: names.
-        read: from a path and a seed to a uint8 (3, H, W) tensor of the final size; the seed decides crop and
-            flip.
-        policy: strong augmentation of that as a PIL image (on which it is fastest at this size), for the
-            second view.
+        read: from path and seed to a uint8 (3, H, W) tensor of the final size, cropped and flipped by seed.
+        policy: strong augmentation of that as a PIL image (fastest at this size), for the second view.
     """
 
     def __init__(

@@ -1,6 +1,4 @@
-"""A loader whose order and randomness depend on the seed alone, and which goes on exactly where it
-stopped.
-"""
+"""A loader whose order and randomness depend on the seed alone, which resumes exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -22,8 +20,7 @@ __all__ = ["Loader", "default_workers", "make_loader"]
 
 
 def default_workers(device: torch.device, *, in_memory: bool) -> int:
-    """Decoding processes for one training process: none on a CPU, which has enough to do, and as many as it
-    can feed a GPU with.
+    """Decoding processes for one training process: none on a CPU, as many as it can feed a GPU with.
 
     Args:
         device: where the training runs.
@@ -131,9 +128,7 @@ class Loader:
 
     @property
     def weight(self) -> float:
-        """Of this process's part of the present batch: with it, the mean over the processes is that over all
-        images. 1, but where they cannot share a last batch evenly.
-        """
+        """Of this process's part of the batch, for the mean over all; 1 unless a last batch is uneven."""
         start = (self.position - 1) * self.batch_size
         total = min(self.batch_size, len(self.images) - start)
         return len(range(self.rank, total, self.world_size)) * self.world_size / total

@@ -75,8 +75,7 @@ def draw_views(
     """The first row, then the saliency, then the others; one column for each image.
 
     Args:
-        rows: label and (N, 3, H, W) normalised images of each, for example the images and what the network is
-            trained on.
+        rows: label and (N, 3, H, W) normalised images of each, such as images and training input.
         heat: (N, h, w) saliency of the first; shown at the images' size.
         path: PNG file.
         mean: of the normalisation.

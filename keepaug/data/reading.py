@@ -19,9 +19,7 @@ except ImportError:
 __all__ = ["FORMATS", "ImageError", "read_image", "read_part", "read_size"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
-"""Pillow's names of what is read. Not all that Pillow knows: its EPS reader, for one, starts another
-program.
-"""
+"""Pillow's names of what is read; not all that it knows: its EPS reader starts another program."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -44,9 +42,7 @@ _DEPTHS = (8, 10, 12, 14, 16)
 
 
 class ImageError(ValueError):
-    """A file that cannot be read as an image, or whose values cannot be told; the text begins with the
-    path.
-    """
+    """A file that is no readable image, or whose values cannot be told; the text begins with the path."""
 
 
 def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Image.Image:
@@ -66,8 +62,7 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Imag
 
     Raises:
         ImageError: no regular file, empty, damaged, cut short, of another format than `FORMATS`, larger than
-            Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`, twice), values outside the ranges above, another
-            size.
+            Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`, twice), values out of range, another size.
     """
     with _opened(path) as image:
         orientation = _orientation(image)  # before TIFF's reader has turned the image itself
@@ -79,8 +74,7 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Imag
 def read_part(
     path: str | Path, choose: Callable[[int, int], tuple[int, int, int, int]], *, detail: tuple[int, int]
 ) -> np.ndarray:
-    """A part of what `read_image` returns, of a large JPEG decoded at a half, a quarter or an eighth of its
-    scale.
+    """A part of what `read_image` returns; of a large JPEG at a half, a quarter or an eighth of its scale.
 
     At full scale simplejpeg decodes, where it is installed: the same pixels sooner, both being libjpeg-turbo.
 
@@ -172,9 +166,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _decode_jpeg(content: bytes) -> np.ndarray | None:
-    """(H, W, 3) uint8, or None where Pillow must decide: simplejpeg is absent, or the content not quite in
-    order.
-    """
+    """(H, W, 3) uint8, or None where Pillow must decide: simplejpeg is absent, or the content unusual."""
     if simplejpeg is None:
         return None
     try:

@@ -1,8 +1,7 @@
 """Saliency maps kept per image and carried through crop and flip, so that most steps need no saliency pass.
 
 The paper computes a map in every step. A network changes slowly and an image does not change at all: a map of
-an earlier epoch, put where the image now lies, says nearly the same. `keepaug benchmark fidelity` measures
-how nearly.
+an earlier epoch, put where the image now lies, says nearly the same (`keepaug benchmark fidelity`).
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ class SaliencyCache:
     def update(self, indices: Tensor, maps: Tensor, place: CropFlip, *, epoch: int) -> None:
         """Store maps of cropped and flipped images.
 
-        What a crop did not show keeps its earlier value, or, where there is none, gets the mean of what it
-        did show.
+        What a crop did not show keeps its earlier value or, without one, gets the mean of what it did show.
 
         Args:
             indices: (N,) positions in the dataset, each at most once.
@@ -82,8 +80,7 @@ class SaliencyCache:
         self._changed[indices] = 1
 
     def lookup(self, indices: Tensor, place: CropFlip) -> Tensor:
-        """Maps of the images as they lie now; zero padding around an image has saliency 0, reflected has what
-        it shows.
+        """Maps of the images as they lie now; zero padding has saliency 0, reflected has what it shows.
 
         Args:
             indices: (N,) positions in the dataset.

@@ -91,9 +91,7 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hourglass": _hourglass,
 }
 CLASSES: tuple[str, ...] = tuple(_SHAPES)
-"""Names of the shapes; a dataset of k classes uses the first k, sorted by name as an image folder sorts
-them.
-"""
+"""Names of the shapes; a dataset of k classes uses the first k, sorted by name."""
 
 
 class LabelledImages(NamedTuple):
@@ -105,9 +103,7 @@ class LabelledImages(NamedTuple):
 
 
 class DetectionImages(NamedTuple):
-    """Images with several objects: boxes and labels are lists with one (K,4) and one (K,) int64 tensor per
-    image.
-    """
+    """Images with several objects: lists of (K,4) boxes and (K,) labels, int64, one each per image."""
 
     images: Tensor
     labels: list[Tensor]
@@ -329,8 +325,7 @@ def write_classification(
         The root.
 
     Raises:
-        ValueError: when the folder holds something else, or an argument is out of range (see
-            `draw_classification`).
+        ValueError: the folder holds something else; an argument is out of range (see `draw_classification`).
     """
     root = Path(root)
     classes = _check_classes(num_classes)
@@ -347,8 +342,7 @@ def write_classification(
             "seed": seed,
         },
     }
-    partial = prepare_folder(root, identity)
-    if partial is None:
+    if (partial := prepare_folder(root, identity)) is None:
         return root
     boxes: dict[str, list[int]] = {}
     for split, num in (("train", num_train), ("val", num_val)):
@@ -394,8 +388,7 @@ def write_detection(
         The root.
 
     Raises:
-        ValueError: when the folder holds something else, or an argument is out of range (see
-            `draw_detection`).
+        ValueError: the folder holds something else, or an argument is out of range (see `draw_detection`).
     """
     root = Path(root)
     classes = _check_classes(num_classes)
@@ -413,8 +406,7 @@ def write_detection(
             "seed": seed,
         },
     }
-    partial = prepare_folder(root, identity)
-    if partial is None:
+    if (partial := prepare_folder(root, identity)) is None:
         return root
     (partial / "annotations").mkdir()
     for split, num in (("train", num_train), ("val", num_val)):

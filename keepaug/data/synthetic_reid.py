@@ -59,9 +59,7 @@ _SKINS = torch.tensor([[0.94, 0.78, 0.66], [0.78, 0.58, 0.44], [0.50, 0.35, 0.26
 
 
 class People(NamedTuple):
-    """What identities wear, one row each: colours (P,3) in [0, 1], choices (P,) int64, build (P,) relative
-    width.
-    """
+    """What identities wear, a row each: colours (P,3) in [0, 1], choices (P,) int64, build (P,)."""
 
     skin: Tensor
     hair: Tensor
@@ -91,9 +89,7 @@ class Cameras(NamedTuple):
 
 
 class ReidImages(NamedTuple):
-    """Images (N,3,H,W) uint8, boxes (N,4) of the person, part_boxes (N,5,4) in the order of `PARTS` (0
-    without one).
-    """
+    """Images (N,3,H,W) uint8, boxes (N,4) of the person, part_boxes (N,5,4) as `PARTS` (0 without one)."""
 
     images: Tensor
     boxes: Tensor
@@ -164,8 +160,7 @@ def draw_people(
         generator: the only source of randomness.
 
     Returns:
-        The images; boxes are of what was drawn, as far as it lies within the image, whether or not it is
-        occluded.
+        The images; boxes are of what was drawn within the image, whether or not it is occluded.
     """
     height, width = size
     num = len(camera)
@@ -192,9 +187,7 @@ def draw_people(
 
 
 class _Body:
-    """A standing body in coordinates of its own height: across (0 at its axis), down (0 at the crown, 1 at
-    the soles).
-    """
+    """A standing body in units of its height: across (0 at its axis), down (0 at the crown, 1 below)."""
 
     def __init__(
         self, people: People, size: tuple[int, int], *, crop: Tensor | None, generator: torch.Generator
@@ -338,8 +331,7 @@ def write_reid(
     noise: float = 0.05,
     seed: int = 0,
 ) -> Path:
-    """Write `root/{bounding_box_train,query,bounding_box_test}/0001_c1s1_000001_00.jpg` ..., boxes and the
-    identity card.
+    """Write `root/{bounding_box_train,query,bounding_box_test}/0001_c1s1_000001_00.jpg` and boxes.
 
     Training and test identities are disjoint. Of each test identity, every camera's first image is a query
     and the others are in the gallery, beside distractors (identity 0000: strangers, half of them badly
@@ -385,8 +377,7 @@ def write_reid(
             "seed": seed,
         },
     }
-    partial = prepare_folder(root, identity)
-    if partial is None:
+    if (partial := prepare_folder(root, identity)) is None:
         return root
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (partial / folder).mkdir()

@@ -18,8 +18,7 @@ class CifarBlock(nn.Module):
     """Two 3 x 3 convolutions with BatchNorm beside the identity.
 
     Where the shape changes, every second pixel is taken and the channels are padded with zeros on both sides
-    (`shortcut="padded"`, option A of the paper), or a 1 x 1 convolution with BatchNorm is learnt
-    ("projection", option B).
+    (`shortcut="padded"`, the paper's option A), or a 1 x 1 convolution and BatchNorm ("projection", B).
     """
 
     def __init__(

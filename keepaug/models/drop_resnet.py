@@ -1,5 +1,4 @@
-"""torchvision's ResNets with dropout, DropPath or DropBlock, as compared by Ghiasi et al. (arXiv:1810.12890,
-section 4.1).
+"""torchvision's ResNets with dropout, DropPath or DropBlock, as Ghiasi et al. (arXiv:1810.12890, 4.1).
 
 The baselines "Dropout", "DropPath" and "DropBlock" of table 6 of the KeepAugment paper are that paper's. The
 keys of the weights are torchvision's.
@@ -27,16 +26,14 @@ BLOCK_SIZE = 7
 
 
 def drop_block(features: Tensor, probability: Tensor, *, block_size: int = BLOCK_SIZE) -> Tensor:
-    """Set squares of every channel of every image to 0 and scale the rest up (algorithm 1 of the DropBlock
-    paper).
+    """Set squares of every channel and image to 0 and scale the rest up (DropBlock's algorithm 1).
 
     Seeds are drawn where a whole block fits, with the rate gamma of equation 1, so that about the share
     `probability` is dropped. What is kept is divided by its share in the batch.
 
     Args:
         features: (N, C, H, W) floating.
-        probability: () share to drop, 1 - keep_prob, on the same device (a tensor, so that a schedule does
-            not recompile).
+        probability: () share to drop, 1 - keep_prob, on the same device (a tensor, not to recompile).
         block_size: side of a block; at most the features' smaller side is used.
     """
     height, width = features.shape[2:]
@@ -170,8 +167,7 @@ def drop_resnet(
 
 @torch.no_grad()
 def schedule_drops(network: nn.Module, progress: float) -> None:
-    """Set the probabilities of DropBlock and DropPath to `progress` times their targets (linear, section 3 of
-    the paper).
+    """Set DropBlock's and DropPath's probabilities to `progress` times their targets (the paper's section 3).
 
     Call it before each step with the share of training that is done; without it the targets hold from the
     start. Networks without such layers are left alone.

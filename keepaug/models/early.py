@@ -20,8 +20,7 @@ class EarlyHeadNetwork(nn.Module):
 
     Args:
         network: one of ours, torchvision's or timm's, as `build_network` makes them.
-        after: "stage" (all blocks of the first stage) or "block" (the first of them); the paper says "the
-            first block".
+        after: "stage" (the whole first stage) or "block" (its first); the paper says "the first block".
 
     Raises:
         ValueError: unknown `after`, or the network has no such block.

@@ -1,8 +1,6 @@
-"""A small network for 32 x 32 images that learns fast: experiments with many seeds on a CPU or in minutes of
-a GPU.
+"""A small network for 32 x 32 images that learns fast: many seeds on a CPU or in minutes of a GPU.
 
-After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498); our own code from its
-description.
+After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498); own code.
 """
 
 from __future__ import annotations
@@ -29,8 +27,7 @@ class LabNetwork(StagedNetwork):
     """Whitening convolution, three groups of two 3 x 3 convolutions, maximum over what is left, linear layer.
 
     Fully convolutional to that maximum: any image of 10 x 10 or more, so that a map of half the resolution
-    needs no other network. The first layer is an ordinary one until `whiten` takes its filters from training
-    images and fixes them.
+    needs no other network. The first layer is ordinary until `whiten` fixes its filters by images.
 
     Args:
         widths: channels of the three groups.
@@ -75,8 +72,7 @@ class LabNetwork(StagedNetwork):
 
 
 def whitening_filters(images: Tensor, size: int, *, eps: float = 5e-4) -> Tensor:
-    """Filters whose outputs over the images' patches are uncorrelated and of variance 1 (section 3.2 of the
-    paper).
+    """Filters whose outputs over the images' patches are uncorrelated, of variance 1 (section 3.2).
 
     Args:
         images: (N, C, H, W).
@@ -129,9 +125,7 @@ def _normalised(channels: int) -> tuple[nn.Module, nn.Module]:
 
 
 def _identity_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """The first `in_channels` filters pass their channel on; the others are random (section 3.1 of the
-    paper).
-    """
+    """The first `in_channels` filters pass their channel on; the others are random (section 3.1)."""
     layer = conv(in_channels, out_channels, 3)
     nn.init.dirac_(layer.weight[:in_channels].data)
     return layer

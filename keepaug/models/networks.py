@@ -128,8 +128,7 @@ def _build(arch: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
 
         return lab_network(arch, num_classes, **options)
     for pattern, builder in _PATTERNS:
-        match = re.fullmatch(pattern, arch)
-        if match:
+        if match := re.fullmatch(pattern, arch):
             build = pkgutil.resolve_name(builder)
             return build(*(int(group) for group in match.groups("0")), num_classes, **options)
     source, _, name = arch.rpartition(":")

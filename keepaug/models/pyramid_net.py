@@ -16,8 +16,7 @@ EXPANSION = 4
 
 
 class PyramidBlock(nn.Module):
-    """Bottleneck with a BatchNorm before, none of its own activations at either end, and a zero-padded
-    identity.
+    """Bottleneck with a BatchNorm before, no activation at either end, and a zero-padded identity.
 
     Args:
         in_channels: of the input.

@@ -1,5 +1,4 @@
-"""Shake-Shake (arXiv:1705.07485) and ShakeDrop (arXiv:1802.02375): other random factors forwards than
-backwards.
+"""Shake-Shake (arXiv:1705.07485), ShakeDrop (arXiv:1802.02375): other factors forwards than backwards.
 
 Both draw from PyTorch's global random state in training, one number per image and block, and nothing in
 evaluation. A loop that seeds each step therefore resumes exactly.
@@ -48,8 +47,7 @@ def _uniform(features: Tensor) -> Tensor:
 def shake_shake(first: Tensor, second: Tensor, *, training: bool) -> Tensor:
     """The mean of two branches with random weights per image: alpha forwards, beta backwards, both U(0, 1).
 
-    In evaluation both weigh 0.5 ("Shake-Shake-Image", section 2 of the paper; alpha and beta are
-    independent).
+    In evaluation both weigh 0.5 ("Shake-Shake-Image", the paper's section 2; alpha, beta independent).
 
     Args:
         first: (N, C, H, W) output of a branch.
@@ -66,8 +64,7 @@ class ShakeDrop(nn.Module):
     """Replaces a residual branch, with probability `drop`, by itself times alpha forwards and beta backwards.
 
     Equation 6 of the paper: x + (b + alpha - b alpha) F(x), gradient with (b + beta - b beta), b Bernoulli(1
-    - drop), alpha U(-1, 1), beta U(0, 1), per image. In evaluation the expectation, 1 - drop, as alpha has
-    the mean 0.
+    - drop), alpha U(-1, 1), beta U(0, 1), per image. In evaluation 1 - drop, as alpha has the mean 0.
 
     Args:
         drop: probability 1 - p_l of being perturbed, in [0, 1].

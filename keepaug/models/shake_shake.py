@@ -30,9 +30,7 @@ class _Branch(nn.Module):
 
 
 class _Shortcut(nn.Module):
-    """Two 1 x 1 convolutions, one of which sees the pixels one to the right and below, side by side,
-    BatchNorm.
-    """
+    """Two 1 x 1 convolutions side by side, one on the pixels one to the right and below; BatchNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -67,8 +65,7 @@ class ShakeShakeBlock(nn.Module):
 
 
 def shake_shake_network(depth: int, width: int, num_classes: int) -> StagedNetwork:
-    """Shake-Shake depth 2 x width d: three stages of (depth - 2) / 6 blocks with width, 2 width and 4 width
-    channels.
+    """Shake-Shake depth 2 x width d: three stages of (depth - 2) / 6 blocks, of d, 2 d and 4 d channels.
 
     Table 3 of the paper: 26 2x32d has 2.9 M parameters, 26 2x96d 26.2 M. The scheme is "Shake-Shake-Image".
 

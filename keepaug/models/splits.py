@@ -1,6 +1,4 @@
-"""Where a network is tapped for an early head: its first stage (or block), and what comes after, without
-hooks.
-"""
+"""Where a network is tapped for an early head: its first stage or block, and the rest, without hooks."""
 
 from __future__ import annotations
 
@@ -114,9 +112,7 @@ class _Staged:
 
 
 class _Torchvision:
-    """The second part is a shallow copy of the network, whose first children do nothing: its own forward
-    runs.
-    """
+    """The second part: a shallow copy of the network whose first children do nothing."""
 
     def __init__(
         self, network: nn.Module, after: str, before: tuple[str, ...], name: str, count: int | None

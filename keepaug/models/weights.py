@@ -1,6 +1,4 @@
-"""A network is one file: its weights, all that `build_network` was given, what it expects as input, and the
-run that made it.
-"""
+"""A network is one file: weights, all that `build_network` was given, the expected input, its run."""
 
 from __future__ import annotations
 
@@ -89,8 +87,7 @@ class Classifier:
         classes: names, in the order of the outputs.
         mean: of the normalisation, RGB in [0, 1].
         std: of the normalisation.
-        provenance: of the run that made it, see `keepaug.runs.result.describe_run`; {} in files of earlier
-            versions.
+        provenance: of the run that made it, see `keepaug.runs.result.describe_run`; {} in earlier files.
         early_head: weights of the early head it was trained with, if any.
         early_after: where that sits.
     """
@@ -226,9 +223,7 @@ def identity_of(path: str | Path, provenance: Mapping[str, Any]) -> dict[str, An
 
 
 def _options_of_earlier_file(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Files written before `options` were: only the stem was said, and semi-supervised runs built raw
-    shortcuts.
-    """
+    """Files written before `options` were: only the stem is said; semi-supervised ones have raw shortcuts."""
     options = {"stem": content.get("stem", "imagenet")}
     if not str(content["arch"]).startswith("wrn"):
         return options

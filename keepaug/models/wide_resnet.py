@@ -64,8 +64,7 @@ def wide_resnet(
             for WRN-28-10, none in AutoAugment's and in UDA's.
         shortcut: what goes into the 1 x 1 convolution where the shape changes: "activated" as in the authors'
             and Cutout's code, "raw" as in UDA's (google-research/uda, `residual_only_activation`), which also
-            draws the last layer's weights up to 1 / sqrt(num_classes) instead of 1 / sqrt(channels). The
-            sizes are equal.
+            draws the last layer's weights up to 1 / sqrt(num_classes), not 1 / sqrt(channels); equal sizes.
 
     Raises:
         ValueError: a depth that is not 6 n + 4, a width below 1, dropout outside [0, 1), unknown shortcut.

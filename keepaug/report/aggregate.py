@@ -14,8 +14,7 @@ __all__ = ["Group", "aggregate", "built_on", "field_of", "formatted", "machine",
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone: same recipe, precision, data, engine and kind of network that they
-    start from.
+    """Runs that differ in the seed alone: same recipe, precision, data, engine and kind of starting network.
 
     Attributes:
         results: their result.json, by seed.
@@ -30,9 +29,7 @@ class Group:
 
     @property
     def comparable(self) -> bool:
-        """Whether it may stand beside a number of the paper: real data, whole training, in what it starts
-        from too.
-        """
+        """Whether it may stand beside the paper: real data, whole training, in what it starts from too."""
         return _comparable(self.first)
 
     @property
@@ -53,9 +50,7 @@ class Group:
         return [result["metrics"][metric] for result in self.results if metric in result["metrics"]]
 
     def cell(self, metric: str) -> str:
-        """Mean ± sample standard deviation (number of seeds); one seed without spread; a repeated seed's runs
-        one by one.
-        """
+        """Mean ± sample standard deviation (number of seeds); no spread of one; repeated seeds singly."""
         if self.repeated:
             each = " | ".join(f"{value:.1f}" for value in self.values(metric))
             return f"{each} (not averaged: more than one run of seed {', '.join(self.repeated)})"
@@ -98,9 +93,7 @@ def field_of(result: Mapping[str, Any], key: str) -> Any:
 
 
 def built_on(started_from: Mapping[str, Any] | None) -> Any:
-    """What a network that training starts from is: the recipe and the data of its run; a foreign file is its
-    contents.
-    """
+    """What a starting network is: the recipe and the data of its run; a foreign file is its contents."""
     if not started_from:
         return None
     run = started_from.get("provenance") or {}
@@ -123,9 +116,7 @@ def machine(result: Mapping[str, Any]) -> str:
 
 
 def origin_name(started_from: Mapping[str, Any] | None) -> str:
-    """What a run starts from, for a reader: method and network of its run, or the file and the beginning of
-    its checksum.
-    """
+    """What a run starts from, for a reader: its run's method and network, or file and start of checksum."""
     if not started_from:
         return "random weights"
     run = started_from.get("provenance") or {}

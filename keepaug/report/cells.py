@@ -106,8 +106,7 @@ def load_cells(table: str) -> list[Cell]:
         table: "1", "1b", "2" ... as in paper.yaml.
 
     Raises:
-        ValueError: no such table, one that no training fills, or a list of runs that does not fit the
-            paper's.
+        ValueError: no such table, one that no training fills, or runs that do not fit the paper's.
     """
     runs = yaml.safe_load((Path(__file__).parent / "runs.yaml").read_text())
     paper = {str(printed["id"]): printed for printed in load_paper()}

@@ -130,9 +130,7 @@ FIGURES: dict[str, tuple[Panel, Panel]] = {
 
 
 def wanted_settings(number: str) -> list[tuple[Panel, float | None, dict[str, Any]]]:
-    """The settings of every run that a figure needs: panel, swept value (None: the baseline) and
-    key=value.
-    """
+    """The settings of every run that a figure needs: panel, value (None: the baseline) and key=value."""
     wanted: list[tuple[Panel, float | None, dict[str, Any]]] = []
     for panel in FIGURES[number]:
         wanted += [(panel, value, {**panel.match, panel.key: value}) for value in panel.values]
@@ -227,8 +225,7 @@ def draw_figure(
         axes.set_xticks(panel.values)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-        missing = sum(point.group is None for point in own)
-        if missing:
+        if missing := sum(point.group is None for point in own):
             note = f"{missing} of {len(own)} points not run"
             axes.text(0.02, 0.02, note, transform=axes.transAxes, fontsize=8, color="firebrick")
     data = (

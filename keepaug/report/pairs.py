@@ -1,5 +1,4 @@
-"""Differences of two methods, seed by seed: the mean, its 95 % interval, and how many pairs are still
-missing.
+"""Differences of two methods, seed by seed: the mean, its 95 % interval, how many pairs are missing.
 
 Runs of one seed share initial weights, order, crops and region draws, so that the difference of a pair varies
 less than the difference of two runs.
@@ -56,8 +55,7 @@ class Pairs:
         return student_quantile((1 + level) / 2, num - 1) * error
 
     def still_needed(self, settled: float = SETTLED, level: float = LEVEL) -> int | None:
-        """Pairs to add until the interval is no wider than ± `settled`, if the spread stays; None with one
-        pair or none.
+        """Pairs to add until the interval is within ± `settled`, if the spread stays; None below two pairs.
 
         Raises:
             ValueError: `settled` is not above 0.

@@ -35,8 +35,7 @@ class FilledTable:
         num_run: cells that have been run.
         num_left_out: runs that would fit a cell but for drawn data, fewer steps or another engine.
         note: what a reader must know about the printed numbers.
-        near: runs of a cell's method, network and data that are not its recipe: the cell, their figure and
-            what differs.
+        near: runs of a cell's method, network and data, not its recipe: cell, figure and what differs.
     """
 
     id: str
@@ -80,9 +79,7 @@ def _remark(group: Group) -> str:
 
 
 def _ours(group: Group, metric: str, table: Mapping[str, Any]) -> str:
-    """The last epoch's figure; beside an accuracy the best epoch's, and what else the table prints in
-    brackets.
-    """
+    """The last epoch's figure; beside an accuracy the best epoch's and what the table prints in brackets."""
     beside = {"best": "best epoch", **table.get("beside", {})} if metric == "accuracy" else {}
     found = [f"{label} {_mean(group, key)}" for key, label in beside.items() if group.values(key)]
     return f"{group.cell(metric)} [{', '.join(found)}]" if found else group.cell(metric)
@@ -133,8 +130,7 @@ def fill_table(
     groups: Sequence[Group],
     recipes: Mapping[tuple[str, str], Wanted],
 ) -> FilledTable:
-    """Put our means into a table: of runs whose whole recipe is the cell's; others near it are named with
-    what differs.
+    """Put our means into a table: of runs of the cell's whole recipe; others near with what differs.
 
     Synthetic, shortened and torchvision-engine detection runs never enter it, nor what was built on one.
 

@@ -49,14 +49,12 @@ class Section:
 
 
 def answer(section: Section) -> tuple[str, str]:
-    """What the task's runs say of keeping, in a sentence or two: the comparison with most pairs, and how many
-    others say what.
+    """What the task's runs say of keeping, in a sentence or two: the comparison with most pairs, and a count.
 
     Returns:
         "gains" or "loses" where no comparison says the opposite, else "open"; and the text.
     """
-    compared = [one for one in section.pairs if len(one[2])]
-    if not compared:
+    if not (compared := [one for one in section.pairs if len(one[2])]):
         return "open", "nothing was run both with and without Keep on the same seed."
     keep, plain, pairs = max(compared, key=lambda one: len(one[2]))
     verdict, means = _verdict(pairs)
@@ -205,8 +203,7 @@ def _chart(section: Section) -> Chart | None:
         for style, (name, group) in enumerate(named)
         for run in group.results
     ]
-    keys = [key for _, _, key, _ in read if key]
-    if not keys:
+    if not (keys := [key for _, _, key, _ in read if key]):
         return None
     wanted = next((key for key in keys if key.rpartition("/")[2] == section.metric), keys[0])
     lines = [Line(name, style, points) for name, style, key, points in read if key == wanted]

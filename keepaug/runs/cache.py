@@ -14,8 +14,7 @@ __all__ = ["cache_file", "locked"]
 
 
 def cache_file(kind: str, *parts: str, suffix: str) -> Path:
-    """The file in `$KEEPAUG_CACHE` (default `~/.cache/keepaug`) for what `parts` determine; its folder need
-    not exist.
+    """The file in `$KEEPAUG_CACHE` (default `~/.cache/keepaug`) for what `parts` determine; maybe none yet.
 
     Args:
         kind: folder in the cache.
@@ -29,9 +28,7 @@ def cache_file(kind: str, *parts: str, suffix: str) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path, *, timeout: float = 3600) -> Iterator[None]:
-    """One process at a time fills the file `path`; without a lock where none can be made, or after `timeout`
-    seconds.
-    """
+    """One process at a time fills `path`; without a lock where none can be, or after `timeout` seconds."""
     lock = FileLock(f"{path}.lock", timeout=timeout)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, Timeout, NotImplementedError):

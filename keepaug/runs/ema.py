@@ -50,8 +50,7 @@ class ModelEma:
 
 
 def ema_decay(step: int, total_steps: int, decay: float, *, ramp: bool = True) -> float:
-    """The decay of the averaged weights after a step, so that the average of a short run is not its random
-    beginning.
+    """The averaged weights' decay after a step, so that a short run's average is not its random beginning.
 
     A constant decay leaves `decay ** total_steps` of the random weights in the average: with 0.9999 and 3,000
     steps 74 %, an accuracy by chance. Where it would be more than 2 % the decay rises as min(decay, (1 +

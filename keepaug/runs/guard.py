@@ -38,7 +38,6 @@ def only_finite(values: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         values: saliency maps, for example, which regions cannot be chosen from when they are not numbers.
 
     Returns:
-        The values with 0 for NaN and infinity, and a reading of their sum (`start_reading`), for
-        `check_finite`.
+        The values with 0 for NaN and infinity, and a reading of their sum, for `check_finite`.
     """
     return values.nan_to_num(0.0, 0.0, 0.0), start_reading(values.sum())

@@ -9,8 +9,7 @@ __all__ = ["LookAhead"]
 
 
 class LookAhead:
-    """Zhang et al. (arXiv:1907.08610) with the decay of airbench (arXiv:2404.00498): it rises with the cube
-    of progress.
+    """Zhang et al. (arXiv:1907.08610) with the decay of airbench (arXiv:2404.00498), cubic in progress.
 
     Every `every` steps `slow = decay * slow + (1 - decay) * current` over parameters and floating buffers,
     and the network goes on from there; after the last step it takes the slow weights.

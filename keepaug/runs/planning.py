@@ -1,6 +1,4 @@
-"""Runs before they run: which tool, which settings, which folder, and whether they are done. One rule for all
-tools.
-"""
+"""Runs before they run: tool, settings, folder, and whether they are done. One rule for all tools."""
 
 from __future__ import annotations
 

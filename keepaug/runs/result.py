@@ -235,9 +235,7 @@ def read_results(root: str | Path) -> list[dict[str, Any]]:
 
 @functools.cache
 def revision() -> str | None:
-    """Git revision of the source, with "+" when it differs from what was committed; None outside a
-    checkout.
-    """
+    """Git revision of the source, with "+" when it has changes; None outside a checkout."""
     source = Path(__file__).resolve().parent
     try:
         options = {"cwd": source, "capture_output": True, "text": True, "check": True, "timeout": 10}

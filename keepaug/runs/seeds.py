@@ -11,9 +11,7 @@ __all__ = ["derive_seed", "get_rng_state", "make_generator", "seed_everything", 
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A seed in [0, 2^63) that depends on the seed and on every name; different names, independent
-    streams.
-    """
+    """A seed in [0, 2^63) of the seed and every name; different names, independent streams."""
     digest = hashlib.sha256(repr((int(seed), *map(str, names))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -21,15 +21,13 @@ def interleaved(
     *,
     processor_time: bool = False,
 ) -> dict[str, float]:
-    """Median seconds of each variant, taking turns, after one round of warming up; on a GPU of ten calls in a
-    row.
+    """Median seconds of each variant, taking turns, after a round of warming up; on a GPU of ten calls each.
 
     Args:
         variants: what to time, by name.
         rounds: how often each is timed.
         device: where they compute; a GPU is waited for.
-        processor_time: count this process's time on the processor, not the clock's: for a busy machine, and
-            one thread.
+        processor_time: count this process's time on the processor: for a busy machine, and one thread.
     """
     now = time.process_time if processor_time else time.perf_counter
     calls = 10 if device.type == "cuda" else 1  # so that launching ahead counts, as it does in training

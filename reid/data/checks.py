@@ -27,8 +27,7 @@ def check_data(
     Args:
         data: the dataset.
         cameras: False evaluates without the camera rule, so that cameras may be missing.
-        allow_unmatched: queries without a match in the gallery are left out of the scores instead of being an
-            error.
+        allow_unmatched: queries without a match in the gallery are left out of the scores, and no error.
         allow_duplicates: two files may have the same contents, and a file may be listed twice.
         splits: the ones that are needed.
 
@@ -46,8 +45,7 @@ def check_data(
 
 def check_splits(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
     """Raise when a split is empty."""
-    empty = [split for split in splits if not data.split(split)]
-    if empty:
+    if empty := [split for split in splits if not data.split(split)]:
         sizes = ", ".join(f"{split} {len(data.split(split))}" for split in SPLITS)
         junk = ", ".join(f"{number} in {split}" for split, number in data.left_out.items())
         raise ValueError(
@@ -62,8 +60,7 @@ def check_cameras(data: ReidData, splits: Sequence[str] = SPLITS, *, cameras: bo
     if not cameras:
         return
     tested = [record for split in splits if split != "train" for record in data.split(split)]
-    without = [record for record in tested if record.camera is None]
-    if without:
+    if without := [record for record in tested if record.camera is None]:
         raise ValueError(
             f"the camera is missing for {len(without)} of {len(tested)} query and gallery "
             f"images{_paths(without)}; add it, or set cameras=none to evaluate without the camera rule"
@@ -75,8 +72,7 @@ def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras
     present: dict[int, list[Record]] = defaultdict(list)
     for record in gallery:
         present[record.identity].append(record)
-    absent = [record for record in query if record.identity not in present]
-    if absent:
+    if absent := [record for record in query if record.identity not in present]:
         identities = sorted({record.identity for record in absent})
         raise ValueError(
             f"{len(identities)} of {len({record.identity for record in query})} query identities do not "
@@ -85,8 +81,7 @@ def check_matches(query: Sequence[Record], gallery: Sequence[Record], *, cameras
             "Were query and gallery numbered apart? allow_unmatched=true leaves them out"
         )
     others = [[one for one in present[record.identity] if one.path != record.path] for record in query]
-    alone = [record for record, found in zip(query, others, strict=True) if not found]
-    if alone:
+    if alone := [record for record, found in zip(query, others, strict=True) if not found]:
         raise ValueError(
             f"{len(alone)} of {len(query)} queries have no match but their own file{_paths(alone)}, which "
             "does not count; allow_unmatched=true leaves these queries out"
@@ -129,8 +124,7 @@ def same_files(query: Sequence[Record], gallery: Sequence[Record]) -> list[tuple
 def check_files(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
     """Raise when a listed file does not exist or is empty."""
     records = [record for split in splits for record in data.split(split)]
-    missing = [record for record in records if not record.path.is_file()]
-    if missing:
+    if missing := [record for record in records if not record.path.is_file()]:
         raise ValueError(f"{len(missing)} of {len(records)} listed image files do not exist{_paths(missing)}")
 
 
@@ -145,8 +139,7 @@ def check_duplicates(data: ReidData, splits: Sequence[str] = SPLITS) -> None:
         for record in data.split(split):
             listed[record.path] += 1
             by_size[record.path.stat().st_size].append((split, record.path))
-    twice = [path for path, number in listed.items() if number > 1]
-    if twice:
+    if twice := [path for path, number in listed.items() if number > 1]:
         raise ValueError(f"{len(twice)} file(s) are listed more than once: {_some(twice)}")
     same: list[str] = []
     for candidates in by_size.values():

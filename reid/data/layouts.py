@@ -156,8 +156,7 @@ def _read_market(layout: str, root: Path) -> ReidData:
     for split, folder in folders.items():
         listed[split], wrong = [], []
         for path in _images(base / folder):
-            match = _NAME.match(path.name)
-            if match is None:
+            if (match := _NAME.match(path.name)) is None:
                 wrong.append(path.name)
                 continue
             listed[split].append(Record(path, int(match[1]), int(match[2])))
@@ -177,8 +176,7 @@ def _read_market(layout: str, root: Path) -> ReidData:
 
 def _read_msmt17(root: Path) -> ReidData:
     below = ("", "MSMT17_V1", "MSMT17_V2", "msmt17", "msmt17/MSMT17_V1", "msmt17/MSMT17_V2", "MSMT17")
-    base = _first(root, below, lambda path: (path / "list_query.txt").is_file())
-    if base is None:
+    if (base := _first(root, below, lambda path: (path / "list_query.txt").is_file())) is None:
         raise FileNotFoundError(
             f"{root} is not in the msmt17 layout: expected list_train.txt, list_val.txt, list_query.txt, "
             "list_gallery.txt and the folders train and test (mask_train_v2 and mask_test_v2)"
@@ -317,8 +315,7 @@ def _images(folder: Path) -> list[Path]:
     """
     files = [path for path in folder.iterdir() if not path.name.startswith(".")]
     images = sorted(path for path in files if path.suffix.lower() in _EXTENSIONS)
-    others = sorted(path.name for path in files if path.suffix.lower() in _OTHER_IMAGES)
-    if others:
+    if others := sorted(path.name for path in files if path.suffix.lower() in _OTHER_IMAGES):
         raise ValueError(
             f"{folder} has {len(others)} image(s) of a kind that this layout does not have: "
             f"{', '.join(others[:3])}; convert them to one of {', '.join(_EXTENSIONS)}"

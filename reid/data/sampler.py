@@ -111,8 +111,7 @@ class IdentitySampler:
     def _pass(self, identity: int, number: int) -> Tensor:
         """All images of an identity in the order of its `number`-th pass.
 
-        An epoch that begins with the rest of one pass goes on with the images of the next that were not in
-        it.
+        An epoch that begins with the rest of a pass goes on with the next's images that were not in it.
         """
         member, taken = self.members[identity], self.groups[identity] * self.num_images
         last, order = self._passes.get(identity, (-1, member))

@@ -94,8 +94,7 @@ def erased_importance(
 ) -> dict[str, float]:
     """Percentage of erased regions above the tau-quantile, by RandomErasing and by KeepRandomErasing.
 
-    Measured on some training images with the saliency of the trained network; nothing where nothing is erased
-    or drawn.
+    Measured on some training images with the trained network's saliency; nothing where nothing is erased.
     """
     if not config.pictures or config.method == "none":
         return {}
@@ -113,9 +112,7 @@ def erased_importance(
 def _saliency(
     config: ReidConfig, network: ReidNetwork, train: IdentityLoader, device: torch.device, number: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Evenly spaced training images, mirrored and cropped as in training, normalized; their classes; their
-    saliency.
-    """
+    """Evenly spaced training images, cropped as in training, normalized; classes; saliency."""
     indices = torch.arange(len(train.images))[:: max(1, len(train.images) // number)][:number]
     seeds = torch.randint(2**62, (len(indices),), generator=make_generator(config.seed, "pictures"))
     batch = train.images.load(indices, seeds)

@@ -110,8 +110,8 @@ class FeatureSet:
 def save_features(path: str | Path, **sets: FeatureSet) -> Path:
     """Write features, their labels and paths to an npz file, atomically.
 
-    Of each set NAME_features, NAME_identities, NAME_cameras, NAME_paths and, as texts, NAME_identity_names
-    and NAME_camera_names.
+    Of each set NAME_features, NAME_identities, NAME_cameras, NAME_paths and texts
+    NAME_{identity,camera}_names.
 
     Args:
         path: the file.
@@ -172,10 +172,8 @@ def describe_images(
     """Features of new images, of which nothing is known.
 
     Args:
-        weights: weights.pt, best.pt or checkpoint.pt of a re-identification run, which say size and
-            normalization too.
-        images: a folder, whose images are taken with those of the folders below, sorted; or image files, in
-            their order.
+        weights: weights.pt, best.pt or checkpoint.pt of a run, which say size and normalization too.
+        images: a folder, whose images are taken with those below, sorted; or image files, in their order.
         device: as of a run.
         batch_size: images at a time.
         feature: "after" or "before" the neck.

@@ -61,8 +61,7 @@ def draw_ranked_lists(
         gallery_paths: G image files.
         query_cameras: (Q,) integer; None for both ignores cameras.
         gallery_cameras: (G,) integer.
-        query_names: Q texts that stand below instead of the numbers of identity and camera, "ann, door" for
-            example.
+        query_names: Q texts below instead of the numbers of identity and camera, such as "ann, door".
         gallery_names: G texts.
         excluded: (M, 2) pairs of a query and a gallery image that are one file, and left out.
         metric: "cosine" (distance 1 - cosine) or "euclidean".
@@ -174,8 +173,7 @@ def draw_erasing(
 ) -> Path:
     """Four rows: the images, their saliency over them, what RandomErasing and what KeepRandomErasing erases.
 
-    Both erase regions of the same sizes. An orange frame: the region is above the tau-quantile of importance;
-    blue: it is not.
+    Both erase regions of the same sizes, framed orange above the tau-quantile of importance, blue elsewhere.
 
     Args:
         path: PNG file.

@@ -3,8 +3,7 @@
 Positives are listed once by identity. Per chunk of queries: one matrix product, junk to infinity, the
 *values* sorted, and the positives looked up among them by bisection: the rank of a positive is the number of
 smaller distances, so that no index has to be carried through the sort and no matrix of matches is built. On a
-CPU the sort is numpy's, in place: it is vectorised (45 times torch's, 7 times counting comparisons, at
-Market-1501's size).
+CPU the sort is numpy's, in place: it is vectorised (45 times torch's, 7 times counting, on Market-1501).
 """
 
 from __future__ import annotations
@@ -97,15 +96,13 @@ def evaluate(
         ties: a match at the same distance as a wrong image is ranked behind it ("pessimistic") or before it
             ("optimistic"): the result does not depend on the order of the gallery.
         max_rank: length of the CMC curve.
-        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries if that takes no more than
-            512 MB. Features are not copied.
+        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries within 512 MB; no copies.
 
     Returns:
         The scores.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, or no query with a match in the
-            gallery.
+        ValueError: shapes that do not fit, features that are not finite, or no query with a match.
         TypeError: features not floating point, or identities not integer.
     """
     query, gallery = as_features(query_features, gallery_features)
@@ -132,8 +129,7 @@ def evaluate_distances(
     """Score given distances, those of re-ranking for example.
 
     Args:
-        distances: (Q, G) floating, smaller is nearer, left as it is; or its chunks of rows, in order, which
-            are overwritten.
+        distances: (Q, G) floating, smaller is nearer, left as it is; or its chunks of rows, overwritten.
         query_ids: as in `evaluate`.
         gallery_ids: as in `evaluate`.
         query_cameras: as in `evaluate`.
@@ -182,12 +178,10 @@ def distance_chunks(
         query_features: (Q, D) floating.
         gallery_features: (G, D).
         metric: "cosine" or "euclidean".
-        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries if that takes no more than
-            512 MB.
+        chunk: queries at a time; None chooses 32 MB of distances, or 128 queries within 512 MB.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, unknown metric. At once, not at the
-            first chunk.
+        ValueError: shapes that do not fit, features not finite, unknown metric; before the first chunk.
         TypeError: features that are not floating point.
     """
     check_features(query_features, gallery_features)

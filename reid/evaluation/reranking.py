@@ -44,8 +44,7 @@ def rerank(
     """Distances after re-ranking, for `reid.evaluation.protocol.evaluate_distances`.
 
     Args:
-        query_features: (Q, D) floating; half precision is computed in float32. A tensor, an array of numpy,
-            or lists.
+        query_features: (Q, D) floating; half precision is computed in float32; tensor, array or lists.
         gallery_features: (G, D).
         k1: neighbours that make a k-reciprocal set (section 3.2).
         k2: neighbours averaged by the local query expansion (section 3.4), at most k1 + 1; 1 leaves it out.

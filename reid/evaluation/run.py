@@ -28,8 +28,7 @@ def evaluate_weights(
 
     Args:
         config: settings of data and evaluation.
-        weights: weights.pt, best.pt or checkpoint.pt of a run, or another program's (Bag of Tricks',
-            torchreid's, ImageNet's).
+        weights: a run's weights.pt, best.pt or checkpoint.pt, or Bag of Tricks', torchreid's, ImageNet's.
         output: folder.
 
     Returns:
@@ -53,15 +52,13 @@ def evaluate_weights(
             return {}
         metrics, extra = {}, {}
         for one in sets:
-            found = scored[one.name]
-            if found is None:
+            if (found := scored[one.name]) is None:
                 continue
             metrics[one.name] = dict(found.metrics)
             if config.rerank:
                 metrics[one.name] |= rerank_scores(found, one, config)
         output = Path(output)
-        first = scored[sets[0].name]
-        if first is not None:
+        if (first := scored[sets[0].name]) is not None:
             extra = write_artifacts(output, config, network, sets[0], first, None, world.device)
         write_json_atomic(
             output / EVALUATION,

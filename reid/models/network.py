@@ -24,8 +24,7 @@ class ReidNetwork(nn.Module):
         backbone: images to features (N, D).
         feature_dim: D.
         num_identities: classes of the identity classifier.
-        neck: "bnneck" (BatchNorm with a bias frozen at 0, then a classifier without bias) or "none" (a
-            classifier with bias).
+        neck: "bnneck" (BatchNorm with bias frozen at 0, classifier without) or "none" (classifier with bias).
     """
 
     def __init__(

@@ -99,8 +99,7 @@ def load_backbone(
 
     Takes torchvision's and torchreid's state dicts (its `model.pth.tar-N` too), the `weights.pt` of a
     classifier's run, what `keepaug convert --reverse` writes, and the weights of a re-identification run,
-    whatever its identities were: its BNNeck comes along. Whatever prefix the keys have (`module.`, `base.`,
-    `backbone.`) is found.
+    whatever its identities were: its BNNeck comes along. Prefixes of keys (`module.`) are found.
 
     Args:
         network: the network whose backbone is filled.
@@ -115,7 +114,7 @@ def load_backbone(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: keys or shapes that do not fit, values that are not finite, another normalization, several
+        ValueError: keys or shapes that do not fit, or are not finite, another normalization, several
             networks.
     """
     content = _read(path)

@@ -37,8 +37,7 @@ def draw_erasing(
 ) -> Draw | None:
     """Which images of all processes are erased and how large their regions are; None without erasing.
 
-    All processes draw for the whole batch from equal generators, so that they together erase what one process
-    would.
+    All processes draw for the whole batch from equal generators: together they erase what one would.
 
     Args:
         eraser: from `build_eraser`.
@@ -87,8 +86,7 @@ def erase(
         heat: from `heat_of`.
         drawn: from `draw_erasing`.
         regions_generator: the one of `draw_erasing`.
-        fill_generator: of this process: random filling is the only thing that differs between numbers of
-            processes.
+        fill_generator: of this process: only random filling differs between numbers of processes.
         world: this process among others; None: it is alone.
 
     Returns:

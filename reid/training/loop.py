@@ -31,8 +31,7 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
 
     Args:
         config: settings; tricks that are None are filled in from the recipe.
-        output: run folder: checkpoint.pt, weights.pt (last), best.pt (highest mAP), metrics.jsonl,
-            result.json, pictures.
+        output: run folder: checkpoint.pt, weights.pt, best.pt (highest mAP), metrics, result, pictures.
         resume: go on with the run in `output` (from the beginning, if it has no checkpoint yet), for more
             epochs than before if `epochs` says so.
 

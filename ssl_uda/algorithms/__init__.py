@@ -1,6 +1,4 @@
-"""The algorithms, a file each. To add one: its file, its line here, and the settings of its own in
-`ssl_uda/config.py`.
-"""
+"""The algorithms, a file each. To add one: its file, its line here, its settings in `ssl_uda/config.py`."""
 
 from ssl_uda.algorithms.common import Algorithm, LossParts, Outputs
 

@@ -43,8 +43,7 @@ def fixmatch_loss(
         world: unused: every term is a mean of equally many images per process.
 
     Returns:
-        The loss (equations 3 and 4): the second term is a mean over all images, those not believed counting
-            0.
+        The loss (equations 3 and 4); the second term: a mean over all images, those not believed counting 0.
     """
     clean, strong = outputs.clean, outputs.strong
     supervised = F.cross_entropy(outputs.labelled.float(), labels)

@@ -1,6 +1,4 @@
-"""The labelled images alone, with UDA's training signal annealing (Xie et al., 2020, section 3.3) where it is
-switched on.
-"""
+"""The labelled images alone, or with UDA's training signal annealing (Xie et al., 2020, section 3.3)."""
 
 from __future__ import annotations
 
@@ -51,8 +49,7 @@ def tsa_threshold(schedule: str, step: int, total_steps: int, num_classes: int) 
     """Training signal annealing: above which probability of its label an image is left out, from 1/K up to 1.
 
     Args:
-        schedule: "linear" t, "log" 1 - exp(-5 t), "exp" exp(5 (t - 1)) with t = step / total_steps, or "off"
-            (infinity).
+        schedule: "linear" t, "log" 1 - exp(-5 t), "exp" exp(5 (t - 1)) with t = step / total_steps, or "off".
         step: from 0.
         total_steps: of the run.
         num_classes: K.
@@ -75,8 +72,7 @@ def tsa_threshold(schedule: str, step: int, total_steps: int, num_classes: int) 
 
 
 def tsa_mask(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """0 for labelled images whose label is predicted with a probability above the threshold; without
-    gradient.
+    """0 for labelled images predicted with a probability above the threshold; without gradient.
 
     Args:
         logits: (N, classes).
@@ -96,8 +92,7 @@ def masked_mean(losses: Tensor, mask: Tensor, count: Tensor | None = None) -> Te
     Args:
         losses: (N,).
         mask: (N,) of 0 and 1.
-        count: the number to divide by instead of the mask's sum, where this process holds a part of the batch
-            only.
+        count: the number to divide by instead of the mask's sum, where this process holds a part.
     """
     count = mask.sum() if count is None else count
     return (losses * mask).sum() / count.clamp(min=1)

@@ -21,8 +21,7 @@ __all__ = ["confidence_mask", "consistency_losses", "entropies", "sharpened", "u
 def uda_loss(
     outputs: Outputs, labels: Tensor, config: UdaConfig, step: int, world: Distributed | None = None
 ) -> LossParts:
-    """The labelled images' loss, and the divergence of the strong view's prediction from the clean view's,
-    sharpened.
+    """The labelled loss, and the divergence of the strong view's prediction from the clean view's, sharpened.
 
     Args:
         outputs: logits of all three.
@@ -32,8 +31,7 @@ def uda_loss(
         world: the processes.
 
     Returns:
-        The loss (equation 1); the consistency is a mean over all images, those below the confidence counting
-        0.
+        The loss (equation 1); the consistency: a mean over all images, those below the confidence counting 0.
     """
     parts = supervised_loss(outputs, labels, config, step, world)
     clean, strong = outputs.clean, outputs.strong
@@ -94,8 +92,7 @@ def consistency_losses(target: Tensor, logits: Tensor, kind: str = "kl") -> Tens
 
 
 def confidence_mask(logits: Tensor, threshold: float) -> Tensor:
-    """1 where the clean view's largest probability, at temperature 1, is above the threshold; without
-    gradient.
+    """1 where the clean view's largest probability (temperature 1) is above the threshold; no gradient.
 
     Args:
         logits: (N, classes).

@@ -1,3 +1,1 @@
-"""Sections of `keepaug benchmark`: each a function of keyword arguments that returns a table and its
-figures.
-"""
+"""Sections of `keepaug benchmark`: functions of keyword arguments that return a table and figures."""

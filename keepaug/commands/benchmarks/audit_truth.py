@@ -5,8 +5,7 @@
 
 `maps` compares importance lost with the object's hidden share, for the full, low-resolution and early-head
 maps (where the network has an early head), a constant map, and an untrained network. `runs` compares the
-audit's figures of each setting with the accuracy of the runs below RUNS that were trained with it, as rank
-correlations.
+audit's figures of each setting with the accuracy of the runs below RUNS trained with it, by rank correlation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Table 3 of the paper as ratios on this machine, and the input pipeline beside a train step, for
-`keepaug benchmark`.
-"""
+"""Table 3 of the paper as ratios on this machine, and the input pipeline beside a train step."""
 
 from __future__ import annotations
 
@@ -156,9 +154,7 @@ def pipeline_section(
     processor_time: bool = False,
     shrink: bool = False,
 ) -> tuple[Table, dict[str, Any]]:
-    """Images per second of the input pipeline, with and without RandAugment's view, beside those of a train
-    step.
-    """
+    """Images per second of the input pipeline, without and with strong views, beside a train step's."""
     case = case_of([*arch, "resnet18"][0], device, batch, side, bf16, compiled, shrink)
     batch, side = len(case.images), case.images.shape[2]
     num = batch * (2 if shrink else 16)

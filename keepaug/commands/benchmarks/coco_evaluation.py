@@ -23,9 +23,7 @@ __all__ = ["coco_evaluation_section"]
 def coco_evaluation_section(
     device: torch.device, *, rounds: int = 3, processor_time: bool = False, shrink: bool = False
 ) -> tuple[Table, dict[str, Any]]:
-    """Seconds for the twelve figures and every class, as multiples of pycocotools; the results are validated
-    before.
-    """
+    """Seconds for the twelve figures and every class, as multiples of pycocotools, after validation."""
     images = 20 if shrink else 2000
     with tempfile.TemporaryDirectory() as folder:
         split, results = _drawn(Path(folder), images)

@@ -22,8 +22,7 @@ from keepaug.runs.timing import Table, interleaved
 def imagenet_section(
     device: torch.device, *, rounds: int = 3, shrink: bool = False
 ) -> tuple[Table, dict[str, Any]]:
-    """Processor time of one thread from 640 x 480 JPEG files to uint8 images of 224 x 224: one view, and
-    RandAugment's as the second.
+    """One thread's processor time from 640 x 480 JPEGs to uint8 of 224 x 224: one view, and two (RandAugment).
 
     timm's second view is its own way of more views: the transforms before the policy are shared. Both get the
     same files and two operations per image, and neither normalises.

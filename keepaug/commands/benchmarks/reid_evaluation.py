@@ -96,8 +96,7 @@ def _torchreid(name: str) -> Any:
 
 def _cython() -> Any:
     """The compiled evaluation of torchreid: in its package, or `rank_cy` built elsewhere and on the path."""
-    found = _torchreid("metrics.rank_cylib.rank_cy")
-    if found is None:
+    if (found := _torchreid("metrics.rank_cylib.rank_cy")) is None:
         try:
             found = importlib.import_module("rank_cy")
         except ModuleNotFoundError:
@@ -164,8 +163,7 @@ VARIANTS: dict[str, Callable[[_Set], object]] = {
 def measure(variants: Sequence[str], size: Sequence[int], threads: int, processor_time: bool) -> None:
     """Run variants and print {"seconds", "megabytes"} of each as JSON: what the process of its own does.
 
-    Memory that an earlier variant left to this process's allocator is not seen again: one variant for figures
-    that count.
+    Memory that an earlier variant left to the allocator is not seen again: take one variant for figures.
 
     Raises:
         ModuleNotFoundError: without psutil.

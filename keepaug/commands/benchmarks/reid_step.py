@@ -74,8 +74,7 @@ def _step(engine: KeepEngine, batch: Batch, step: int) -> None:
 
 def _step_that_erases(engine: KeepEngine, num: int) -> int:
     """The first step whose draw erases the expected number of images."""
-    eraser = engine.eraser
-    if eraser is None:
+    if (eraser := engine.eraser) is None:
         return 0
     shape, wanted = (
         torch.empty(num, 1, engine.config.height, engine.config.width),

@@ -54,9 +54,7 @@ def step_section(
     processor_time: bool = False,
     shrink: bool = False,
 ) -> tuple[Table, dict[str, Any]]:
-    """A step in float32 and bf16, eager and compiled, as multiples of the first; and the parts of the eager
-    ones.
-    """
+    """A step in float32 and bf16, eager and compiled, as multiples of the first; the eager ones' parts."""
     rows, figures = [], {}
     for network in arch or (("resnet8",) if shrink else NETWORKS):
         cases = {

@@ -87,9 +87,7 @@ def uda_section(
             targets_and_saliency(network, clean, UdaConfig(keep=True, saliency=_named(scale)), only=only)
 
     def eval_step(scale: float) -> None:
-        """target_mode=eval with Keep: target and saliency before, labelled and strong images in training
-        mode.
-        """
+        """target_mode=eval with Keep: target and saliency first, then the training pass."""
         settings = UdaConfig(arch=chosen, keep=True, target_mode="eval", saliency=_named(scale))
         prepare()
         with autocast():
@@ -125,9 +123,7 @@ def uda_section(
 
 
 def one_by_one(images: Tensor, draws: Draws) -> Tensor:
-    """The policy as usual, a call for each image and operation; close to `apply_policy`, not equal to the
-    bit.
-    """
+    """The policy as usual, a call per image and operation; close to `apply_policy`, not equal to the bit."""
     done = []
     for number, image in enumerate(images):
         for turn in range(draws.operation.shape[1]):
