@@ -29,4 +29,5 @@ TOOL = Tool(
         "padding": 2,
     },
     origin=lambda settings: origin_of(settings.weights),
+    loop="reid.training.loop",
 )

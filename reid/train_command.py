@@ -36,21 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
 
-    def name(config: ReidConfig) -> str:
-        stem = config.name or (args.config.stem if args.config else config.layout)
-        return f"{stem}-{config.recipe}"
-
-    def train(config: ReidConfig, output: Path, *, resume: bool) -> dict[str, float]:
-        from reid.training.loop import train
-
-        return train(config, output, resume=resume)
+    def name(config: ReidConfig) -> tuple[str, str]:
+        return config.layout, config.recipe
 
     def evaluate(config: ReidConfig, output: Path, *, resume: bool) -> dict[str, float]:
         from reid.evaluation.run import evaluate_weights
         from reid.models.weights import WEIGHTS
 
-        if args.seeds:
-            raise ConfigError("--seeds trains; give one run to --eval-only")
         run = args.eval_only
         if "=" in run.name:
             raise ConfigError(f"--eval-only takes a run before the settings: --eval-only RUN {run}")
@@ -58,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return {f"{name}/{key}": value for name, found in scores.items() for key, value in found.items()}
 
     if args.eval_only is None:
-        return run_seeds(args, TOOL, name=name, train=train)
+        return run_seeds(args, TOOL, name=name)
     folder = args.eval_only if args.eval_only.is_dir() else args.eval_only.parent
     if args.config is None and (folder / "config.yaml").is_file():
         args.config = folder / "config.yaml"
     args.output = args.output or folder
-    return run_seeds(args, TOOL, name=name, train=evaluate)
+    return run_seeds(args, TOOL, name=name, evaluate=evaluate)

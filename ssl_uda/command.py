@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from keepaug.runs.command import config_parser, run_seeds
 from ssl_uda.config import UdaConfig, label
@@ -27,14 +26,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
-
-    def name(config: UdaConfig) -> str:
-        stem = config.name or (args.config.stem if args.config else config.dataset)
-        return f"{stem}-{label(config)}"
-
-    def train(config: UdaConfig, output: Path, *, resume: bool) -> dict[str, float]:
-        from ssl_uda.loop import train
-
-        return train(config, output, resume=resume)
-
-    return run_seeds(args, TOOL, name=name, train=train)
+    return run_seeds(args, TOOL, name=lambda config: (config.dataset, label(config)))

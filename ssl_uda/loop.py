@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.precision import with_precision
 from keepaug.runs.progress import RunBar
 from keepaug.runs.recorder import Recorder
+from keepaug.runs.rehearsal import Rehearsal
+from keepaug.runs.rehearsal import rehearse as rehearse_steps
 from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.transfer import start_reading, to_device
 from ssl_uda.algorithms import ALGORITHMS
@@ -34,7 +37,7 @@ from ssl_uda.data import Data, Stream, open_data
 from ssl_uda.schedule import learning_rate
 from ssl_uda.step import sample_paste, step_loss, targets_and_saliency
 
-__all__ = ["network_spec", "train"]
+__all__ = ["network_spec", "rehearse", "train"]
 
 
 @dataclass
@@ -71,6 +74,30 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
         ValueError: settings or data that cannot be used (ConfigError among them), before training.
         NonFiniteLossError: a loss, a saliency map or a weight is no longer a number.
     """
+    with _begun(config, output, resume) as (run, recorder):
+        if run.world.is_main:
+            write_json_atomic(recorder.path / "labels.json", _labels(run))
+        _train(run, recorder)
+        return _finish(run, recorder)
+
+
+def rehearse(config: UdaConfig, output: str | Path, *, resume: bool = False) -> Rehearsal:
+    """Begin as `train` does, and take a few steps; nothing is written.
+
+    Raises:
+        ValueError: what `train` raises.
+    """
+    with _begun(config, output, resume, dry=True) as (run, recorder):
+        run.network.train()
+        left = config.steps - run.step
+        return rehearse_steps(lambda: _step(run, run.step, config.lr, recorder), left, run.world.device)
+
+
+@contextlib.contextmanager
+def _begun(
+    config: UdaConfig, output: str | Path, resume: bool, *, dry: bool = False
+) -> Iterator[tuple[_Run, Recorder]]:
+    """A run before its first step: settings and data checked, folder claimed, all said."""
     check(config)
     world = setup(config.device)
     try:
@@ -82,6 +109,7 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
             config,
             kind="ssl_uda",
             main=world.is_main,
+            dry=dry,
             tensorboard=config.tensorboard,
             tracker=config.tracker,
             changed=lambda before: changed_settings(in_todays_names(before), config),
@@ -100,15 +128,12 @@ def train(config: UdaConfig, output: str | Path, *, resume: bool = False) -> dic
                 ema=run.ema,
                 history=run.history,
             )["step"]
-            if world.is_main:
-                write_json_atomic(recorder.path / "labels.json", _labels(run))
             work = f"{config.steps} steps of {config.batch_size} labelled"
             if ALGORITHMS[config.algorithm].unlabelled:
                 work += f" and {config.batch_size * config.unlabelled_ratio} unlabelled"
             recorder.announce(run.network, world.device, run.step, f"{work} images, {label(config)}")
             world.barrier()
-            _train(run, recorder)
-            return _finish(run, recorder)
+            yield run, recorder
     finally:
         world.close()
 

@@ -27,4 +27,5 @@ TOOL = Tool(
         "limit_val": 20,
         "arch": "wrn10_1",
     },
+    loop="ssl_uda.loop",
 )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from keepaug.classify.config import ClassifyConfig
 from keepaug.classify.tool import TOOL
@@ -27,14 +26,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
-
-    def name(config: ClassifyConfig) -> str:
-        stem = config.name or (args.config.stem if args.config else config.dataset)
-        return f"{stem}-{config.method}"
-
-    def train(config: ClassifyConfig, output: Path, *, resume: bool) -> dict[str, float]:
-        from keepaug.classify.loop import train
-
-        return train(config, output, resume=resume)
-
-    return run_seeds(args, TOOL, name=name, train=train)
+    return run_seeds(args, TOOL, name=lambda config: (config.dataset, config.method))

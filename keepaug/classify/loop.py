@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ from keepaug.runs.look_ahead import LookAhead
 from keepaug.runs.precision import with_precision
 from keepaug.runs.progress import RunBar, say
 from keepaug.runs.recorder import Recorder
+from keepaug.runs.rehearsal import Rehearsal, endless
+from keepaug.runs.rehearsal import rehearse as rehearse_steps
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
 from keepaug.transfer import start_reading, to_device
 
-__all__ = ["train"]
+__all__ = ["rehearse", "train"]
 
 
 @dataclass
@@ -90,6 +93,29 @@ def train(config: ClassifyConfig, output: str | Path, *, resume: bool = False) -
         ValueError: settings or data that cannot be used (ConfigError among them), before training.
         NonFiniteLossError: the loss is no longer a number.
     """
+    with _begun(config, output, resume) as (run, recorder):
+        _train(run, recorder)
+        return _finish(run, recorder)
+
+
+def rehearse(config: ClassifyConfig, output: str | Path, *, resume: bool = False) -> Rehearsal:
+    """Begin as `train` does, and take a few steps; nothing is written.
+
+    Raises:
+        ValueError: what `train` raises.
+    """
+    with _begun(config, output, resume, dry=True) as (run, _):
+        run.trained.train()
+        batches = endless(run.loader)
+        left = _total_steps(run) - run.step
+        return rehearse_steps(lambda: _step(run, next(batches), None), left, run.world.device)
+
+
+@contextlib.contextmanager
+def _begun(
+    config: ClassifyConfig, output: str | Path, resume: bool, *, dry: bool = False
+) -> Iterator[tuple[_Run, Recorder]]:
+    """A run before its first step: settings and data checked, folder claimed, all said."""
     check(config)
     world = setup(config.device)
     try:
@@ -102,14 +128,14 @@ def train(config: ClassifyConfig, output: str | Path, *, resume: bool = False) -
             config,
             kind="classify",
             main=world.is_main,
+            dry=dry,
             tensorboard=config.tensorboard,
             tracker=config.tracker,
         ) as recorder:
             _claim(run, recorder, resume)
             recorder.announce(run.trained, world.device, run.step, _work(run))
             world.barrier()
-            _train(run, recorder)
-            return _finish(run, recorder)
+            yield run, recorder
     finally:
         world.close()
 

@@ -28,4 +28,5 @@ TOOL = Tool(
         "lr": 0.001,
     },
     origin=lambda config: origin_of(config.teacher),
+    loop="keepaug.classify.loop",
 )

@@ -60,6 +60,7 @@ def settings_help(settings: type) -> str:
     return "\n".join(line for title, lines in groups.items() for line in (title, *lines))
 
 
+DRY_RUN_HELP = "check everything, measure a few steps, say settings, runs, hours and memory; write nothing"
 # Options that had another name, in any command.
 RENAMED = {"--max-images": "--limit-images", "--checkpoint": "--eval-only RUN", "--threads": "--num-workers"}
 
@@ -123,6 +124,7 @@ def config_parser(
         help="one run each, in OUTPUT-seedN; then mean and spread",
     )
     add("--shrink", action="store_true", help="a few steps on a few images: does it run?")
+    add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("overrides", nargs="*", metavar="key=value")
     return parser
 
@@ -131,7 +133,7 @@ def split_settings(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list
     """Seeds and settings; `--seeds 0 1 lr=0.1` takes the setting for a seed, which is put right here.
 
     Raises:
-        ConfigError: a seed that is no whole number, or a setting without "=".
+        ConfigError: a seed that is no whole number or comes twice, or a setting without "=".
     """
     settings = [*overrides, *(item for item in seeds if "=" in item)]
     if wrong := [item for item in settings if "=" not in item]:
@@ -139,6 +141,8 @@ def split_settings(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list
     numbers = [item for item in seeds if "=" not in item]
     if wrong := [item for item in numbers if not item.isdecimal()]:
         raise ConfigError(f"--seeds must be whole numbers from 0, got {', '.join(wrong)}")
+    if len({int(item) for item in numbers}) < len(numbers):
+        raise ConfigError(f"--seeds must differ, got {', '.join(numbers)}")
     return [int(item) for item in numbers], settings
 
 
@@ -164,57 +168,81 @@ def summary(results: Sequence[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    config: Any
+    output: Path
+    before: dict[str, float] | None  # its figures, where it was done before
+
+
 def run_seeds(
     args: argparse.Namespace,
     tool: Tool,
     *,
-    name: Callable[[Any], str],
-    train: Callable[..., dict[str, float]],
+    name: Callable[[Any], tuple[str, str]],
+    evaluate: Callable[..., dict[str, float]] | None = None,
 ) -> int:
-    """One run, or one for each of `--seeds`; finished seeds are not run again with `--resume`.
+    """One run, or one for each of `--seeds`; finished seeds are not run again with `--resume`. With
+    `--dry-run` they are only said, and the first is rehearsed.
 
     Args:
         args: of a `config_parser`.
         tool: what runs; `--shrink` adds its settings before those of the command line.
-        name: folder below runs, without the seed, where `--output` is not given.
-        train: `train(config, output, resume=...)`, which returns the metrics.
+        name: the data's name, which the config file's and the setting `name` go before, and what is done:
+            together the folder below runs, without the seed, where `--output` is not given.
+        evaluate: instead of the loop's `train`, with the same arguments: returns figures, trains nothing.
 
     Returns:
         The exit code; mistakes and interruptions are said on standard error.
     """
 
-    def run(overrides: list[str], seed: int | None) -> dict[str, float]:
+    def planned(overrides: list[str], seed: int | None) -> _Run:
         try:
             config = tool.load(args.config, overrides + ([] if seed is None else [f"seed={seed}"]))
         except UnknownKeyError as error:
             raise ConfigError(f"{error}{_whose(error.key)}") from error
         tool.check(config)  # before anything slow is imported
-        base = args.output or Path("runs") / _file_name(name(config))
+        data, what = name(config)
+        stem = config.name or (args.config.stem if args.config else data)
+        base = args.output or Path("runs") / _file_name(f"{stem}-{what}")
         named = seed is None and args.output is not None
         output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
-        before = args.resume and seed is not None and is_finished(output, tool, config)
-        if before:
-            metrics: dict[str, float] = read_result(output / FILE_NAME)["metrics"]
-        else:
-            metrics = train(config, output, resume=args.resume)
-        if is_main():
-            done = " (done before)" if before else ""
-            then = "" if args.shrink else f"; next: keepaug report {output.parent}"
-            print(f"{output}: {shown(metrics)}{done}{then}", flush=True)
-        return metrics
+        if args.resume and seed is not None and is_finished(output, tool, config):
+            return _Run(config, output, read_result(output / FILE_NAME)["metrics"])
+        if seed is not None and not args.resume and output.is_dir():
+            from keepaug.runs.checkpoint import has_checkpoint  # of a later seed: said now, not after hours
+
+            if has_checkpoint(output):
+                raise ConfigError(f"{output} holds a run already: resume it, or choose another folder")
+        return _Run(config, output, None)
 
     def act() -> int:
         seeds, overrides = split_settings(args.seeds, args.overrides)
+        if evaluate is not None and (seeds or args.dry_run):
+            raise ConfigError("--seeds trains and --dry-run rehearses it; give one run to --eval-only")
         if args.shrink:
             overrides = shrunk(tool, args.config, overrides)
-        each: list[int | None] = [*seeds] or [None]
+        runs = [planned(overrides, seed) for seed in [*seeds] or [None]]
+        if args.dry_run:
+            _dry_run(tool, runs, resume=args.resume)
+            return 0
+        do = evaluate or importlib.import_module(tool.loop).train
         world = None
-        if len(each) > 1:  # one process group for all
+        if len(runs) > 1:  # one process group for all
             from keepaug.runs.distributed import setup
 
-            world = setup(tool.load(args.config, overrides).device)
+            world = setup(runs[0].config.device)
+        results = []
         try:
-            results = [run(overrides, seed) for seed in each]
+            for run in runs:
+                metrics = run.before
+                if metrics is None:
+                    metrics = do(run.config, run.output, resume=args.resume)
+                results.append(metrics)
+                if is_main():
+                    done = "" if run.before is None else " (done before)"
+                    then = "" if args.shrink else f"; next: keepaug report {run.output.parent}"
+                    print(f"{run.output}: {shown(metrics)}{done}{then}", flush=True)
         finally:
             if world is not None:
                 world.close()
@@ -223,6 +251,25 @@ def run_seeds(
         return 0
 
     return exit_code(act)
+
+
+def _dry_run(tool: Tool, runs: Sequence[_Run], *, resume: bool) -> None:
+    """Settings and runs, then what the loop says of the first that is not done."""
+    from keepaug.runs.rehearsal import settings_lines
+
+    left = [run for run in runs if run.before is None]
+    if is_main():
+        first = (left or runs)[0].config
+        print("dry run: nothing is written")
+        print(settings_lines(tool.recipe(first) | tool.precision(first)))
+        for run in runs:
+            print(
+                f"{'run:':<11}{run.output}, seed {tool.seed(run.config)}{' (done before)' * (run not in left)}"
+            )
+    if left:
+        rehearsal = importlib.import_module(tool.loop).rehearse(left[0].config, left[0].output, resume=resume)
+        if is_main():
+            print(rehearsal.lines(len(left)))
 
 
 def _whose(key: str) -> str:

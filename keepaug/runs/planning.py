@@ -44,6 +44,7 @@ class Tool:
         root: of the data; "" where the settings do not say it.
         seed: of a run with these settings.
         processes: the command's own option for several processes; None: by torchrun.
+        loop: the module with `train` and `rehearse`, imported when it is needed.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Tool:
     root: Callable[[Any], str] = lambda settings: str(settings.root)
     seed: Callable[[Any], int] = lambda settings: int(settings.seed)
     processes: str | None = None
+    loop: str = ""
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class Recorder:
             `seed` and `changed` given.
         kind: of the result.
         main: whether this process writes; the others only read the checkpoint.
+        dry: say and refuse all that a run would, and write nothing.
         tensorboard: also write TensorBoard events, where tensorboard is installed.
         tracker: also log to one of `keepaug.runs.loggers.TRACKERS`.
         recipe: for a mapping: what decides the figures.
@@ -140,6 +141,7 @@ class Recorder:
         *,
         kind: str,
         main: bool = True,
+        dry: bool = False,
         tensorboard: bool = True,
         tracker: str = "none",
         recipe: Mapping[str, Any] | None = None,
@@ -149,7 +151,7 @@ class Recorder:
         pass_signals_on: bool = False,
         has_run: Callable[[Path], bool] = has_checkpoint,
     ) -> None:
-        self.path, self.main = Path(output), main
+        self.path, self.main, self._says = Path(output), main and not dry, main
         self.clock = Clock(self.path / RUN)
         self._has_run, self._tensorboard, self._tracker = has_run, tensorboard, tracker
         self._config = dict(config) if isinstance(config, Mapping) else to_dict(config)
@@ -165,7 +167,7 @@ class Recorder:
         self._metrics: TextIO | None = None
         self._loggers: list[Logger] = []
         self._lock = FileLock(self.path / ".lock", timeout=0)
-        if main:
+        if self.main:
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire()
@@ -286,7 +288,7 @@ class Recorder:
             step: steps done before.
             work: how much of what, for example "300 epochs of 391 steps of 128 images".
         """
-        if self.main:
+        if self._says:
             say(header(self.path, self._run, network, device, step, work))
 
     @property

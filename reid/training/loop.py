@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from keepaug.runs.config import changed_settings
 from keepaug.runs.distributed import setup
 from keepaug.runs.precision import with_precision
 from keepaug.runs.recorder import Recorder
+from keepaug.runs.rehearsal import Rehearsal, endless
+from keepaug.runs.rehearsal import rehearse as rehearse_steps
 from keepaug.runs.seeds import seed_everything
 from reid.config import ReidConfig, check, in_todays_names, resolve
 from reid.data.manager import DataManager, open_manager
@@ -20,7 +23,7 @@ from reid.evaluation.scores import rerank_scores
 from reid.models.weights import WEIGHTS, build, start
 from reid.training.engine import BEST, KeepEngine
 
-__all__ = ["train"]
+__all__ = ["rehearse", "train"]
 
 
 def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
@@ -42,6 +45,31 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
         ValueError: settings or data that cannot be used (ConfigError among them), before training.
         NonFiniteLossError: the loss is no longer a number.
     """
+    with _begun(config, output, resume) as (engine, recorder):
+        engine.run()
+        if engine.tested_at != engine.step:  # resumed after its last step
+            engine.test()
+        return _finish(engine, recorder)
+
+
+def rehearse(config: ReidConfig, output: str | Path, *, resume: bool = False) -> Rehearsal:
+    """Begin as `train` does, and take a few steps; nothing is written.
+
+    Raises:
+        ValueError: what `train` raises.
+    """
+    with _begun(config, output, resume, dry=True) as (engine, _):
+        engine.set_model_mode("train")
+        batches = endless(engine.train_loader)
+        left = engine.total_steps - engine.step
+        return rehearse_steps(lambda: engine.forward_backward(next(batches)), left, engine.world.device)
+
+
+@contextlib.contextmanager
+def _begun(
+    config: ReidConfig, output: str | Path, resume: bool, *, dry: bool = False
+) -> Iterator[tuple[KeepEngine, Recorder]]:
+    """A run before its first step: settings and data checked, folder claimed, all said."""
     check(resolve(config))
     world = setup(config.device)
     try:
@@ -51,6 +79,7 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
             config,
             kind="reid",
             main=world.is_main,
+            dry=dry,
             tensorboard=config.tensorboard,
             tracker=config.tracker,
             changed=partial(_changed, config),
@@ -67,10 +96,7 @@ def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> di
             world.barrier()
             if world.is_main:
                 _announce(manager)
-            engine.run()
-            if engine.tested_at != engine.step:  # resumed after its last step
-                engine.test()
-            return _finish(engine, recorder)
+            yield engine, recorder
     finally:
         world.close()
 

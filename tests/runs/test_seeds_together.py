@@ -35,20 +35,29 @@ def process(rank: int, port: int, root: str) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     args = argparse.Namespace(
-        config=None, output=Path(root) / "r", resume=False, seeds=["0", "1", "2"], shrink=False, overrides=[]
+        config=None,
+        output=Path(root) / "r",
+        resume=False,
+        seeds=["0", "1", "2"],
+        shrink=False,
+        dry_run=False,
+        overrides=[],
     )
     tool = Tool(
         "t",
         "reid",
-        lambda path, given: SimpleNamespace(seed=given[-1].partition("=")[2] if given else 0, device="cpu"),
+        lambda path, given: SimpleNamespace(
+            seed=given[-1].partition("=")[2] if given else 0, name="", device="cpu"
+        ),
         SimpleNamespace,
         lambda config: {},
         lambda config: {},
         lambda config: None,
         lambda *given: [],
         {},
+        loop=__name__,
     )
-    code = run_seeds(args, tool, name=lambda config: "n", train=train)
+    code = run_seeds(args, tool, name=lambda config: ("n", "m"))
     (Path(root) / f"code{rank}").write_text(f"{code} {torch.distributed.is_initialized()}")
 
 
