@@ -9,14 +9,17 @@ compared with their file, because Detectron2 only warns when nothing was loaded.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import json
 import logging
 import random
+import sys
+import tempfile
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,9 @@ from keepaug.runs.checkpoint import check_optimizer, first_non_finite, restoring
 from keepaug.runs.distributed import Distributed, fix_order_if_asked
 from keepaug.runs.errors import EXIT_STOPPED, LostProcessError, StopRequestedError
 from keepaug.runs.files import write_atomic, write_text_atomic
+from keepaug.runs.progress import RunBar, say
 from keepaug.runs.recorder import Clock
+from keepaug.runs.rehearsal import rehearse
 from keepaug.runs.seeds import derive_seed
 from keepaug.runs.shapes import check_shape
 from keepaug.runs.stopping import StopSignals, iterate
@@ -65,6 +70,8 @@ try:
     from detectron2.engine import launch as launch_processes
     from detectron2.evaluation import DatasetEvaluator
     from detectron2.structures import BoxMode
+    from detectron2.utils.events import EventStorage
+    from detectron2.utils.logger import setup_logger
 except ImportError as error:
     raise ImportError(
         "the detectron2 engine needs Detectron2 (python tools/install_detectron2_wheel.py, or build it from "
@@ -326,9 +333,17 @@ class Trainer(DefaultTrainer):
         cfg: the config.
         clock: of the run.
         signals: that ask to stop.
+        writes: logs; False for a dry run.
     """
 
-    def __init__(self, cfg: Any, clock: Clock | None = None, signals: StopSignals | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        clock: Clock | None = None,
+        signals: StopSignals | None = None,
+        *,
+        writes: bool = True,
+    ) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own builds the parts below with fixed choices
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -344,8 +359,9 @@ class Trainer(DefaultTrainer):
         self.checkpointer.clock, self.signals = clock, signals
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
+        self.cfg, self.writes = cfg, writes
         self.register_hooks(self.build_hooks())
+        self.bar = RunBar(self.max_iter, disable=True)
 
     @classmethod
     def build_model(cls, cfg: Any) -> Any:
@@ -377,6 +393,10 @@ class Trainer(DefaultTrainer):
             generator=torch.Generator(),  # else it would take a number from those of the first step
         )
 
+    def build_writers(self) -> list[Any]:
+        """Detectron2's."""
+        return super().build_writers() if self.writes else []
+
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> Any:
         """Detectron2's, with our mapper."""
@@ -384,9 +404,21 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> Any:
         """From where the checkpoint left the batches."""
+        self._start_loading()
+        with RunBar(self.max_iter, self.start_iter, disable=not comm.is_main_process()) as self.bar:
+            return super().train()
+
+    def _start_loading(self) -> None:
         self._trainer.data_loader.batch_sampler.start = self.start_iter
         self._trainer._data_loader_iter_obj = iterate(self._trainer.data_loader)
-        return super().train()
+
+    def rehearse(self) -> str:
+        """A few steps, and what they say; nothing is written."""
+        self._start_loading()
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter):
+            left, device = self.max_iter - self.start_iter, torch.device(self.cfg.MODEL.DEVICE)
+            return rehearse(self.run_step, left, device).lines()
 
     def run_step(self) -> None:
         """One step; anchors and proposals are sampled from a seed of its own."""
@@ -399,6 +431,8 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks; then stop where that is asked for."""
         super().after_step()
         done = self.iter + 1
+        loss = self.storage.histories().get("total_loss")
+        self.bar.step(**({} if loss is None else {"loss": loss.latest()}))
         if self.signals is None or done == self.max_iter:
             return
         rank, size = comm.get_rank(), comm.get_world_size()
@@ -441,7 +475,9 @@ def run(
     *,
     resume: bool = False,
     eval_only: bool = False,
+    dry_run: bool = False,
     clock: Clock | None = None,
+    header: Callable[..., str] | None = None,
     signals: StopSignals | None = None,
 ) -> None:
     """Train and evaluate (or only evaluate) in this process; one of several under `launch`.
@@ -454,7 +490,9 @@ def run(
         val: the split to evaluate on.
         resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate it.
         eval_only: evaluate `cfg.MODEL.WEIGHTS`, which must be a whole detector.
+        dry_run: only a few steps, to say what the run will take; nothing is written.
         clock: of the run, kept with every checkpoint.
+        header: see `keepaug.runs.recorder.Recorder.header`.
         signals: that ask to stop; None under `launch`, where each process has its own.
 
     Raises:
@@ -466,7 +504,7 @@ def run(
     register(cfg.DATASETS.TEST[0], val)
     if train is not None:
         register(cfg.DATASETS.TRAIN[0], train)
-    default_setup(cfg, argparse.Namespace(config_file="", eval_only=eval_only))
+    _set_up(cfg, eval_only=eval_only, dry_run=dry_run)
     if eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = _Checkpointer(model, cfg.OUTPUT_DIR)
@@ -475,7 +513,7 @@ def run(
         Trainer.test(cfg, model)
         return
     several = comm.get_world_size() > 1
-    trainer = Trainer(cfg, clock, StopSignals() if several else signals)
+    trainer = Trainer(cfg, clock, StopSignals() if several else signals, writes=not dry_run)
     if resume and (found := newest_checkpoint(cfg.OUTPUT_DIR)) is not None:
         _refuse_other_engine(*found)
         with restoring(found[0], "state"):
@@ -489,6 +527,15 @@ def run(
             )
     elif cfg.MODEL.WEIGHTS:
         trainer.loaded_weights(cfg.MODEL.WEIGHTS)
+    if header is not None and comm.is_main_process():
+        images = f"{cfg.SOLVER.IMS_PER_BATCH} images, {cfg.MODEL.META_ARCHITECTURE}"
+        model, device = trainer.checkpointer.model, torch.device(cfg.MODEL.DEVICE)
+        say(header(model, device, trainer.start_iter, f"{cfg.SOLVER.MAX_ITER} iterations of {images}"))
+    if dry_run:
+        said = trainer.rehearse()
+        if comm.is_main_process():
+            say(said)
+        return
     if comm.is_main_process():
         _forget_after(Path(cfg.OUTPUT_DIR) / "metrics.json", trainer.start_iter)
     # It would print the traceback of what is said in one line, and raised, anyway.
@@ -505,6 +552,25 @@ def run(
             f"{error}; last good checkpoint: {last}. Lower SOLVER.BASE_LR or raise "
             "SOLVER.WARMUP_ITERS, then --resume"
         ) from error
+
+
+def _set_up(cfg: CfgNode, *, eval_only: bool, dry_run: bool) -> None:
+    """Detectron2's logs, whose file has everything and whose lines on the screen are the warnings; its
+    seeds and speed. A dry run's log goes to a folder that is removed.
+    """
+    with tempfile.TemporaryDirectory() if dry_run else contextlib.nullcontext(cfg.OUTPUT_DIR) as folder:
+        cfg, rank = cfg.clone(), comm.get_rank()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = folder
+        cfg.freeze()
+        for logger in (
+            setup_logger(folder, distributed_rank=rank, name="fvcore"),
+            setup_logger(folder, distributed_rank=rank),
+        ):
+            for handler in logger.handlers:
+                if getattr(handler, "stream", None) in (sys.stdout, sys.__stdout__):
+                    handler.setLevel(logging.WARNING)
+        default_setup(cfg, argparse.Namespace(config_file="", eval_only=eval_only))
 
 
 def launch(work: Any, processes: int, *, output: Path, **where: Any) -> None:

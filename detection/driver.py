@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.coco import CocoDataset
-from detection.config import ConfigError
+from detection.config import ConfigError, defaults, flat
 from detection.prepare import DetectorJob, Prepared, prepare, scored_split
 from detection.sidecar import started_from
 from detection.tool import changed_settings, has_run, precision_of, recipe_of
@@ -30,7 +30,7 @@ def run(job: DetectorJob) -> CocoMetrics | None:
     """Do the job; on the first machine also score, draw and record it.
 
     Returns:
-        The figures on the validation split; None on the other machines.
+        The figures on the validation split; None on the other machines and of a dry run.
 
     Raises:
         ConfigError: config, options and files do not fit together.
@@ -48,6 +48,9 @@ def run(job: DetectorJob) -> CocoMetrics | None:
         recorded = not job.eval_only  # an evaluation says nothing of how long, or on what, was trained
         if recorded:
             claim(job, prepared, recorder)
+        if job.dry_run:
+            _rehearse(job, prepared, recorder)
+            return None
         results_path = output / RESULTS_FILE
         results_path.unlink(missing_ok=True)  # an earlier evaluation must not be taken for this one
         if prepared.engine == "detectron2":
@@ -72,6 +75,7 @@ def open_recorder(job: DetectorJob, prepared: Prepared) -> Recorder:
         json.loads(json.dumps(cfg)),
         kind="detection",
         main=job.machine_rank == 0,
+        dry=job.dry_run,
         tensorboard=prepared.engine == "torchvision",  # Detectron2 writes its own
         recipe=recipe_of(cfg),
         precision=precision_of(cfg),
@@ -140,6 +144,22 @@ def rescore(job: DetectorJob) -> CocoMetrics:
     return metrics
 
 
+def _rehearse(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
+    """Settings that are not the defaults, then what the engine measures."""
+    from keepaug.runs.rehearsal import settings_lines
+
+    usual = flat(defaults())
+    settings = {key: value for key, value in flat(prepared.cfg).items() if value != usual.get(key)}
+    print(f"dry run: nothing is written\n{settings_lines(settings)}", flush=True)
+    if prepared.engine == "detectron2":
+        _run_detectron2(job, prepared, recorder)
+        return
+    from detection.torchvision_engine.loop import rehearse
+
+    assert prepared.train is not None
+    print(rehearse(prepared.cfg, prepared.train, recorder, resume=job.resume).lines())
+
+
 def _run_detectron2(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
     from detection import detectron2_engine
 
@@ -153,7 +173,9 @@ def _run_detectron2(job: DetectorJob, prepared: Prepared, recorder: Recorder) ->
         prepared.val,
         resume=job.resume,
         eval_only=job.eval_only,
+        dry_run=job.dry_run,
         clock=None if job.eval_only else recorder.clock,
+        header=None if job.eval_only else recorder.header,
         signals=None if several else recorder.signals,
     )
     detectron2_engine.launch(

@@ -52,6 +52,7 @@ class DetectorJob:
     results_json: Path | None = None
     backend: str = "auto"
     draw: int = 0
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from detection.coco import CocoPaths
 from detection.driver import run
 from detection.prepare import BACKENDS, ENGINES, DetectorJob
-from keepaug.runs.command import CommandParser, exit_code
+from keepaug.runs.command import DRY_RUN_HELP, CommandParser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume: the last checkpoint)"
     )
+    add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("--num-gpus", type=int, default=1, help="GPUs per machine; without a GPU, processes")
     add("--num-machines", type=int, default=1, help="number of machines")
     add("--machine-rank", type=int, default=0, help="this machine's number, from 0")
@@ -124,6 +125,8 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         if (json_path is None) != (images is None):
             parser.error(f"--{split}-json and --{split}-images go together")
         splits[split] = CocoPaths(json_path, images) if json_path is not None else None
+    if args.dry_run and args.eval_only:
+        parser.error("--dry-run is for training; leave out --eval-only")
     if args.config_file is None and args.results_json is None:
         parser.error("--config is needed (`keepaug configs detection` lists what there is)")
     root, opts = settings_of(args.opts)
@@ -147,6 +150,7 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         results_json=args.results_json,
         backend=args.evaluator,
         draw=args.draw,
+        dry_run=args.dry_run,
     )
 
 

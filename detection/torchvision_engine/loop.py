@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,13 @@ from keepaug.runs.files import write_atomic, write_text_atomic
 from keepaug.runs.guard import check_finite
 from keepaug.runs.progress import RunBar, progress
 from keepaug.runs.recorder import Clock, Recorder
+from keepaug.runs.rehearsal import Rehearsal
+from keepaug.runs.rehearsal import rehearse as rehearse_steps
 from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.runs.shapes import check_shape
 from keepaug.runs.stopping import iterate
 
-__all__ = ["build_optimizer", "learning_rate", "predict", "restore_model", "train"]
+__all__ = ["build_optimizer", "learning_rate", "predict", "rehearse", "restore_model", "train"]
 
 LOG_EVERY = 20
 CHECKPOINT = {
@@ -143,6 +147,24 @@ def _clip(cfg: Any, model: nn.Module) -> None:
             nn.utils.clip_grad_value_(parameter, clip.CLIP_VALUE)
 
 
+@dataclass
+class _Run:
+    """A run before its first step; `checkpoint` is the last one that was read or written."""
+
+    model: Detector
+    optimizer: torch.optim.SGD
+    batches: Iterator[list[Sample]]
+    start: int
+    seed: int
+    checkpoint: Path | None
+
+    def step(self, cfg: Any, iteration: int) -> dict[str, Tensor]:
+        """With the next batch; its losses."""
+        batch = next(self.batches)
+        torch.manual_seed(derive_seed(self.seed, "samples", iteration))  # anchors and proposals are sampled
+        return _iterate(cfg, self.model, self.optimizer, batch, iteration, self.checkpoint)
+
+
 def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = False) -> Detector:
     """Train the config's detector; checkpoints go to OUTPUT_DIR.
 
@@ -162,8 +184,45 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
         ValueError: no usable image, weights that do not fit.
         NonFiniteLossError: the loss is no longer a number.
     """
+    run = _begin(cfg, dataset, recorder, resume=resume)
     output = Path(cfg.OUTPUT_DIR)
-    output.mkdir(parents=True, exist_ok=True)
+    with RunBar(cfg.SOLVER.MAX_ITER, run.start) as bar:
+        shown: dict[str, float] = {}
+        for iteration in range(run.start, cfg.SOLVER.MAX_ITER):
+            losses = run.step(cfg, iteration)
+            done = iteration + 1
+            last = done == cfg.SOLVER.MAX_ITER
+            if done % LOG_EVERY == 0 or last:
+                values = {name: float(value) for name, value in losses.items()}
+                recorder.log(done, {**values, "lr": learning_rate(cfg, iteration)})
+                shown = {"loss": values["total_loss"]}
+            bar.step(**shown)
+            path = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
+            save = functools.partial(
+                _save, path, run.model, run.optimizer, iteration, run.seed, recorder.clock
+            )
+            if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
+                run.checkpoint = path
+                save()
+            if not last:
+                recorder.stop_if_asked(done, save)
+    return run.model.eval()
+
+
+def rehearse(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = False) -> Rehearsal:
+    """Begin as `train` does, and take a few steps; nothing is written.
+
+    Raises:
+        ValueError: what `train` raises.
+    """
+    run = _begin(cfg, dataset, recorder, resume=resume)
+    left, device = cfg.SOLVER.MAX_ITER - run.start, torch.device(cfg.MODEL.DEVICE)
+    return rehearse_steps(lambda: run.step(cfg, run.start), left, device)
+
+
+def _begin(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool) -> _Run:
+    """Build, restore and announce."""
+    output = Path(cfg.OUTPUT_DIR)
     if not (records := usable(dataset, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)):
         raise ValueError(f"{dataset.json_path}: no image has a box to learn from")
     seed = cfg.SEED if cfg.SEED >= 0 else torch.seed() % 2**31
@@ -190,26 +249,7 @@ def train(cfg: Any, dataset: CocoDataset, recorder: Recorder, *, resume: bool = 
     work = f"{cfg.SOLVER.MAX_ITER} iterations of {images}"
     recorder.announce(model, torch.device(cfg.MODEL.DEVICE), start, work)
     model.train()
-    with RunBar(cfg.SOLVER.MAX_ITER, start) as bar:
-        shown: dict[str, float] = {}
-        for iteration, batch in enumerate(loader, start=start):
-            torch.manual_seed(derive_seed(seed, "samples", iteration))  # anchors and proposals are sampled
-            losses = _iterate(cfg, model, optimizer, batch, iteration, checkpoint)
-            done = iteration + 1
-            last = done == cfg.SOLVER.MAX_ITER
-            if done % LOG_EVERY == 0 or last:
-                values = {name: float(value) for name, value in losses.items()}
-                recorder.log(done, {**values, "lr": learning_rate(cfg, iteration)})
-                shown = {"loss": values["total_loss"]}
-            bar.step(**shown)
-            path = output / ("model_final.pth" if last else f"model_{iteration:07d}.pth")
-            save = functools.partial(_save, path, model, optimizer, iteration, seed, recorder.clock)
-            if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or last:
-                checkpoint = path
-                save()
-            if not last:
-                recorder.stop_if_asked(done, save)
-    return model.eval()
+    return _Run(model, optimizer, loader, start, seed, checkpoint)
 
 
 def _set_precision(cfg: Any) -> None:

@@ -15,6 +15,7 @@ The loop stays the caller's; the recorder is told what happened, and never decid
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -289,7 +290,12 @@ class Recorder:
             work: how much of what, for example "300 epochs of 391 steps of 128 images".
         """
         if self._says:
-            say(header(self.path, self._run, network, device, step, work))
+            say(self.header(network, device, step, work))
+
+    @property
+    def header(self) -> Callable[[nn.Module, torch.device, int, str], str]:
+        """What `announce` says, for processes that have no recorder: a function that can be sent to them."""
+        return functools.partial(header, self.path, self._run)
 
     @property
     def recorded(self) -> dict[str, Any]:
