@@ -547,9 +547,9 @@ def run(
             raise SystemExit(EXIT_STOPPED) from None
         raise stop.said from None
     except FloatingPointError as error:
-        last = next(iter(checkpoints(cfg.OUTPUT_DIR)), "none")
+        good = next(iter(checkpoints(cfg.OUTPUT_DIR)), "none")
         raise RuntimeError(
-            f"{error}; last good checkpoint: {last}. Lower SOLVER.BASE_LR or raise "
+            f"{error}; last good checkpoint: {good}. Lower SOLVER.BASE_LR or raise "
             "SOLVER.WARMUP_ITERS, then --resume"
         ) from error
 

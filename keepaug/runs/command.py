@@ -222,7 +222,7 @@ def run_seeds(
             raise ConfigError("--seeds trains and --dry-run rehearses it; give one run to --eval-only")
         if args.shrink:
             overrides = shrunk(tool, args.config, overrides)
-        runs = [planned(overrides, seed) for seed in [*seeds] or [None]]
+        runs = [planned(overrides, seed) for seed in seeds] or [planned(overrides, None)]
         if args.dry_run:
             _dry_run(tool, runs, resume=args.resume)
             return 0
