@@ -31,6 +31,13 @@ def commands() -> dict[str, EntryPoint]:
     return dict(sorted(found.items()))
 
 
+def _remedy(command: EntryPoint, error: ImportError) -> str:
+    """What is missing, and the extra that the command's package declares beside it: "module:main [extra]"."""
+    package = command.dist.name if command.dist else "keepaug"
+    needed = f"'{package}[{','.join(command.extras)}]'"
+    return f"{error}: pip install {needed}" if command.extras else str(error)
+
+
 def _overview(known: dict[str, EntryPoint]) -> str:
     lines = [f"usage: keepaug COMMAND ...\n\n{(__doc__ or '').partition(chr(10) * 2)[0]}\n\ncommands:"]
     for name, command in known.items():
@@ -39,7 +46,7 @@ def _overview(known: dict[str, EntryPoint]) -> str:
                 (sys.modules[command.load().__module__].__doc__ or "").split("\n\n")[0].split()
             )
         except ImportError as error:
-            summary = f"(cannot be used: {error})"
+            summary = f"({_remedy(command, error)})"
         lines.append(f"  {name:<17} {summary}")
     return "\n".join(
         [*lines, "\nkeepaug COMMAND --help says more; keepaug configs lists the settings' files."]
@@ -77,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = known[name].load()
     except ImportError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_remedy(known[name], error)}", file=sys.stderr)
         return 2
     return int(command(rest))
 
