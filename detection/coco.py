@@ -111,7 +111,8 @@ def find_coco(
     """The paths of `coco_2017_train` and `coco_2017_val`.
 
     Args:
-        data_root: `{root}/{train2017,val2017}/*.jpg` and `{root}/annotations/instances_{train,val}2017.json`.
+        data_root: `{root}/{train2017,val2017}/*.jpg` and `{root}/annotations/instances_{train,val}2017.json`,
+            or for data of one's own `{root}/{train,val}/*.jpg` and `{root}/annotations/{train,val}.json`.
         train: an explicit training split; goes before `data_root`.
         val: an explicit validation split; goes before `data_root`.
 
@@ -126,7 +127,10 @@ def find_coco(
     if data_root is not None:
         root = Path(data_root).expanduser()
         for name, split in SPLITS.items():
-            found.setdefault(name, CocoPaths(root / "annotations" / f"instances_{split}.json", root / split))
+            coco = CocoPaths(root / "annotations" / f"instances_{split}.json", root / split)
+            short = split.removesuffix("2017")
+            own = CocoPaths(root / "annotations" / f"{short}.json", root / short)
+            found.setdefault(name, own if own.json_path.is_file() and not coco.json_path.is_file() else coco)
     return found
 
 

@@ -51,7 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         "data", "default: $DETECTRON2_DATASETS/coco or datasets/coco; explicit files go before --data-root"
     )
     add = data.add_argument
-    add("--data-root", type=Path, help="folder with train2017, val2017 and annotations/instances_*2017.json")
+    add(
+        "--data-root",
+        type=Path,
+        help="folder with train2017, val2017 and annotations/instances_*2017.json, or with train, val and annotations/{train,val}.json",
+    )
     add("--train-json", type=Path, help="annotations of coco_2017_train")
     add("--train-images", type=Path, help="images of coco_2017_train")
     add("--val-json", type=Path, help="annotations of coco_2017_val")

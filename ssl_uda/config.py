@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from keepaug.choices import PLACEMENTS, STEMS
-from keepaug.models.networks import ARCHITECTURES
+from keepaug.models.networks import ARCHITECTURES, FAST
 from keepaug.runs.config import ConfigError, option
 from keepaug.runs.loggers import TRACKER_HELP, TRACKERS
 from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
@@ -59,7 +59,7 @@ class UdaConfig:
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
     limit_val: int = option(0, low=0)
     # network
-    arch: str = option("wrn28_2", help=f"wrnDEPTH_WIDTH, {', '.join(ARCHITECTURES)}")
+    arch: str = option("wrn28_2", help=f"wrnDEPTH_WIDTH, {', '.join([*ARCHITECTURES, *FAST])}")
     stem: str = option("cifar", choices=STEMS, help="of the ResNets", used_by=("resnet",))
     # algorithm
     algorithm: str = option(
@@ -152,7 +152,7 @@ class UdaConfig:
 
     def users(self) -> set[str]:
         """Whose settings are in use: the algorithm's, and keep's, the split's and the network's."""
-        users = {self.algorithm, self.split, "wrn" if self.arch.startswith("wrn") else "resnet"}
+        users = {self.algorithm, self.split, "resnet" if self.arch in ARCHITECTURES else "other"}
         users |= {"ema"} if self.ema else set()
         return users | ({"keep"} if self.keep and ALGORITHMS[self.algorithm].unlabelled else set())
 
@@ -172,10 +172,10 @@ def check(config: UdaConfig) -> None:
         raise ConfigError("root is empty: give the data's folder, for example root=data/cifar10")
     if config.dataset == "cifar10" and config.image_size:
         raise ConfigError("image_size is for image folders: leave it 0 with dataset=cifar10")
-    if config.arch not in ARCHITECTURES and not re.fullmatch(r"wrn\d+_\d+", config.arch):
+    if config.arch not in (*ARCHITECTURES, *FAST) and not re.fullmatch(r"wrn\d+_\d+", config.arch):
         raise ConfigError(
             f"arch is {config.arch!r}; allowed: wrnDEPTH_WIDTH (wrn28_2 is the recipe's), "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join([*ARCHITECTURES, *FAST])}"
         )
     if len(config.levels) != 2 or config.levels[0] > config.levels[1]:
         raise ConfigError(f"levels must be [low, high] with low <= high, got {config.levels}")

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.data.batch_transforms import normalize
 from keepaug.data.pictures import draw_views
+from keepaug.models.lab import LabNetwork
+from keepaug.models.networks import ARCHITECTURES
 from keepaug.models.weights import NetworkSpec, save_classifier
 from keepaug.modes import evaluating
 from keepaug.runs.config import ConfigError, changed_settings
@@ -140,8 +142,10 @@ def _begun(
 
 def network_spec(config: UdaConfig, num_classes: int) -> NetworkSpec:
     """How the network is built; Wide ResNets as in UDA's code."""
-    options = {"shortcut": "raw"} if config.arch.startswith("wrn") else {"stem": config.stem}
-    return NetworkSpec(config.arch, num_classes, options)
+    options = {"shortcut": "raw"} if config.arch.startswith("wrn") else {}
+    return NetworkSpec(
+        config.arch, num_classes, {"stem": config.stem} if config.arch in ARCHITECTURES else options
+    )
 
 
 def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
@@ -152,7 +156,11 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
     seed_everything(config.seed)
     split = data.split
     num_unlabelled = config.batch_size * config.unlabelled_ratio
-    network = network_spec(config, len(data.classes)).build().to(world.device)
+    network = network_spec(config, len(data.classes)).build()
+    if isinstance(network, LabNetwork):  # from any images: their labels are not looked at
+        some = data.images[:: max(1, len(data.images) // 5000)].cpu()
+        network.whiten(normalize(some, data.mean, data.std))
+    network.to(world.device)
     if config.sync_batchnorm and world.active:
         synchronize_batchnorm(network)
     if config.channels_last:

@@ -70,7 +70,7 @@ def _table(number: str, runs: Path, *, must_exist: bool) -> str:
 def _evidence(runs: Path | None, output: Path) -> Path:
     """The page of the paired experiments, after keeping the results of planned runs below `runs`."""
     plan = load_evidence()
-    wanted, kept = plan.wanted(tool(plan.tool), CONFIGS), output / "evidence"
+    wanted, kept = plan.wanted(tool, CONFIGS), output / "evidence"
     if runs is not None:
         for path in collect(plan, wanted, results(runs), kept):
             print(f"new: {path}")

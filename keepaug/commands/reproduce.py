@@ -27,7 +27,7 @@ from typing import Any
 
 from keepaug.commands.known import results, tool
 from keepaug.report.cells import Cell, load_cells, run_name
-from keepaug.report.evidence import load_evidence, of_run
+from keepaug.report.evidence import PlannedRun, load_evidence, of_run
 from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.errors import NonFiniteLossError
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "table",
         help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; or lab; table 3 is keepaug benchmark's",
     )
-    add("--seeds", type=int, nargs="+", metavar="N", help="default: as many as the paper averages over")
+    add("--seeds", nargs="+", default=[], metavar="N", help="default: as many as the paper averages over")
     add(
         "--only", metavar="TEXT", help='only cells whose "row / column" contains this; lab: questions, as a,b'
     )
@@ -106,20 +106,63 @@ def _lab(args: argparse.Namespace) -> list[Job]:
             f"{', '.join(clash)}: that is what the runs differ in; --only and --seeds choose among them"
         )
     kept = results(KEPT) if args.missing and KEPT.is_dir() else []
-    have = {name: of_run(kept, one) for name, one in evidence.wanted(tool(evidence.tool), CONFIGS).items()}
+    have = {name: of_run(kept, one) for name, one in evidence.wanted(tool, CONFIGS).items()}
+    order = [
+        (run, seed)
+        for run, seed in evidence.order(args.only.split(",") if args.only else ())
+        if not args.seeds or seed in args.seeds
+    ]
+    missing = [(run, seed) for run, seed in order if seed not in have[run.name]]
+    below = {(run.after, seed) for run, seed in missing if run.after}  # their weights are needed
     jobs, minutes = [], 0.0
-    for run, seed in evidence.order(args.only.split(",") if args.only else ()):
-        if (args.seeds and seed not in args.seeds) or seed in have[run.name]:
+    for run, seed in order:
+        if (run, seed) not in missing and (run.name, seed) not in below:
             continue
-        name = f"{run.name}-seed{seed}"
-        jobs.append(
-            _job(evidence.tool, evidence.config, run.settings, seed, settings, args.output, args, name=name)
-        )
+        jobs.append(_planned(run, seed, settings, args))
         minutes += 0 if jobs[-1].state == "done" else run.core_minutes
     if not jobs:
         raise ValueError("nothing to run: no such seed is planned, or all results are kept in docs/evidence")
     print(f"{len(jobs)} runs; what is not done yet takes about {minutes / 60:.1f} core-hours", flush=True)
     return jobs
+
+
+# The data of the planned runs, where they are not CIFAR-10: the setting that names their folder.
+_DATA = {"train_detector": "bccd", "train_reid": "nyala"}
+
+
+def _planned(run: PlannedRun, seed: int, settings: Mapping[str, str], args: argparse.Namespace) -> Job:
+    """One of the paired experiments, after the run whose network it starts from."""
+    own = {key: value for key, value in settings.items() if key not in ("root", *_DATA.values())}
+    data, given = _DATA.get(run.tool, "root"), dict(run.settings)
+    folder = settings.get(data)
+    if folder is None and not args.shrink:
+        raise ValueError(f"{data} is missing: give the folder of {run.name}'s images, as in {data}=FOLDER")
+    before = args.output / f"{run.after}-seed{seed}"
+    converted = before / "backbone.pth"
+    if run.after:
+        given |= (
+            {"MODEL.WEIGHTS": converted}
+            if run.tool == "train_detector"
+            else {"weights": before / "weights.pt"}
+        )
+    if folder is not None and run.tool == "train_detector":
+        given["data_root"] = folder
+    elif folder is not None:
+        own["root"] = folder
+    elif run.tool == "train_detector":
+        given["data_root"] = _drawn("coco", args.output)
+    name = f"{run.name}-seed{seed}"
+    job = _job(run.tool, run.config, given, seed, own, args.output, args, name=name)
+    if not run.after:
+        return job
+    first = (_convert(before, converted),) if run.tool == "train_detector" else ()
+    return dataclasses.replace(job, commands=(*first, *job.commands), after=(before.name,))
+
+
+def _convert(classifier: Path, backbone: Path) -> Command:
+    """From a classifier's run to a file that a detector starts from."""
+    run = (sys.executable, "-m", "keepaug", "convert", "--weights", str(classifier / "weights.pt"))
+    return Command((*run, "--output", str(backbone), "--verify"), backbone)
 
 
 def _jobs(
@@ -138,14 +181,11 @@ def _jobs(
         raise ValueError("root is missing: give the folder of COCO, for example root=datasets/coco")
     below = {} if "imagenet" not in settings else {"root": settings["imagenet"]}
     backbone = _job("train_classifier", *cell.backbone, seed, below, output, args)
-    weights = backbone.folder / "weights.pt"
     converted = backbone.folder / "backbone.pth"
-    run = (sys.executable, "-m", "keepaug", "convert")
-    convert = (*run, "--weights", str(weights), "--output", str(converted), "--verify")
     own = {key: value for key, value in settings.items() if key not in ("root", "imagenet")}
     given = {"data_root": root, **own, "MODEL.WEIGHTS": str(converted)}
     detector = _job(cell.tool, cell.config, {}, seed, given, output, args, name=f"{cell.run}-seed{seed}")
-    commands = (Command(convert, converted), *detector.commands)
+    commands = (_convert(backbone.folder, converted), *detector.commands)
     return [backbone, dataclasses.replace(detector, commands=commands, after=(backbone.name,))]
 
 
@@ -185,7 +225,7 @@ def _drawn(what: str, output: Path) -> Path:
     root = output / "data" / what
     if what == "cifar10":
         return write_classification(root, num_train=20, num_val=10, num_classes=10, size=(24, 24))
-    if what == "imagenet":
+    if what in ("imagenet", "image_folder"):
         return write_classification(root, num_train=8, num_val=4, num_classes=4, size=(56, 56))
     if what == "coco":
         return write_detection(root, num_train=4, num_val=2, num_classes=4)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from keepaug.report.cells import Wanted
 from keepaug.report.pairs import SETTLED, Pairs, compare
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.planning import Tool, differences
@@ -31,8 +32,9 @@ __all__ = [
 ]
 
 
-COMMAND = "keepaug reproduce lab root=CIFAR --output RUNS --missing"
+COMMAND = "keepaug reproduce lab root=CIFAR bccd=BCCD nyala=NYALA --output RUNS --missing"
 AGAIN = "keepaug report evidence --runs RUNS"
+_Found: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]  # results by run and seed
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,27 @@ class PlannedRun:
 
     Attributes:
         name: of the run.
+        tool: that trains.
+        config: its config, relative to `configs`.
         settings: on top of the config.
         core_minutes: processor time of one seed, one thread.
+        metric: of its result that is compared.
+        after: the planned run of the same seed whose network it starts from; empty: random weights.
         added: why, where it was not planned from the beginning.
     """
 
     name: str
+    tool: str
+    config: str
     settings: dict[str, Any]
     core_minutes: float
+    metric: str = "accuracy"
+    after: str = ""
     added: str = ""
+
+    def seed(self, number: int) -> int:
+        """As its tool takes it, for seeds that are counted from 0; a detector's 0 means "not seeded"."""
+        return number + (self.tool == "train_detector")
 
 
 @dataclass(frozen=True)
@@ -81,21 +95,18 @@ class Evidence:
     """The plan.
 
     Attributes:
-        tool: that trains.
-        config: its config, relative to `configs`.
         about: what the data and the recipe are, and what they are not.
         runs: by name.
         questions: the most informative first.
     """
 
-    tool: str
-    config: str
     about: str
     runs: dict[str, PlannedRun]
     questions: tuple[Question, ...]
 
     def order(self, questions: Sequence[str] = ()) -> list[tuple[PlannedRun, int]]:
-        """Runs and seeds in the order in which pairs complete: question by question, seed by seed.
+        """Runs and seeds in the order in which pairs complete: question by question, seed by seed; what a run
+        starts from comes before it.
 
         Args:
             questions: ids; none means all.
@@ -107,20 +118,26 @@ class Evidence:
         if unknown := sorted(set(questions) - set(known)):
             raise ValueError(f"the questions are {', '.join(known)}, got {', '.join(unknown)}")
         planned = {
-            (name, seed): None
+            (one, seed): None
             for question in self.questions
             if not questions or question.id in questions
             for seed in range(question.pairs)
             for name in question.runs
+            for one in (self.runs[name].after, name)
+            if one
         }
         return [(self.runs[name], seed) for name, seed in planned]
 
-    def wanted(self, tool: Tool, configs: Path) -> dict[str, dict[str, Any]]:
-        """The recipe of each run, by its name."""
+    def wanted(self, tool_of: Callable[[str], Tool], configs: Path) -> dict[str, Wanted]:
+        """What a result must be to be one of a run, by the run's name."""
+
+        def recipe(run: PlannedRun) -> dict[str, Any]:
+            tool = tool_of(run.tool)
+            given = [f"{key}={value}" for key, value in run.settings.items()]
+            return tool.recipe(tool.load(configs / run.config, given))
+
         return {
-            name: tool.recipe(
-                tool.load(configs / self.config, [f"{key}={value}" for key, value in run.settings.items()])
-            )
+            name: Wanted(recipe(run), recipe(self.runs[run.after]) if run.after else None)
             for name, run in self.runs.items()
         }
 
@@ -129,12 +146,14 @@ def load_evidence(path: Path | None = None) -> Evidence:
     """Read the plan, `evidence.yaml` beside this module.
 
     Raises:
-        ValueError: a comparison of runs that are not in the plan, or a run that no question asks for.
+        ValueError: a comparison of runs that are not in the plan or of different things, or a run that no
+            question asks for.
     """
     content = yaml.safe_load((path or Path(__file__).with_suffix(".yaml")).read_text())
     runs = {
-        name: PlannedRun(name, dict(run["set"]), float(run["core_minutes"]), run.get("added", ""))
-        for name, run in content["runs"].items()
+        name: PlannedRun(name=name, **{**group["shared"], **run})
+        for group in content["runs"]
+        for name, run in group["each"].items()
     }
     questions = tuple(
         Question(
@@ -147,57 +166,83 @@ def load_evidence(path: Path | None = None) -> Evidence:
         for one in content["questions"]
     )
     asked = {name for question in questions for name in question.runs}
-    if asked != set(runs):
+    needed = asked | {runs[name].after for name in asked & set(runs)} - {""}
+    if needed != set(runs):
         raise ValueError(
-            f"runs and comparisons of the plan do not fit: {', '.join(sorted(asked ^ set(runs)))}"
+            f"runs and comparisons of the plan do not fit: {', '.join(sorted(needed ^ set(runs)))}"
         )
-    return Evidence(content["tool"], content["config"], content["about"].strip(), runs, questions)
+    for question in questions:
+        if len(shared := {(runs[name].tool, runs[name].metric) for name in question.runs}) > 1:
+            raise ValueError(f"question {question.id} of the plan compares {sorted(shared)}")
+    return Evidence(content["about"].strip(), runs, questions)
 
 
-def of_run(results: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """The results of one planned run, by seed: of the whole of it, on real data.
+def of_run(results: Sequence[Mapping[str, Any]], wanted: Wanted) -> dict[int, Mapping[str, Any]]:
+    """The results of one planned run, by its seed: of the whole of it, on real data, and where it starts from
+    another planned run, from that run of the same number.
 
     Args:
         results: in today's terms, see `keepaug.runs.planning.in_todays_terms`.
-        wanted: its recipe.
+        wanted: of `Evidence.wanted`.
 
     Raises:
         ValueError: two results of one seed.
     """
     found: dict[int, Mapping[str, Any]] = {}
     for result in results:
-        if result["synthetic"] or result["shortened"] or differences(result["recipe"], wanted):
+        if result["synthetic"] or result["shortened"] or differences(result["recipe"], wanted.recipe):
             continue
-        if result["seed"] in found:
+        if _built_otherwise(result, wanted.backbone):
+            continue
+        if _number(result) in found:
             raise ValueError(
-                f"two results of one run and seed {result['seed']}: {found[result['seed']]['folder']} and "
+                f"two results of one run and seed {result['seed']}: {found[_number(result)]['folder']} and "
                 f"{result['folder']}; keep the one that was run first"
             )
-        found[result["seed"]] = result
+        found[_number(result)] = result
     return found
 
 
-def _paired(first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[str, Any]]) -> Pairs:
-    """Differences of accuracy; pairs share data and arithmetic.
+def _built_otherwise(result: Mapping[str, Any], backbone: Mapping[str, Any] | None) -> bool:
+    """Whether a run starts from anything but the run of this recipe and of its own number."""
+    origin = result.get("started_from") or {}
+    if backbone is None:
+        return bool(origin)
+    below = origin.get("provenance") or {"synthetic": True}
+    if below["synthetic"] or below["shortened"]:
+        return True
+    return bool(differences(below["recipe"], backbone)) or _number(result) != _number(below)
+
+
+def _number(result: Mapping[str, Any]) -> int:
+    """Of the pair that a result belongs to, see `PlannedRun.seed`."""
+    return int(result["seed"]) - (result["kind"] == "detection")
+
+
+def _paired(
+    metric: str, first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[str, Any]]
+) -> Pairs:
+    """Differences of a metric; pairs share data, arithmetic and engine.
 
     Raises:
         ValueError: a pair that differs in them.
     """
     for seed in set(first) & set(second):
         one, other = first[seed], second[seed]
-        for key in ("dataset", "precision"):
-            if one[key] != other[key]:
+        for key in ("dataset", "precision", "engine"):
+            if one.get(key) != other.get(key):
                 raise ValueError(
-                    f"{one['folder']} and {other['folder']} are no pair: {key} is {one[key]} and {other[key]}"
+                    f"{one['folder']} and {other['folder']} are no pair: {key} is {one.get(key)} and "
+                    f"{other.get(key)}"
                 )
     return compare(
-        *({seed: run["metrics"]["accuracy"] for seed, run in runs.items()} for runs in (first, second))
+        *({seed: run["metrics"][metric] for seed, run in runs.items()} for runs in (first, second))
     )
 
 
 def evidence_page(
     plan: Evidence,
-    wanted: Mapping[str, Mapping[str, Any]],
+    wanted: Mapping[str, Wanted],
     results: Sequence[Mapping[str, Any]],
 ) -> str:
     """The page in Markdown: every number of it comes from a result.
@@ -209,16 +254,16 @@ def evidence_page(
     """
     found = {name: of_run(results, one) for name, one in wanted.items()}
     parts = [
-        _HEAD.format(config=plan.config, about=plan.about),
+        _HEAD.format(about=plan.about),
         *_answers(plan, found),
         *_planned(plan, found),
     ]
     for question in plan.questions:
         parts += ["", f"## ({question.id}) {question.title}", ""]
-        parts += _differences(question, found)
-        if _picture(question, found):
+        parts += _differences(plan, question, found)
+        if _picture(plan, question, found):
             parts += ["", f"![Mean differences and their 95 % intervals](evidence/{question.id}.svg)"]
-        parts += ["", *_accuracies(question, found), "", f"What it does not show: {question.limits}"]
+        parts += ["", *_values(plan, question, found), "", f"What it does not show: {question.limits}"]
     parts += ["", *_made_with(found)]
     return "\n".join(line for part in parts for line in _wrapped(part)) + "\n"
 
@@ -234,7 +279,7 @@ def _wrapped(part: str) -> list[str]:
 
 
 def evidence_pictures(
-    plan: Evidence, wanted: Mapping[str, Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
+    plan: Evidence, wanted: Mapping[str, Wanted], results: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
     """SVG by file name, one for each question that has a pair: mean differences and their intervals.
 
@@ -244,7 +289,7 @@ def evidence_pictures(
         results: of `read_results`.
     """
     found = {name: of_run(results, one) for name, one in wanted.items()}
-    drawn = {f"{question.id}.svg": _picture(question, found) for question in plan.questions}
+    drawn = {f"{question.id}.svg": _picture(plan, question, found) for question in plan.questions}
     return {name: picture for name, picture in drawn.items() if picture}
 
 
@@ -253,17 +298,17 @@ _HEAD = """# Evidence: does keeping help?
 Each difference is the mean over pairs of runs that share the seed: initial weights, order of the images, crops, and the
 draws of regions wherever both may use them. The interval is Student's, 95 %; one that holds zero decides nothing, and one
 pair has none. "Still needed" is the number of pairs to add until the interval is no wider than ± 0.2 points, if the spread
-stays. Accuracy is on all 10,000 test images, of the last weights. The recipe is `configs/{config}`.
+stays. CIFAR-10's accuracy is on all 10,000 test images, of the last weights.
 
 {about}
 """
 
 
-def _answers(plan: Evidence, found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+def _answers(plan: Evidence, found: _Found) -> list[str]:
     lines = ["## Answers so far", ""]
     for question in plan.questions:
         said = [
-            _said(first, second, _paired(found[first], found[second]))
+            _said(first, second, _paired(plan.runs[first].metric, found[first], found[second]))
             for first, second in question.comparisons
         ]
         decided = [sentence for sentence in said if sentence]
@@ -284,13 +329,19 @@ def _said(first: str, second: str, pairs: Pairs) -> str:
     return ""
 
 
-def _planned(plan: Evidence, found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+def _planned(plan: Evidence, found: _Found) -> list[str]:
     lines = ["", "## Planned", ""]
-    lines.append("Decided before any result was seen; what was added later says so.")
-    lines += ["", "| run | settings | questions | seeds done | seeds planned |", "|---|---|---|---|---|"]
+    lines.append("Decided before any result of the question was seen; what was added later says so.")
+    lines += [
+        "",
+        "| run | config and settings | questions | seeds done | seeds planned |",
+        "|---|---|---|---|---|",
+    ]
     for name, run in plan.runs.items():
-        asking = [question for question in plan.questions if name in question.runs]
-        settings = ", ".join(f"{key}={value}" for key, value in run.settings.items())
+        above = {name, *(other.name for other in plan.runs.values() if other.after == name)}
+        asking = [question for question in plan.questions if above & set(question.runs)]
+        given = [f"{key}={value}" for key, value in run.settings.items()]
+        settings = ", ".join([run.config, *given, *([f"on {run.after}"] if run.after else [])])
         wanted = max(question.pairs for question in asking)
         note = f" (added: {run.added})" if run.added else ""
         letters = ", ".join(question.id for question in asking)
@@ -305,10 +356,11 @@ def _planned(plan: Evidence, found: Mapping[str, Mapping[int, Mapping[str, Any]]
     return lines
 
 
-def _differences(question: Question, found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
-    lines = ["| difference | points of accuracy | pairs | still needed |", "|---|---|---|---|"]
+def _differences(plan: Evidence, question: Question, found: _Found) -> list[str]:
+    metric = plan.runs[question.runs[0]].metric
+    lines = [f"| difference | points of {metric} | pairs | still needed |", "|---|---|---|---|"]
     for first, second in question.comparisons:
-        pairs = _paired(found[first], found[second])
+        pairs = _paired(metric, found[first], found[second])
         needed = pairs.still_needed()
         shown = str(pairs).partition("], ")[0] + "]" if len(pairs) > 1 else str(pairs).partition(",")[0]
         lines.append(
@@ -318,11 +370,12 @@ def _differences(question: Question, found: Mapping[str, Mapping[int, Mapping[st
     return lines
 
 
-def _accuracies(question: Question, found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
-    lines = ["| run | accuracy (%) | seeds | core-minutes |", "|---|---|---|---|"]
+def _values(plan: Evidence, question: Question, found: _Found) -> list[str]:
+    metric = plan.runs[question.runs[0]].metric
+    lines = [f"| run | {metric} (%) | seeds | core-minutes |", "|---|---|---|---|"]
     for name in question.runs:
         runs = list(found[name].values())
-        values = [run["metrics"]["accuracy"] for run in runs]
+        values = [run["metrics"][metric] for run in runs]
         minutes = [run["extra"]["cpu_time_s"] / 60 for run in runs if "cpu_time_s" in run["extra"]]
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         accuracy = f"{statistics.mean(values):.2f}{spread}" if values else "-"
@@ -334,9 +387,10 @@ def _accuracies(question: Question, found: Mapping[str, Mapping[int, Mapping[str
 _ROW, _LEFT, _WIDE = 26, 430, 330  # pixels: of a row, of the names, of the scale
 
 
-def _picture(question: Question, found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+def _picture(plan: Evidence, question: Question, found: _Found) -> str:
     """A row for each comparison: a point, and a line where there is an interval; "" without any pair."""
-    pairs = {both: _paired(found[both[0]], found[both[1]]) for both in question.comparisons}
+    metric = plan.runs[question.runs[0]].metric
+    pairs = {both: _paired(metric, found[both[0]], found[both[1]]) for both in question.comparisons}
     known = [one for one in pairs.values() if len(one)]
     if not known:
         return ""
@@ -365,12 +419,12 @@ def _picture(question: Question, found: Mapping[str, Mapping[int, Mapping[str, A
     for value in (-most, 0.0, most):
         lines.append(f'<text x="{across(value)}" y="{height - 18}" text-anchor="middle">{value:+.1f}</text>')
     lines.append(
-        f'<text x="{across(0)}" y="{height - 4}" text-anchor="middle">points of accuracy, 95 % intervals</text>'
+        f'<text x="{across(0)}" y="{height - 4}" text-anchor="middle">points of {metric}, 95 % intervals</text>'
     )
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def _made_with(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+def _made_with(found: _Found) -> list[str]:
     runs = [run for by_seed in found.values() for run in by_seed.values()]
     if not runs:
         return ["No run is finished."]
@@ -388,7 +442,7 @@ def _made_with(found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str
 
 def collect(
     plan: Evidence,
-    wanted: Mapping[str, Mapping[str, Any]],
+    wanted: Mapping[str, Wanted],
     results: Sequence[Mapping[str, Any]],
     folder: Path,
 ) -> list[Path]:

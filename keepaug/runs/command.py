@@ -84,6 +84,16 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Options may follow settings, and settings `--seeds 0 1`."""
+        found = super().parse_intermixed_args(args, namespace)
+        if "seeds" in found and "overrides" in found:
+            try:
+                found.seeds, found.overrides = split_settings(found.seeds, found.overrides)
+            except ConfigError as error:
+                self.error(str(error))
+        return found
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2, and the name that was meant where there is one."""
         for option in re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else ():
@@ -129,16 +139,17 @@ def config_parser(
     return parser
 
 
-def split_settings(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list[int], list[str]]:
+def split_settings(seeds: Sequence[str | int], overrides: Sequence[str]) -> tuple[list[int], list[str]]:
     """Seeds and settings; `--seeds 0 1 lr=0.1` takes the setting for a seed, which is put right here.
 
     Raises:
         ConfigError: a seed that is no whole number or comes twice, or a setting without "=".
     """
-    settings = [*overrides, *(item for item in seeds if "=" in item)]
+    given = [str(item) for item in seeds]
+    settings = [*overrides, *(item for item in given if "=" in item)]
     if wrong := [item for item in settings if "=" not in item]:
         raise ConfigError(f"a setting must be key=value, got {', '.join(wrong)}")
-    numbers = [item for item in seeds if "=" not in item]
+    numbers = [item for item in given if "=" not in item]
     if wrong := [item for item in numbers if not item.isdecimal()]:
         raise ConfigError(f"--seeds must be whole numbers from 0, got {', '.join(wrong)}")
     if len({int(item) for item in numbers}) < len(numbers):

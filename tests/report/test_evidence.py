@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from keepaug.classify.tool import TOOL
 from keepaug.commands import known
+from keepaug.report.cells import Wanted
 from keepaug.report.evidence import (
     Evidence,
     collect,
@@ -31,13 +31,13 @@ def plan() -> Evidence:
 
 
 @pytest.fixture(scope="module")
-def wanted(plan: Evidence) -> dict[str, dict[str, Any]]:
-    return plan.wanted(TOOL, ROOT / "configs")
+def wanted(plan: Evidence) -> dict[str, Wanted]:
+    return plan.wanted(known.tool, ROOT / "configs")
 
 
 @pytest.fixture(scope="module")
-def recipes(wanted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return wanted
+def recipes(wanted: dict[str, Wanted]) -> dict[str, dict[str, Any]]:
+    return {name: one.recipe for name, one in wanted.items()}
 
 
 def result(recipe: dict[str, Any], seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -49,6 +49,8 @@ def result(recipe: dict[str, Any], seed: int, accuracy: float, **more: Any) -> d
         "synthetic": False,
         "shortened": False,
         "dataset": {"name": "cifar10", "sizes": {}, "checksum": "0123456789abcdef"},
+        "engine": "one",
+        "started_from": None,
         "recipe": copy.deepcopy(recipe),
         "config": copy.deepcopy(recipe),
         "precision": {"precision": "bf16"},
@@ -62,13 +64,15 @@ def result(recipe: dict[str, Any], seed: int, accuracy: float, **more: Any) -> d
 
 
 def page(plan: Evidence, results: list[dict[str, Any]]) -> str:
-    return evidence_page(plan, plan.wanted(TOOL, ROOT / "configs"), results)
+    return evidence_page(plan, plan.wanted(known.tool, ROOT / "configs"), results)
 
 
 def test_every_planned_run_is_a_recipe_of_its_own(plan: Evidence, recipes: dict[str, dict[str, Any]]) -> None:
     assert set(recipes) == set(plan.runs)
-    assert len({json.dumps(recipe, sort_keys=True) for recipe in recipes.values()}) == len(recipes)
-    assert {recipe["arch"] for recipe in recipes.values()} == {"lab"}
+    whole = [(plan.runs[name].tool, plan.runs[name].after, recipe) for name, recipe in recipes.items()]
+    assert len({json.dumps(one, sort_keys=True) for one in whole}) == len(whole)
+    paired = {name for question in plan.questions if question.id in "abcd" for name in question.runs}
+    assert {recipes[name]["arch"] for name in paired} == {"lab"}
 
 
 def test_runs_come_seed_by_seed_and_once(plan: Evidence) -> None:
@@ -111,7 +115,7 @@ def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dic
 
 
 def test_the_picture_shows_point_and_interval(
-    plan: Evidence, wanted: dict[str, dict[str, Any]], recipes: dict[str, dict[str, Any]]
+    plan: Evidence, wanted: dict[str, Wanted], recipes: dict[str, dict[str, Any]]
 ) -> None:
     results = [result(recipes["none"], seed, value) for seed, value in enumerate([90.0, 90.2, 90.1])]
     results += [
@@ -147,36 +151,74 @@ def test_an_interval_that_holds_zero_decides_nothing(
     assert "| cutout-16-inside - none | +1.00 | 1 of 5 | not known |" in one
 
 
-def test_what_is_no_planned_run_is_left_out(wanted: dict[str, dict[str, Any]]) -> None:
-    recipe = dict(wanted["none"])
+def test_what_is_no_planned_run_is_left_out(wanted: dict[str, Wanted]) -> None:
+    recipe = wanted["none"].recipe
     others = [
         result({**recipe, "lr": 0.1}, 0, 95.0),
         result(recipe, 0, 95.0, shortened=True),
         result(recipe, 0, 95.0, synthetic=True),
+        result(recipe, 0, 95.0, started_from={"file": "weights.pt", "sha256": "0"}),
     ]
     assert of_run(others, wanted["none"]) == {}
     with pytest.raises(ValueError, match="two results of one run and seed 0"):
         of_run([result(recipe, 0, 90.0), result(recipe, 0, 91.0)], wanted["none"])
 
 
-@pytest.mark.parametrize("key", ["dataset", "precision"])
+def test_a_detector_is_a_run_of_the_plan_on_the_backbone_of_its_own_number(wanted: dict[str, Wanted]) -> None:
+    one = wanted["detector-cutmix"]
+
+    def detector(backbone: dict[str, Any] | None, number: int, **more: Any) -> dict[str, Any]:
+        below = None if backbone is None else result(backbone, number, 80.0, **more)
+        origin = below and {"file": "backbone.pth", "sha256": "0", "provenance": below}
+        return result(one.recipe, 3, 40.0, kind="detection", started_from=origin)
+
+    backbone = wanted["backbone-cutmix"].recipe
+    right = detector(backbone, 2)  # a detector's seeds begin at 1
+    others = [
+        detector(None, 2),
+        detector(backbone, 1),
+        detector(wanted["backbone-none"].recipe, 2),
+        detector(backbone, 2, shortened=True),
+        detector(backbone, 2, synthetic=True),
+    ]
+    assert of_run([*others, right], one) == {2: right}
+    assert of_run([right, others[0]], wanted["detector-random"]) == {2: others[0]}
+
+
+def test_what_a_run_starts_from_comes_before_it(plan: Evidence) -> None:
+    order = [(run.name, seed) for run, seed in plan.order(["g", "h"])]
+    assert len(order) == len(set(order))
+    for run, seed in plan.order(["g", "h"]):
+        if run.after:
+            assert order.index((run.after, seed)) < order.index((run.name, seed))
+    assert ("backbone-none", 4) in order  # five pairs of question h
+
+
+def test_a_question_compares_one_metric_of_one_tool(tmp_path: Path) -> None:
+    text = (ROOT / "keepaug/report/evidence.yaml").read_text()
+    (tmp_path / "plan.yaml").write_text(text.replace("- [uda-keep, uda]", "- [uda-keep, reid-keep]"))
+    with pytest.raises(ValueError, match=r"question i of the plan compares .*mAP"):
+        load_evidence(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize("key", ["dataset", "precision", "engine"])
 def test_runs_on_other_data_are_no_pair(key: str, plan: Evidence, recipes: dict[str, dict[str, Any]]) -> None:
     other = result(recipes["cutout-16-inside"], 0, 90.0)
-    other[key] = {**other[key], "checksum" if key == "dataset" else "precision": "float32"}
+    change = {"dataset": {"checksum": "0"}, "precision": {"precision": "float32"}}
+    other[key] = {**other[key], **change[key]} if key in change else "another"
     with pytest.raises(ValueError, match=f"are no pair: {key}"):
         page(plan, [result(recipes["none"], 0, 90.0), other])
 
 
 def test_collected_files_are_kept_as_they_are(
-    plan: Evidence, wanted: dict[str, dict[str, Any]], tmp_path: Path
+    plan: Evidence, wanted: dict[str, Wanted], tmp_path: Path
 ) -> None:
-    content = result(dict(wanted["none"]), 3, 90.0)
+    content = result(wanted["none"].recipe, 3, 90.0)
     del content["folder"]
     content |= {
         "wall_time_s": 1.0,
         "artifacts": {},
         "created": "2026-01-01T00:00:00+00:00",
-        "started_from": None,
     }
     content["hardware"] = {"gpus": [], **content["hardware"]}
     (tmp_path / "runs" / "any").mkdir(parents=True)
@@ -187,7 +229,7 @@ def test_collected_files_are_kept_as_they_are(
     assert collect(plan, wanted, read_results(tmp_path / "runs"), tmp_path / "kept") == []
 
 
-def test_the_page_is_what_the_kept_results_make(plan: Evidence, wanted: dict[str, dict[str, Any]]) -> None:
+def test_the_page_is_what_the_kept_results_make(plan: Evidence, wanted: dict[str, Wanted]) -> None:
     kept = ROOT / "docs" / "evidence"
     results = known.results(kept) if kept.is_dir() else []
     assert (ROOT / "docs" / "evidence.md").read_text() == page(plan, results)

@@ -356,6 +356,37 @@ def test_lab_plans_pairs_and_tells_their_cost(
             reproduce.plan(arguments(reproduce, *given, *wrong))
 
 
+def test_settings_may_follow_seeds(reproduce) -> None:
+    for command, before in (("reproduce", ["5"]), ("figures", ["2", "runs"])):
+        parser = load(command).build_parser()
+        args = parser.parse_intermixed_args([*before, "--seeds", "0", "1", "root=CIFAR", "lr=1"])
+        assert (args.seeds, args.overrides) == ([0, 1], ["root=CIFAR", "lr=1"])
+        with pytest.raises(SystemExit):
+            parser.parse_intermixed_args([*before, "--seeds", "-1"])
+
+
+def test_lab_plans_detectors_and_reid_on_backbones_of_its_own(reproduce, tmp_path: Path) -> None:
+    given = ["lab", "root=CIFAR", "--output", str(tmp_path), "--only", "g,h", "--seeds", "1"]
+    with pytest.raises(ValueError, match="bccd is missing: give the folder of detector-random's images"):
+        reproduce.plan(arguments(reproduce, *given, "nyala=NYALA"))
+    jobs = {job.name: job for job in reproduce.plan(arguments(reproduce, *given, "bccd=B", "nyala=NYALA"))}
+    detector, reid = jobs["detector-cutmix-seed1"], jobs["reid-keep-seed1"]
+    below = tmp_path / "backbone-cutmix-seed1"
+    assert detector.after == ("backbone-cutmix-seed1",)
+    convert, train = detector.commands
+    assert convert.argv[-5:-1] == ("--weights", str(below / "weights.pt"), "--output", str(convert.done))
+    assert convert.done == below / "backbone.pth"
+    assert (str(below / "backbone.pth"), 2) == (detector.settings.MODEL.WEIGHTS, detector.settings.SEED)
+    assert train.argv[train.argv.index("--data-root") + 1] == "B"
+    assert jobs["detector-random-seed1"].after == ()
+    assert reid.after == ("backbone-none-seed1",)
+    assert (reid.settings.weights, reid.settings.root) == (
+        str(tmp_path / "backbone-none-seed1" / "weights.pt"),
+        "NYALA",
+    )
+    assert jobs["backbone-none-seed1"].settings.root == "CIFAR"
+
+
 def test_a_lab_run_shrunk_on_drawn_images(reproduce, tmp_path: Path) -> None:
     args = arguments(reproduce, "lab", "--output", str(tmp_path), "--shrink", "--only", "b", "--seeds", "0")
     chosen = [job for job in reproduce.plan(args) if job.name == "keep_cutout-16-inside-noise-seed0"]
