@@ -78,8 +78,7 @@ def test_commands_are_taken(page: Path) -> None:
             pairs = [f"{key}={value}" for key, value in zip(opts[::2], opts[1::2], strict=True)]
             known.tool("train_detector").load(args.config_file, pairs)
         elif name.replace("-", "_") in known.PACKAGES:
-            numbers = [item for item in args.seeds or [] if "=" in item]
-            known.tool(name.replace("-", "_")).load(args.config, [*args.overrides, *numbers])
+            known.tool(name.replace("-", "_")).load(args.config, args.overrides)
 
 
 _COMMAND = re.compile(r"tools/|keepaug(\.|$)")

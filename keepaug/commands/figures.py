@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shortened", action="store_true", help="draw shortened runs, without the paper's numbers")
     add("--commands", action="store_true", help="print what is missing, and draw nothing")
     add("--run", action="store_true", help="run what is missing first")
-    add("--seeds", nargs="+", default=[0], metavar="N")
+    add("--seeds", nargs="+", default=["0"], metavar="N")
     add("--shrink", action="store_true", help="with --run or --commands: two steps each; implies --shortened")
     add("overrides", nargs="*", metavar="key=value", help="for every run, for example root=CIFAR")
     return parser

@@ -305,7 +305,7 @@ stays. CIFAR-10's accuracy is on all 10,000 test images, of the last weights.
 
 
 def _answers(plan: Evidence, found: _Found) -> list[str]:
-    lines = ["## Answers so far", ""]
+    lines = ["", "## Answers so far", ""]
     for question in plan.questions:
         said = [
             _said(first, second, _paired(plan.runs[first].metric, found[first], found[second]))

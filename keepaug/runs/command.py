@@ -139,17 +139,16 @@ def config_parser(
     return parser
 
 
-def split_settings(seeds: Sequence[str | int], overrides: Sequence[str]) -> tuple[list[int], list[str]]:
+def split_settings(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list[int], list[str]]:
     """Seeds and settings; `--seeds 0 1 lr=0.1` takes the setting for a seed, which is put right here.
 
     Raises:
         ConfigError: a seed that is no whole number or comes twice, or a setting without "=".
     """
-    given = [str(item) for item in seeds]
-    settings = [*overrides, *(item for item in given if "=" in item)]
+    settings = [*overrides, *(item for item in seeds if "=" in item)]
     if wrong := [item for item in settings if "=" not in item]:
         raise ConfigError(f"a setting must be key=value, got {', '.join(wrong)}")
-    numbers = [item for item in given if "=" not in item]
+    numbers = [item for item in seeds if "=" not in item]
     if wrong := [item for item in numbers if not item.isdecimal()]:
         raise ConfigError(f"--seeds must be whole numbers from 0, got {', '.join(wrong)}")
     if len({int(item) for item in numbers}) < len(numbers):
@@ -228,7 +227,7 @@ def run_seeds(
         return _Run(config, output, None)
 
     def act() -> int:
-        seeds, overrides = split_settings(args.seeds, args.overrides)
+        seeds, overrides = args.seeds, args.overrides
         if evaluate is not None and (seeds or args.dry_run):
             raise ConfigError("--seeds trains and --dry-run rehearses it; give one run to --eval-only")
         if args.shrink:
