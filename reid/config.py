@@ -95,7 +95,7 @@ class ReidConfig:
     height: int = option(256, low=16)
     width: int = option(128, low=16)
     flip: bool = option(True, help="mirror half of the images")
-    padding: int = option(10, low=0, help="zero padding of the random crop")
+    padding: int = option(10, low=0, high=1024, help="zero padding of the random crop")
     mean: list[float] = option(list(IMAGENET_MEAN), help="RGB in [0, 1]")
     std: list[float] = option(list(IMAGENET_STD))
     loading: str = option(

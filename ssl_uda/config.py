@@ -72,7 +72,7 @@ class UdaConfig:
         False, help="paste an important region of the clean view into the strong one", used_by=UNLABELLED
     )
     # augmentation
-    padding: int = option(4, low=0, help="reflected border of the random crop")
+    padding: int = option(4, low=0, high=1024, help="reflected border of the random crop")
     flip: bool = True
     crops: str = option(
         "shared",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,20 @@ from keepaug.data.files import EXTENSIONS, find_images
 from keepaug.data.folder import list_images
 from keepaug.data.reading import read_image
 from keepaug.runs.seeds import make_generator
+from keepaug.runs.shapes import read_json
 
 __all__ = ["Objects", "Sample", "Source", "open_source"]
 
+_ID = (int, str)
+COCO = {
+    "images": [{"id": _ID, "file_name": str, "height": int, "width": int, str: Any}],
+    "annotations": [
+        {"image_id": _ID, "category_id": _ID, "segmentation?": ([[float]], {str: Any}, None), str: Any}
+    ],
+    "categories": [{"id": _ID, "name": (str, float), str: Any}],
+    str: Any,
+}
+"""What the audit needs of COCO annotations; boxes are checked where they count."""
 _CROP = 224 / 256  # the share of the shorter side that a classifier is usually shown
 _LEAST_SHOWN = 0.5  # of an object, for it to count
 _LEAST_SIDE = 2.0  # pixels, likewise
@@ -200,11 +210,17 @@ def _folder(root: Path, split: str | None) -> Source:
 
 
 def _drawn_boxes(file: Path, root: Path, paths: Sequence[Path]) -> Callable[[int], Objects]:
-    known: Mapping[str, Sequence[int]] = json.loads(file.read_text())
+    known: Mapping[str, Sequence[float]] = read_json(file, {str: [float]})
+    names = [path.relative_to(root).as_posix() for path in paths]
+    if wrong := [name for name in names if len(known.get(name, ())) != 4]:
+        raise ValueError(
+            f"{file} has no four numbers (top, left, height, width) for {len(wrong)} images, for example "
+            f"{wrong[0]}"
+        )
 
     def objects(index: int) -> Objects:
         path = paths[index]
-        top, left, height, width = known[path.relative_to(root).as_posix()]
+        top, left, height, width = known[names[index]]
         return Objects(
             torch.tensor([[left, top, left + width, top + height]]).double(), [path.parent.name], [None]
         )
@@ -248,12 +264,9 @@ def _find_boxes(root: Path, boxes: Path) -> Path:
 
 
 def _coco(root: Path, file: Path) -> Source:
-    try:
-        content = json.loads(file.read_text())
-        images, annotations = content["images"], content["annotations"]
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not COCO's JSON (images, annotations, categories): {error}") from error
+    content = read_json(file, COCO)
+    images, annotations = content["images"], content["annotations"]
+    names = {category["id"]: str(category["name"]) for category in content["categories"]}
     by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in annotations:
         if not annotation.get("iscrowd"):

@@ -50,7 +50,9 @@ class ClassifyConfig:
         bookkeeping=True,  # what it changes is told by the settings below
     )
     image_size: int = option(224, low=16, help="side after cropping", used_by=("loading=files",))
-    padding: int = option(4, low=0, help="of the random crop, in pixels", used_by=("loading=memory",))
+    padding: int = option(
+        4, low=0, high=1024, help="of the random crop, in pixels", used_by=("loading=memory",)
+    )
     border: str = option(
         "zero",
         choices=(*BORDERS, "mean"),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from keepaug.commands.known import recipes, results, tool
 from keepaug.report import write_report
-from keepaug.runs.command import CommandParser
+from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.jobs import Command
 from keepaug.runs.planning import Job, command_of
@@ -71,7 +71,7 @@ SHRUNK = Scale(
 )
 
 
-class StageError(RuntimeError):
+class StageError(ValueError):
     """A stage failed; its log says why."""
 
 
@@ -272,17 +272,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    work = Quickstart(args.output.resolve(), SHRUNK if args.shrink else FULL, args.jobs)
-    stages, started = work.stages(), time.monotonic()
-    for number, (title, action) in enumerate(stages, start=1):
-        print(f"[{number}/{len(stages)}, {time.monotonic() - started:.0f} s] {title}", flush=True)
-        try:
+
+    def act() -> int:
+        work = Quickstart(args.output.resolve(), SHRUNK if args.shrink else FULL, args.jobs)
+        stages, started = work.stages(), time.monotonic()
+        for number, (title, action) in enumerate(stages, start=1):
+            print(f"[{number}/{len(stages)}, {time.monotonic() - started:.0f} s] {title}", flush=True)
             action()
-        except (StageError, ValueError, FileNotFoundError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    print(
-        f"finished in {time.monotonic() - started:.0f} s: open {work.output / 'audit' / 'audit.html'}, then "
-        f"{work.output / 'report.html'}"
-    )
-    return 0
+        print(
+            f"finished in {time.monotonic() - started:.0f} s: open {work.output / 'audit' / 'audit.html'}, then "
+            f"{work.output / 'report.html'}"
+        )
+        return 0
+
+    return exit_code(act)

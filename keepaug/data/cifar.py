@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from keepaug.data.folder import open_folder
 from keepaug.data.images import decode_all
 from keepaug.runs.restricted import unpickle_arrays
+from keepaug.runs.shapes import check_shape
 
 __all__ = ["CLASSES", "load_cifar10"]
 
@@ -42,8 +45,11 @@ def load_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
         return _from_batches(lambda name: (folder / name).read_bytes(), str(folder))
     archive = root if root.suffix == ".gz" else root / _ARCHIVE
     if archive.is_file():
-        with tarfile.open(archive, "r:gz") as tar:
-            return _from_batches(lambda name: _member(tar, f"{_FOLDER}/{name}"), str(archive))
+        try:
+            with tarfile.open(archive, "r:gz") as tar:
+                return _from_batches(lambda name: _member(tar, f"{_FOLDER}/{name}"), str(archive))
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise ValueError(f"{archive} is damaged or cut short ({error}); download it again") from error
     if (root / "train").is_dir():
         (train_paths, train_labels), (test_paths, test_labels), classes = open_folder(root)
         train = decode_all(train_paths, f"reading {root.name}/train")
@@ -69,8 +75,14 @@ def _from_batches(
         for name in names:
             try:
                 content = unpickle_arrays(io.BytesIO(read(name)))
-                images.append(torch.from_numpy(np.array(content["data"])).view(-1, 3, 32, 32))
+                check_shape(content, {"data": np.ndarray, "labels": [int], str: Any}, name)
+                images.append(torch.from_numpy(content["data"]).view(-1, 3, 32, 32))
                 labels.append(torch.tensor(content["labels"]))
+                fits = images[-1].dtype == torch.uint8 and len(images[-1]) == len(labels[-1])
+                if not fits or not set(content["labels"]) <= set(range(len(CLASSES))):
+                    raise ValueError(
+                        f"expected images in bytes and a label of 0 to {len(CLASSES) - 1} for each"
+                    )
             except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
                 raise ValueError(
                     f"{where}/{name} is not a batch of CIFAR-10 ({error}); download it again"

@@ -48,6 +48,7 @@ __all__ = [
 
 Settings = TypeVar("Settings")
 BASE_KEY = "_base_"
+_LARGEST = 2**63 - 1  # whole number that a tensor holds
 
 
 def option(
@@ -290,6 +291,8 @@ def _check(settings: Any, prefix: str = "") -> None:
         for number in value if isinstance(value, list | tuple) else [value]:
             if number is None or isinstance(number, bool) or not isinstance(number, int | float):
                 continue
+            if isinstance(number, int) and abs(number) > _LARGEST:
+                raise ConfigError(f"{key} is {str(number)[:12]}...; allowed: whole numbers up to {_LARGEST}")
             if (low is not None and not number >= low) or (high is not None and not number <= high):
                 bounds = f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
                 raise ConfigError(f"{key} is {value!r}; allowed: {bounds}")

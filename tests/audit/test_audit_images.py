@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -66,3 +67,43 @@ def test_masks_are_the_objects_where_there_are_polygons(tmp_path: Path) -> None:
     # as a larger network sees it: the middle 7/8, where most of the triangle still is
     shown = Sample(source, 1, 128, 0).load(0, 1)[2][0]
     assert 0.4 < float(shown.double().mean()) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("annotations", 0), "x"), (("annotations", 0, "image_id"), [1]), (("annotations",), {}),
+        (("annotations", 0, "segmentation"), 5), (("annotations", 0, "segmentation"), [["x", "y"]]),
+        (("images", 0, "width"), "32"), (("images", 0, "file_name"), None), (("images", 0), []),
+        (("categories", 0, "id"), {}), (("categories",), [None]), ((), 3),
+    ],
+)  # fmt: skip
+def test_annotations_of_another_shape_are_refused(
+    place: tuple[str | int, ...], value: object, tmp_path: Path
+) -> None:
+    draw(tmp_path / "images" / "1.png")
+    box = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [0, 0, 9, 9], "segmentation": []}
+    content: Any = {
+        "images": [{"id": 7, "file_name": "1.png", "height": 32, "width": 32}],
+        "annotations": [box],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    holder = {"it": content}
+    *above, last = ("it", *place)
+    parent: Any = holder
+    for key in above:
+        parent = parent[key]
+    parent[last] = value
+    (tmp_path / "mine.json").write_text(json.dumps(holder["it"]))
+    with pytest.raises(ValueError, match=r"mine\.json (has|lacks)"):
+        open_source(tmp_path / "images", boxes=tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize(
+    "content", [[], {}, {"val/a/1.png": [1, 2, 3]}, {"val/a/1.png": ["x"]}, {"val/a/1.png": 1}]
+)
+def test_drawn_boxes_of_another_shape_are_refused(content: object, tmp_path: Path) -> None:
+    draw(tmp_path / "val" / "a" / "1.png")
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"boxes\.json has"):
+        open_source(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import time
@@ -313,6 +314,21 @@ def test_cifar_from_archive_and_from_folder(tmp_path: Path, folder: Path) -> Non
         pickle.dump(Evil(), file)
     with pytest.raises(ValueError, match=r"data_batch_1 is not a batch.*builtins\.print"):
         load_cifar10(tmp_path / "c")
+    for content in (
+        {"data": every[0], "labels": [0, 1, 2]},
+        {"data": every[0], "labels": [0, 1, 2, 10]},
+        {"data": every[0].astype(np.float32), "labels": [0, 1, 2, 3]},
+        {"data": every[0].tolist(), "labels": [0, 1, 2, 3]},
+    ):
+        (batches / "data_batch_1").write_bytes(pickle.dumps(content))
+        with pytest.raises(ValueError, match="data_batch_1 is not a batch"):
+            load_cifar10(tmp_path / "c")
+    packed = gzip.compress(bytes(3000))
+    for number, damaged in enumerate((packed, packed[:20], packed[:12] + b"x" + packed[13:])):
+        archive = tmp_path / f"{number}.tar.gz"
+        archive.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"tar\.gz"):
+            load_cifar10(archive)
     with pytest.raises(FileNotFoundError, match="no CIFAR-10 in"):
         load_cifar10(tmp_path / "nowhere")
 

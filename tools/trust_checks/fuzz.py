@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pickle
@@ -11,12 +12,14 @@ import random
 import shutil
 import signal
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
+from PIL import Image
 
 from trust_checks.damage import damaged, same_kind
 from trust_checks.kills import watch
@@ -38,11 +41,12 @@ class Target(NamedTuple):
         kind: of the file: row of the table.
         tool: command.
         base: a folder with all that the call needs.
-        file: that is damaged, in it.
+        file: that is damaged, in it; of a pattern any file that fits.
         codec: of the file.
         arguments: of the tool, run in the folder.
         products: files that tell what came out; for a resumed run its folder, whose digest counts.
         trains: the call ends at its first step.
+        before: the call is made first, whole, and leaves the file that is damaged.
     """
 
     kind: str
@@ -53,6 +57,7 @@ class Target(NamedTuple):
     arguments: tuple[str, ...]
     products: tuple[str, ...] = ()
     trains: bool = False
+    before: bool = False
 
 
 def _stop_at_first_step() -> None:
@@ -66,11 +71,14 @@ def _stop_at_first_step() -> None:
     modules["detection.torchvision_engine.loop"]._iterate = reached  # type: ignore[attr-defined]
     if engine := modules.get("detection.detectron2_engine"):
         engine.Trainer.run_step = reached  # type: ignore[attr-defined]
+    modules["keepaug.commands.quickstart"].Quickstart._run = reached  # type: ignore[attr-defined]
+    modules["keepaug.commands.benchmark"].run_section = reached  # type: ignore[attr-defined]
 
 
 def _call(target: Target, folder: Path, arguments: Sequence[str]) -> Any:
     def work() -> int:
         os.chdir(folder)
+        os.environ["KEEPAUG_CACHE"] = str(folder / "cache")
         if target.trains:
             _stop_at_first_step()
         try:
@@ -121,7 +129,9 @@ def attempt(target: Target, wanted: dict[str, Any], seed: str, folder: Path) -> 
     chance, place, mark = random.Random(seed), folder / "work", folder / "executed"
     place.mkdir()
     _copy(target.base, place)
-    file = place / target.file
+    if target.before and (bad := verdict(_call(target, place, target.arguments))):
+        return bad
+    file = chance.choice(sorted(path for path in place.glob(target.file) if path.is_file()))
     before = file.read_bytes()
     after, what = damaged(target.codec, before, chance, mark)
     file.unlink()
@@ -412,6 +422,133 @@ def _readers(base: Callable[..., Path], references: Path, runs: dict[str, Run]) 
                  "identities=2", "images=2", "num_workers=1", "device=cpu", "tensorboard=false",
                  "--output", "run")  # fmt: skip
     found.append(Target("CSV", "train-reid", people, "list.csv", "csv", arguments, ("run",), True))
+    return [*found, *_more_readers(base, nets, references, audit)]
+
+
+def _more_readers(
+    base: Callable[..., Path], nets: Path, references: Path, audit: Sequence[str]
+) -> list[Target]:
+    """Lists, boxes and caches of the audit; lists of ImageNet, MSMT17 and CIFAR-10; weights in a run."""
+    found = []
+    few = audit[4:]
+    images = sorted(path.relative_to(nets) for path in (nets / "classes").rglob("*.png"))
+    (nets / "list.txt").write_text("".join(f"{path}\t{path.parent.name}\n" for path in images))
+    listed = ("--model", "weights.pt", "--data", "list.txt", *few)
+    found.append(Target("lists of images", "audit", nets, "list.txt", "text", listed))
+    found.append(Target("boxes", "audit", nets, "classes/boxes.json", "json", tuple(audit)))
+    boxed = base("boxed", "objects")
+    shutil.copyfile(nets / "weights.pt", boxed / "weights.pt")
+    truth = "objects/annotations/instances_val2017.json"
+    boxes = ("--model", "weights.pt", "--data", "objects/val2017", "--boxes", truth, "--size", "16", *few)
+    found.append(Target("COCO annotations", "audit", boxed, truth, "json", boxes))
+    known = tuple(item for item in audit if item != "--fresh")
+    found.append(
+        Target("caches", "audit", nets, "cache/audit/**/*.pt", "torch", known, ("a/audit.json",), before=True)
+    )
+    train = ("--config", "config.yaml", "--output", "run", "loading=files", "image_size=16")
+    place = references.parent / "fuzz" / "classifier"
+    for pattern in ("cache/**/*.npz", "cache/**/*.npy"):
+        found.append(
+            Target(
+                "caches",
+                "train-classifier",
+                place,
+                pattern,
+                "npz",
+                (*train, "--resume"),
+                ("run",),
+                True,
+                True,
+            )
+        )
+    run = base("weights", "classes", "people")
+    for name, tool, key in (
+        ("classifier", "train-classifier", "teacher"), ("re-identification", "train-reid", "weights"),
+    ):  # fmt: skip
+        if not (references / name / "run").is_dir():
+            continue
+        shutil.copyfile(references / name / "run" / "weights.pt", run / f"{name}.pt")
+        settings = yaml.safe_load((references / name / "run" / "config.yaml").read_text())
+        settings["root"] = "classes" if tool == "train-classifier" else "people"
+        if key == "teacher":
+            settings |= {"method": "attentive_cutmix", "attention_grid": 2, "num_patches": 1}
+        (run / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        given = ("--config", f"{name}.yaml", "--output", "run", f"{key}={name}.pt")
+        found.append(Target("weights of a run", tool, run, f"{name}.pt", "torch", given, ("run",), True))
+    if (references / "re-identification" / "run").is_dir():
+        _copy_into(references / "re-identification" / "run", run / "old")
+        again = ("--eval-only", "old", "root=people")
+        for file, codec, kind in (
+            ("weights.pt", "torch", "weights of a run"), ("config.yaml", "yaml", "config.yaml of a run"),
+        ):  # fmt: skip
+            found.append(
+                Target(kind, "train-reid", run, f"old/{file}", codec, again, ("old/evaluation.json",))
+            )
+    return [*found, *_layouts(base)]
+
+
+def _layouts(base: Callable[..., Path]) -> list[Target]:
+    """Datasets whose labels stand in lists, or in pickles."""
+    found = []
+    flat = base("imagenet", "classes")
+    images = sorted((flat / "classes/val").rglob("*.png"))
+    numbers = {name: at for at, name in enumerate(sorted({path.parent.name for path in images}))}
+    lines = []
+    for at, path in enumerate(images):
+        path.rename(flat / "classes/val" / f"{at:04d}.png")
+        lines.append(f"{at:04d}.png {path.parent.name}\n")
+    for name in numbers:
+        (flat / "classes/val" / name).rmdir()
+    (flat / "classes/boxes.json").unlink()
+    (flat / "classes/val.txt").write_text("".join(lines))
+    train = (
+        "dataset=image_folder", "root=classes", "arch=wrn10_1", "tensorboard=false", "batch_size=8",
+        "pictures=false", "--output", "run",
+    )  # fmt: skip
+    common = {"tool": "train-classifier", "products": ("run",), "trains": True}
+    found.append(
+        Target("lists of images", base=flat, file="classes/val.txt", codec="text", arguments=train, **common)
+    )
+    kit = base("development kit")
+    shutil.copytree(flat, kit, dirs_exist_ok=True)
+    (kit / "classes/val.txt").unlink()
+    labels = [line.split()[1] for line in lines]
+    torch.save(({name: (name,) for name in numbers}, labels), kit / "classes/meta.bin")
+    found.append(
+        Target("lists of images", base=kit, file="classes/meta.bin", codec="torch", arguments=train, **common)
+    )
+    cifar = base("cifar")
+    batches = cifar / "cifar-10-batches-py"
+    batches.mkdir()
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        data = torch.randint(256, (4, 3072), dtype=torch.uint8).numpy()
+        (batches / name).write_bytes(pickle.dumps({"data": data, "labels": [0, 1, 2, 3]}))
+    with tarfile.open(cifar / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(batches, batches.name)
+    for file, codec in ((f"{batches.name}/data_batch_2", "pickle"), ("cifar-10-python.tar.gz", "bytes")):
+        place = cifar
+        if codec == "bytes":
+            place = base("packed cifar")
+            shutil.move(cifar / file, place / file)
+        given = ("dataset=cifar10", "root=.", *train[2:])
+        found.append(Target("CIFAR-10", base=place, file=file, codec=codec, arguments=given, **common))
+    lists = base("msmt17")
+    rows: dict[str, list[str]] = {"train": [], "query": [], "gallery": []}
+    for (part, split), identity, camera in itertools.product(enumerate(rows), range(4), range(2)):
+        folder = "train" if split == "train" else "test"
+        name = f"{identity:04d}/{identity:04d}_{part:03d}_{camera + 1:02d}_0303morning_0008_0.jpg"
+        (lists / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 48), (40 * identity, 40 * camera, 40 * part)).save(lists / folder / name)
+        rows[split].append(f"{name} {identity}\n")
+    for split, content in (*rows.items(), ("val", [])):
+        (lists / f"list_{split}.txt").write_text("".join(content))
+    given = (
+        "layout=msmt17", "root=.", "arch=torchreid:osnet_x0_25", "height=48", "width=32", "identities=2",
+        "images=2", "num_workers=1", "device=cpu", "tensorboard=false", "pictures=false", "--output", "run",
+    )  # fmt: skip
+    found.append(
+        Target("lists of images", "train-reid", lists, "list_train.txt", "text", given, ("run",), True)
+    )
     return found
 
 
@@ -430,6 +567,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "show": ("--weights", "weights.pt", "--image", "i.png", "--side", "16", "--output", "o.png"),
     "extract-reid": ("--weights", "reid.pt", "--images", "people/query", "--output", "f.npz", "--num-workers",
                      "1"),
+    "benchmark": ("regions", "--shrink", "--rounds", "1", "--output", "b.json"),
+    "completion": ("bash",),
+    "configs": ("reid", "--copy-to", "copied"),
+    "quickstart": ("--output", "quick", "--jobs", "1", "--shrink"),
 }  # fmt: skip
 _BASES = {
     "train-classifier": "classifier", "train-uda": "few labels", "train-reid": "re-identification",
