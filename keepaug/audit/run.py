@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import inspect
+import io
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -24,15 +25,14 @@ from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
 from keepaug.audit.table import clean_figures, recommended, row_of, sweep_points
 from keepaug.audit.trials import Picture, Trial, run_trials
 from keepaug.runs.cache import cache_file
-from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.distributed import choose_device
-from keepaug.runs.files import write_atomic, write_json_atomic, write_text_atomic
+from keepaug.runs.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 
 __all__ = ["Audit", "audit"]
 
 TAUS = (0.2, 0.4, 0.6, 0.8)
 NUM_WORST = 24
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "timm", "albumentations", "kornia")
 Columns = dict[str, dict[str, Tensor]]
 
@@ -371,16 +371,19 @@ def _measured(
 def _load(file: Path | None) -> Any:
     if file is None or not file.is_file():
         return None
-    try:
-        return read_weights_only(file)
-    except ValueError:
-        return None  # damaged: measured again
+    with contextlib.suppress(OSError):
+        content = file.read_bytes()
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    return None  # damaged: measured again
 
 
 def _store(file: Path | None, content: Any) -> None:
     if file is not None:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
         with contextlib.suppress(OSError):  # it would only have saved time
-            write_atomic(file, lambda target: torch.save(content, target))
+            write_bytes_atomic(file, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
 
 
 def _content(

@@ -15,7 +15,7 @@ from keepaug.models.networks import build_network
 from keepaug.runs.checkpoint import first_non_finite, read_weights_only, restoring
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import sha256_of, write_atomic
-from keepaug.runs.shapes import check_shape, read_json
+from keepaug.runs.shapes import PLAIN, check_shape, read_json
 
 __all__ = [
     "Classifier",
@@ -217,8 +217,13 @@ def load_classifier(
 
 
 def identity_of(path: str | Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run that starts from the file says of it: name, checksum, and the run that made it."""
+    """What a run that starts from the file says of it: name, checksum, and the run that made it.
+
+    Raises:
+        ValueError: the file says of that run what no result could.
+    """
     path = Path(path).expanduser()
+    check_shape({"provenance": provenance}, {"provenance": {str: PLAIN}}, path)
     return {"file": path.name, "sha256": sha256_of(path), "provenance": dict(provenance)}
 
 

@@ -190,7 +190,7 @@ def in_todays_terms(run: Mapping[str, Any], tool_of: Callable[[str], Tool | None
         settings = tool.recorded(run["config"])
         gone = {key: value for key, value in run["recipe"].items() if key not in run["config"]}
         recipe, precision = gone | tool.recipe(settings), tool.precision(settings)
-    except (ValueError, TypeError, KeyError):  # a run of settings that are no more
+    except (ValueError, TypeError, LookupError, AttributeError):  # a run of settings that are no more
         return run
     return run | {"recipe": plain(recipe), "precision": plain(precision)}
 

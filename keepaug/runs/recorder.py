@@ -418,8 +418,11 @@ class Recorder:
         saved = self.path / "config.yaml"
         try:
             changed = self._changed(read_yaml(saved)) if saved.is_file() else []
-        except (TypeError, AttributeError) as error:
-            raise ConfigError(f"{saved} is damaged ({error}): start a new run in another folder") from error
+        except (TypeError, AttributeError, LookupError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"{saved} is damaged ({reason:.200}): start a new run in another folder"
+            ) from error
         if before:
             # A folder may have been moved: its name says nothing. An evaluation alone knows one split.
             was, now = before["dataset"]["sizes"], dataset["sizes"]

@@ -5,7 +5,7 @@
 
 A shape is a type; `float` for any finite number; a tuple of alternatives; a list of one shape for lists; or a
 dictionary of keys, of which those with "?" may be left out and `str` stands for all others. Files of tensors
-have shapes too.
+have shapes too; `PLAIN` in them is what JSON can say.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ import yaml
 
 from keepaug.runs.errors import ConfigError
 
-__all__ = ["check_shape", "read_json", "read_yaml"]
+__all__ = ["PLAIN", "check_shape", "read_json", "read_yaml"]
+
+PLAIN = object()
+"""Texts, finite numbers, truths, nulls, and lists and dictionaries of them."""
 
 
 def read_json(path: str | Path, shape: Any) -> Any:
@@ -77,6 +80,9 @@ def _problem(value: Any, shape: Any, at: str) -> str | None:
     """The first thing that does not fit, as the rest of a sentence about the file; None if all does."""
     if shape is Any:
         return None
+    if shape is PLAIN:
+        inner = {str: PLAIN} if isinstance(value, Mapping) else [PLAIN]
+        shape = inner if isinstance(value, Mapping | list | tuple) else (str, bool, float, None)
     if isinstance(shape, tuple):
         if any(_problem(value, one, at) is None for one in shape):
             return None

@@ -355,3 +355,18 @@ print(peak())
     assert (
         many - few < 60
     )  # the images themselves are 6 MB; each with its float copies, maps and views would be 700
+
+
+def test_a_cached_result_that_was_changed_is_measured_again(tmp_path: Path) -> None:
+    from keepaug.audit.run import _load, _store
+
+    file = tmp_path / "a" / "result.pt"
+    assert _load(file) is None
+    _store(file, {"columns": [{"known": torch.ones(3)}]})
+    assert torch.equal(_load(file)["columns"][0]["known"], torch.ones(3))
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:40] + b"x" + whole[41:]):
+        file.write_bytes(damaged)
+        assert _load(file) is None
+    torch.save({"columns": [{"others": torch.ones(3)}]}, file)
+    assert _load(file) is None

@@ -158,6 +158,20 @@ def test_a_continuation_changes_nothing_that_makes_the_run(
         assert recorder.state["step"] == 2  # bookkeeping, and a setting that nothing uses
 
 
+@pytest.mark.parametrize("error", [KeyError("no method of that name"), TypeError("x"), AttributeError("x")])
+def test_settings_that_nothing_can_read_are_one_sentence(error: Exception, tmp_path: Path) -> None:
+    begun(tmp_path)
+
+    def fails(before: object) -> list[str]:
+        raise error
+
+    with (
+        Recorder(tmp_path, Settings(), kind="classify", tensorboard=False, changed=fails) as recorder,
+        pytest.raises(ConfigError, match=rf"config\.yaml is damaged \({type(error).__name__}"),
+    ):
+        recorder.claim(True, name="n", dataset=DATA, synthetic=False, shortened=False)
+
+
 def test_a_folder_is_one_runs(tmp_path: Path) -> None:
     begun(tmp_path)
     with pytest.raises(ConfigError, match="holds a run already"):

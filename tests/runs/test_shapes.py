@@ -12,9 +12,16 @@ from torch import nn
 
 from keepaug.runs.checkpoint import check_optimizer, read_weights_only
 from keepaug.runs.config import ConfigError
-from keepaug.runs.shapes import check_shape, read_json, read_yaml
+from keepaug.runs.shapes import PLAIN, check_shape, read_json, read_yaml
 
 SHAPE = {"name": str, "sizes": {str: int}, "rate?": (float, None), "classes?": [str], "ok?": bool, str: Any}
+
+
+def test_what_json_can_say_is_plain() -> None:
+    check_shape({"a": [1, 2.5, "x", True, None, (1, {"b": []})]}, {str: PLAIN}, "f")
+    for odd in (torch.ones(2), float("nan"), {"x"}, b"x", {"a": {1: 2}}, [[torch.ones(1)]], object()):
+        with pytest.raises(ValueError, match="f has"):
+            check_shape({"a": odd}, {str: PLAIN}, "f")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,10 @@ def _call(target: Target, folder: Path, arguments: Sequence[str]) -> Any:
     def work() -> int:
         os.chdir(folder)
         os.environ["KEEPAUG_CACHE"] = str(folder / "cache")
+        if target.before:
+            for name in ("files", "checking"):  # few files are remembered too
+                sys.modules[f"keepaug.data.{name}"]._WORTH = 0  # type: ignore[attr-defined]
+            sys.modules["keepaug.data.files"]._SETTLED = 0  # type: ignore[attr-defined]
         if target.trains:
             _stop_at_first_step()
         try:
@@ -112,7 +116,8 @@ def product(target: Target, folder: Path) -> dict[str, Any]:
             about = path / "run.json"
             with contextlib.suppress(OSError, ValueError):
                 content = json.loads(about.read_text())
-                found[f"{name}/run.json"] = [content.get("dataset"), content.get("started_from")]
+                began = content.get("started_from") or {}
+                found[f"{name}/run.json"] = [content.get("dataset"), began.get("file")]
             with contextlib.suppress(OSError):
                 config = (path / "config.yaml").read_text()
                 found[f"{name}/config.yaml"] = config.replace(str(folder.parent), "")
@@ -443,7 +448,7 @@ def _more_readers(
     found.append(Target("COCO annotations", "audit", boxed, truth, "json", boxes))
     known = tuple(item for item in audit if item != "--fresh")
     found.append(
-        Target("caches", "audit", nets, "cache/audit/**/*.pt", "torch", known, ("a/audit.json",), before=True)
+        Target("caches", "audit", nets, "cache/audit/**/*.pt", "bytes", known, ("a/audit.json",), before=True)
     )
     train = ("--config", "config.yaml", "--output", "run", "loading=files", "image_size=16")
     place = references.parent / "fuzz" / "classifier"
