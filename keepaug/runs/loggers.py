@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import importlib
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from keepaug.runs.errors import ConfigError
+from keepaug.runs.files import write_text_atomic
+from keepaug.runs.progress import say
 
-__all__ = ["TRACKERS", "TRACKER_HELP", "Logger", "open_loggers"]
+__all__ = ["TRACKERS", "TRACKER_HELP", "Logger", "check_tracker", "open_loggers"]
 
 TRACKERS = ("none", "wandb", "mlflow")
 TRACKER_HELP = "also log to Weights & Biases or MLflow, each set up by its own environment variables"
@@ -21,8 +24,8 @@ class Logger(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Figures by name, after a step."""
 
-    def close(self) -> None:
-        """No more will come."""
+    def close(self, *, failed: bool) -> None:
+        """No more will come; whether the run ended before its end."""
 
 
 class _TensorBoard:
@@ -33,7 +36,7 @@ class _TensorBoard:
         for key, value in values.items():
             self.writer.add_scalar(key, float(value), step)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self.writer.close()
 
 
@@ -41,17 +44,19 @@ class _WandB:
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
         import wandb
 
-        # A resumed run goes on in the same place.
-        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        # A resumed run goes on in the same place, and a new one in a folder of that name in another.
+        note = folder / "wandb.txt"
+        identity = note.read_text().strip() if note.is_file() else uuid.uuid4().hex[:16]
         self.run = wandb.init(
             project="keepaug", name=name, id=identity, resume="allow", dir=str(folder), config=dict(config)
         )
+        write_text_atomic(note, identity)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, *, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 class _MLflow:
@@ -63,14 +68,56 @@ class _MLflow:
         if note.is_file():  # a resumed run
             mlflow.start_run(run_id=note.read_text().strip())
         else:
-            note.write_text(mlflow.start_run(run_name=name).info.run_id)
+            identity = mlflow.start_run(run_name=name).info.run_id
             mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
+            write_text_atomic(note, identity)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.mlflow.log_metrics({key: float(value) for key, value in values.items()}, step=step)
 
-    def close(self) -> None:
-        self.mlflow.end_run()
+    def close(self, *, failed: bool) -> None:
+        self.mlflow.end_run("FAILED" if failed else "FINISHED")
+
+
+class _Tracker:
+    """Somebody's server, which may fail and not take the run with it."""
+
+    def __init__(self, name: str, logger: Logger) -> None:
+        self.name, self.logger, self.lost = name, logger, False
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._try(lambda: self.logger.log(step, values))
+
+    def close(self, *, failed: bool) -> None:
+        self._try(lambda: self.logger.close(failed=failed))
+
+    def _try(self, act: Callable[[], None]) -> None:
+        if self.lost:
+            return
+        try:
+            act()
+        except Exception as error:  # of any type: their libraries'
+            self.lost = True
+            say(f"note: tracker={self.name} fails ({_in_a_line(error)}); metrics.jsonl has all figures")
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+
+
+def check_tracker(tracker: str) -> None:
+    """Refuse what cannot be opened.
+
+    Raises:
+        ConfigError: an unknown tracker, or one that is not installed.
+    """
+    if tracker not in TRACKERS:
+        raise ConfigError(f"tracker is {tracker!r}; allowed: {', '.join(TRACKERS)}")
+    if tracker != "none":
+        try:
+            importlib.import_module(tracker)
+        except ImportError as error:
+            raise ConfigError(f"tracker={tracker} needs {tracker}: pip install {tracker}") from error
 
 
 def open_loggers(
@@ -86,8 +133,9 @@ def open_loggers(
         config: resolved settings.
 
     Raises:
-        ConfigError: an unknown tracker, or one that is not installed.
+        ConfigError: what `check_tracker` refuses, or a tracker that does not begin.
     """
+    check_tracker(tracker)
     found: list[Logger] = []
     if tensorboard:
         try:
@@ -98,9 +146,10 @@ def open_loggers(
             found.append(_TensorBoard(folder, SummaryWriter))
     if tracker == "none":
         return found
-    if tracker not in TRACKERS:
-        raise ConfigError(f"tracker is {tracker!r}; allowed: {', '.join(TRACKERS)}")
     try:
-        return [*found, (_WandB if tracker == "wandb" else _MLflow)(folder, name, config)]
-    except ImportError as error:
-        raise ConfigError(f"tracker={tracker} needs {tracker}: pip install {tracker}") from error
+        logger: Logger = (_WandB if tracker == "wandb" else _MLflow)(folder, name, config)
+    except Exception as error:  # of any type: their libraries'
+        raise ConfigError(
+            f"tracker={tracker} cannot begin ({_in_a_line(error)}); tracker=none does without"
+        ) from error
+    return [*found, _Tracker(tracker, logger)]

@@ -43,7 +43,7 @@ from keepaug.runs.config import ConfigError, changed_settings, precision_of, rec
 from keepaug.runs.distributed import Distributed
 from keepaug.runs.files import remove_unfinished, write_json_atomic, write_text_atomic
 from keepaug.runs.header import header
-from keepaug.runs.loggers import Logger, open_loggers
+from keepaug.runs.loggers import Logger, check_tracker, open_loggers
 from keepaug.runs.progress import say
 from keepaug.runs.result import DATASET, STARTED_FROM, describe_run, record_result, revision
 from keepaug.runs.shapes import check_shape, read_json, read_yaml
@@ -152,6 +152,7 @@ class Recorder:
         pass_signals_on: bool = False,
         has_run: Callable[[Path], bool] = has_checkpoint,
     ) -> None:
+        check_tracker(tracker)
         self.path, self.main, self._says = Path(output), main and not dry, main
         self.clock = Clock(self.path / RUN)
         self._has_run, self._tensorboard, self._tracker = has_run, tensorboard, tracker
@@ -380,10 +381,14 @@ class Recorder:
                 self.path, self._run, metrics, wall_time_s=self.seconds, artifacts=artifacts, extra=extra
             )
 
-    def close(self) -> None:
-        """Close the files and release the folder."""
+    def close(self, *, failed: bool = False) -> None:
+        """Close the files and release the folder.
+
+        Args:
+            failed: the run did not come to its end.
+        """
         for logger in self._loggers:
-            logger.close()
+            logger.close(failed=failed)
         if self._metrics is not None:
             self._metrics.close()
         self.signals.release()
@@ -395,7 +400,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
     def _kind_here(self) -> str | None:
         for name in (RUN, "result.json"):

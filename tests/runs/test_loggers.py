@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ import pytest
 
 from keepaug.classify import ClassifyConfig, train
 from keepaug.data.synthetic import write_classification
-from keepaug.runs.config import load_config
-from keepaug.runs.errors import ConfigError
+from keepaug.runs.config import load_config, to_dict
+from keepaug.runs.errors import ConfigError, NonFiniteLossError
 from keepaug.runs.loggers import open_loggers
 from keepaug.runs.progress import RunBar, progress
 
@@ -35,14 +36,16 @@ class Tracker:
     def __init__(self) -> None:
         self.logged: dict[int, dict[str, float]] = {}
         self.started: list[dict] = []
-        self.ended = 0
+        self.ended: list[object] = []
 
     def wandb(self) -> SimpleNamespace:
         return SimpleNamespace(init=self._init)
 
     def _init(self, **options: object) -> SimpleNamespace:
         self.started.append(options)
-        return SimpleNamespace(log=lambda values, step: self._add(values, step), finish=self._end)
+        return SimpleNamespace(
+            log=lambda values, step: self._add(values, step), finish=lambda exit_code: self._end(exit_code)
+        )
 
     def mlflow(self) -> SimpleNamespace:
         def start_run(run_id: str = "", run_name: str = "") -> SimpleNamespace:
@@ -57,8 +60,8 @@ class Tracker:
     def _add(self, values: dict[str, float], step: int) -> None:
         self.logged.setdefault(step, {}).update(values)
 
-    def _end(self) -> None:
-        self.ended += 1
+    def _end(self, status: object) -> None:
+        self.ended.append(status)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -76,10 +79,74 @@ def test_a_tracker_gets_what_metrics_jsonl_gets_and_goes_on_in_one_place(
     assert len(wanted) == 4
     assert tracker.started[0]["name"] == "run"
     assert str(tracker.started[0]["config"]["arch"]) == "resnet8"
-    assert tracker.ended == 1
+    assert tracker.ended == [0 if name == "wandb" else "FINISHED"]
     train(settings(root, f"tracker={name}"), tmp_path / "run", resume=True)
     first, second = tracker.started
     assert second["id"] == (first["id"] if name == "wandb" else "7")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(NonFiniteLossError):
+        train(settings(root, f"tracker={name}", "lr=1e30"), tmp_path / "run")
+    assert tracker.started[2]["id"] != second["id"]  # another run, of the same name
+    assert tracker.ended[2] == (1 if name == "wandb" else "FAILED")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_fails_does_not_take_the_run_with_it(
+    name: str,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tracker = Tracker()
+    monkeypatch.setattr(tracker, "_add", lambda *given, **more: 1 / 0)
+    monkeypatch.setitem(sys.modules, name, getattr(tracker, name)())
+    train(settings(root, f"tracker={name}", "epochs=1"), tmp_path / "run")
+    out = capsys.readouterr().out
+    assert out.count(f"tracker={name} fails (ZeroDivisionError: division by zero)") == 1
+    assert (tmp_path / "run" / "result.json").is_file()
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace())  # nothing works
+    with pytest.raises(ConfigError, match=f"tracker={name} cannot begin"):
+        train(settings(root, f"tracker={name}"), tmp_path / "other")
+
+
+def test_weights_and_biases_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'keepaug[track]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for loss in (0.8125, 0.4375):
+        (logger,) = open_loggers(tmp_path, tensorboard=False, tracker="wandb", name="r", config={"lr": 0.1})
+        logger.log(1, {"train/loss": loss})
+        logger.log(1, {"val/accuracy": 50.0})
+        logger.close(failed=False)
+        assert not logger.lost  # type: ignore[attr-defined]
+        identity = (tmp_path / "wandb.txt").read_text()
+        logs = [
+            path.read_bytes()
+            for path in tmp_path.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb")
+        ]
+        for name, value in (("train/loss", loss), ("val/accuracy", 50)):
+            assert any(name.encode() in log and str(value).encode() in log for log in logs)
+
+
+def test_mlflow_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'keepaug[track]'")
+    config = to_dict(ClassifyConfig())  # as many settings as it must take
+    for part in range(2):
+        (logger,) = open_loggers(tmp_path, tensorboard=False, tracker="mlflow", name="r", config=config)
+        logger.log(1 + part, {"train/loss": 0.5 - part / 4, "val/accuracy": 50.0})
+        assert not logger.lost  # type: ignore[attr-defined]
+        logger.close(failed=bool(part))
+    client = mlflow.MlflowClient()
+    identity = (tmp_path / "mlflow.txt").read_text()
+    run = client.get_run(identity)
+    assert (run.info.run_name, run.info.status) == ("r", "FAILED")
+    assert run.data.params["arch"] == "resnet18"
+    found = client.get_metric_history(identity, "train/loss")
+    assert [(one.step, one.value) for one in found] == [(1, 0.5), (2, 0.25)]
 
 
 def test_a_tracker_that_is_not_installed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
