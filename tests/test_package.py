@@ -1,4 +1,4 @@
-"""Wheel and sdist hold what commands and tests read; a command that lacks libraries says which extra it needs."""
+"""Wheel and sdist hold what commands and tests read; a command that lacks libraries names the extra."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def test_each_command_names_its_extra_and_the_page_says_the_same() -> None:
 
 @pytest.mark.parametrize("argv", [["audit", "--help"], ["train-uda", "root=x"]])
 def test_a_bare_installation_says_what_to_install(argv: list[str], tmp_path: Path) -> None:
-    script = "import sys; sys.modules['yaml'] = None; from keepaug.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    script = (
+        "import sys; sys.modules['yaml'] = None\n"
+        "from keepaug.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, *argv], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -24,7 +24,8 @@ def record(
     wall_time_s: float,
     started_from: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `result.json` beside the page: the share of objects destroyed, plain and Keep, in percent.
+    """Write `result.json` beside the page: the share of objects destroyed, plain, Keep and the difference, in
+    percent, with 95 % intervals over images.
 
     Args:
         result: of an audit with known objects.
@@ -40,7 +41,7 @@ def record(
         ValueError: no objects were known.
     """
     content, output = result.content, Path(output)
-    pairs: dict[str, dict[str, str]] = {}
+    pairs: dict[str, dict[str, Any]] = {}
     metrics = {}
     for row in result.rows:
         if row["destroyed"] is None:
@@ -48,7 +49,10 @@ def record(
         key = ("keep_" if row["keep"] else "") + row["augmentation"]
         metrics[key] = 100 * row["destroyed"]["mean"]
         pair = pairs.setdefault(row["augmentation"], {"name": row["title"][:1].upper() + row["title"][1:]})
-        pair["keep" if row["keep"] else "plain"] = key
+        kind = "keep" if row["keep"] else "plain"
+        pair |= {kind: key, f"{kind}_interval": _percent(row["destroyed"])}
+        if row.get("destroyed_difference"):
+            pair["difference"] = _percent(row["destroyed_difference"])
     if not metrics:
         raise ValueError(
             "no objects are known in these images: there is no share of destroyed ones to record"
@@ -71,6 +75,10 @@ def record(
         artifacts={"worst": "worst.png", "page": "audit.html"},
         extra={"pairs": [pair for pair in pairs.values() if {"plain", "keep"} <= pair.keys()]},
     )
+
+
+def _percent(interval: Mapping[str, float]) -> list[float]:
+    return [100 * interval[key] for key in ("mean", "low", "high")]
 
 
 def _sheet(result: Audit) -> Any:

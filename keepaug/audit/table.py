@@ -12,7 +12,7 @@ from keepaug.audit.measures import SHARES, Interval, bootstrap
 from keepaug.audit.trials import Trial
 from keepaug.runs.seeds import make_generator
 
-__all__ = ["HALF", "clean_figures", "recommended", "row_of", "sweep_points"]
+__all__ = ["HALF", "clean_figures", "destroyed_difference", "recommended", "row_of", "sweep_points"]
 
 HALF = 0.5
 Table = Mapping[str, Mapping[str, Tensor]]
@@ -79,6 +79,21 @@ def row_of(
         "by_object": _by_object(columns, object_names),
         "code": augmentation.code(trial.keep, trial.tau),
     }
+
+
+def destroyed_difference(plain: Table, keep: Table, *, seed: int) -> dict[str, float] | None:
+    """The share of objects destroyed with Keep minus that without, of the objects that both tell of.
+
+    Returns:
+        Mean and interval over resampled images, which are the same for both; None where no object is known.
+    """
+    first, second, image = plain["objects"], keep["objects"], plain["objects"]["image"]
+    known = first["known"] * second["known"]
+    change = ((second["hidden"] >= HALF).double() - (first["hidden"] >= HALF).double()) * known
+    num = len(plain["images"]["lost"])
+    ratio = (_per_image(change, image, num), _per_image(known, image, num))
+    generator = make_generator(seed, "audit", "bootstrap")
+    return _plain(bootstrap({"difference": ratio}, generator=generator)["difference"])
 
 
 def _curve(columns: Table) -> list[list[float]]:

@@ -16,7 +16,7 @@ from keepaug.runs.files import write_atomic
 
 __all__ = ["draw_views", "enlarged", "grey_map", "labelled_sheet"]
 
-_GAP, _LETTERS = 6, 15  # pixels
+_GAP = 6  # pixels
 _WIDTH = 1100  # of a sheet of views, about
 
 
@@ -44,11 +44,12 @@ def labelled_sheet(titles: Sequence[str], rows: Sequence[tuple[str, Sequence[Ima
         titles: one per column; what is wider than its column is cut short.
         rows: label and pictures of one size; a row may be shorter than the titles.
     """
-    font = ImageFont.load_default(size=_LETTERS)
     width, height = rows[0][1][0].size
+    letters = min(max(15, width // 7), 24)  # pixels
+    font = ImageFont.load_default(size=letters)
     margin = max(font.getlength(line) for label, _ in rows for line in label.split("\n"))
     margin = round(margin) + 2 * _GAP
-    head, line = (_LETTERS + 2 * _GAP if any(titles) else _GAP), _LETTERS + 4
+    head, line = (letters + 2 * _GAP if any(titles) else _GAP), letters + 4
     tall = max(height, *(line * len(label.split("\n")) for label, _ in rows)) + _GAP
     sheet = Image.new("RGB", (margin + len(titles) * (width + _GAP), head + len(rows) * tall), "white")
     pen = ImageDraw.Draw(sheet)

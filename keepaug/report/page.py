@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import html
 import os
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.report.aggregate import Group, aggregate, built_on, formatted, machine, origin_name, seed_of
+from keepaug.report.aggregate import Group, aggregate, built_on, machine, origin_name, seed_of
 from keepaug.report.cells import Wanted
 from keepaug.report.pairs import SETTLED, Pairs, compare
 from keepaug.report.paper import FilledTable, fill_table, load_paper
-from keepaug.report.view import Section, html_page
+from keepaug.report.view import Rate, Section, Share, html_page
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
 
@@ -148,7 +149,7 @@ def _name_by_settings(group: Group) -> str:
         keep = " + Keep" if config.get("keep") else ""
         algorithm = config.get("algorithm") or config.get("method")  # the older name
         return f"{algorithm}{keep} ({config['arch']}, {config['num_labels']} labels)"
-    return "Regions" if first["kind"] == "fidelity" else str(first["name"])
+    return "Audit" if first["kind"] == "fidelity" else str(first["name"])
 
 
 def _marks(group: Group) -> str:
@@ -250,20 +251,22 @@ def _pairs_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[li
     return head, rows
 
 
-def _rates(groups: Sequence[Group]) -> list[tuple[str, float, float, str]]:
-    """(pair, plain, keep, text) of the destruction rates, in percent, mean over seeds."""
+def _rates(groups: Sequence[Group]) -> list[Rate]:
+    """The destruction rates, mean over seeds; the intervals of one audit are over its images."""
     found = []
     for group in (one for several in _of_kind(groups, "fidelity") for one in several.averaged):
         for pair in group.first["extra"].get("pairs", []):
-            plain, keep = group.values(pair["plain"]), group.values(pair["keep"])
-            found.append(
-                (
-                    pair["name"],
-                    sum(plain) / len(plain),
-                    sum(keep) / len(keep),
-                    formatted(plain) + " / " + formatted(keep),
-                )
-            )
+            values = [group.values(pair[kind]) for kind in ("plain", "keep")]
+            shares = [Share(statistics.fmean(one)) for one in values]
+            shares.append(Share(shares[1].mean - shares[0].mean))
+            if len(group.results) > 1:
+                pairs = Pairs((), tuple(keep - plain for plain, keep in zip(*values, strict=True)))
+                half = pairs.half_width()
+                shares[2] = Share(pairs.mean, pairs.mean - half, pairs.mean + half)
+            else:
+                known = [pair.get(name) for name in ("plain_interval", "keep_interval", "difference")]
+                shares = [Share(*new) if new else old for new, old in zip(known, shares, strict=True)]
+            found.append(Rate(pair["name"], *shares))
     return found
 
 
@@ -303,12 +306,13 @@ def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str
             "",
             _RATES_TEXT,
             "",
-            "| augmentation | plain (%) | keep (%) |",
-            "|---|---|---|",
+            "| augmentation | plain (%) | keep (%) | difference (points, 95 %) |",
+            "|---|---|---|---|",
         ]
-        parts += [f"| {_plain_text(name)} | {plain:.1f} | {keep:.1f} |" for name, plain, keep, _ in rates] + [
-            ""
-        ]
+        parts += [
+            f"| {_plain_text(one.name)} | {one.plain.mean:.1f} | {one.keep.mean:.1f} | {one.difference} |"
+            for one in rates
+        ] + [""]
     for kind in _TASKS:
         if own := _of_kind(groups, kind):
             head, rows = _own_table(own, kind)
@@ -350,7 +354,8 @@ def _summary(groups: Sequence[Group]) -> str:
         for result in group.results
     )
     drawn = f"{number} runs, {synthetic} of them on data drawn by the program"
-    return f"{drawn}; the newest of {newest}; machine: {'; '.join(machines)}."
+    day, time = newest[:10], newest[11:16]
+    return f"{drawn}; the newest of {day}, {time} UTC; machine: {'; '.join(machines)}."
 
 
 def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 __all__ = ["thumbnail"]
 
-_SIDE = 640  # pixels
-_QUALITY = 70
+_SIDE = 800  # pixels
+_QUALITY = 60
 
 
 def thumbnail(path: str | Path) -> str | None:
     """A picture as the text of an `src`; None for a file that is none.
 
     Args:
-        path: of the picture; it is shown at 640 pixels at most, as WebP.
+        path: of the picture; it is shown at 800 pixels at most, as WebP.
     """
     try:
         from PIL import Image

@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keepaug.report.aggregate import Group, origin_name
 from keepaug.report.curves import Chart, Line, chart_of, read_curve
@@ -16,11 +16,50 @@ from keepaug.report.paper import NOT_RUN, FilledTable
 from keepaug.report.thumbnails import thumbnail
 from keepaug.runs.pages import render
 
-__all__ = ["Section", "answer", "html_page"]
+__all__ = ["Rate", "Section", "Share", "answer", "html_page"]
 
 _MOST_LINES = 24  # of a chart
 _CONFIGS = ("config.yaml",)
 _WEIGHTS = ("weights.pt", "model_final.pth")
+
+
+class Share(NamedTuple):
+    """In percent or points, with a 95 % interval where one is known."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        """As a difference: `-18.0 [-22.1, -14.0]`."""
+        return f"{self.mean:+.1f}" + ("" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Objects destroyed by an augmentation.
+
+    Attributes:
+        name: of the augmentation.
+        plain: share of the objects, in percent.
+        keep: with Keep.
+        difference: Keep minus plain.
+    """
+
+    name: str
+    plain: Share
+    keep: Share
+    difference: Share
+
+    def verdict(self) -> tuple[str, str]:
+        """As of pairs of runs, less being better."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None:
+            return "open", "without an interval, which an audit of today records, nothing is decided"
+        if low <= 0 <= high:
+            return "open", "it holds zero, so nothing is decided"
+        verdict = "gains" if high < 0 else "loses"
+        return verdict, f"Keep {verdict}"
 
 
 @dataclass(frozen=True)
@@ -59,12 +98,33 @@ def answer(section: Section) -> tuple[str, str]:
     keep, plain, pairs = max(compared, key=lambda one: len(one[2]))
     verdict, means = _verdict(pairs)
     unit = f"points of {section.metric}" + (", 95 % interval" if len(pairs) > 1 else "")
-    text = f"{keep} against {plain}: {pairs} ({unit}); {means}."
-    verdicts = [_verdict(one)[0] for _, _, one in compared]
-    if len(compared) > 1:
+    short = [_apart(*one[:2]) for one in compared]
+    names = _apart(keep, plain)
+    if short.count(names) > 1:
+        names = (keep, plain)
+    text = f"{names[0]} against {names[1]}: {pairs} ({unit}); {means}."
+    return _together(verdict, text, [_verdict(one)[0] for _, _, one in compared])
+
+
+def _apart(keep: str, plain: str) -> tuple[str, str]:
+    """Two names without the words that both end with, and without the whole parts that both begin with."""
+    first, second = keep.split(), plain.split()
+    while len(first) > 1 and len(second) > 1 and first[-1] == second[-1]:
+        first, second = first[:-1], second[:-1]
+    begin = 0
+    for number, (one, other) in enumerate(zip(first[:-1], second[:-1], strict=False), 1):
+        if one != other:
+            break
+        begin = number if one[-1] in ",:" else begin
+    return " ".join(first[begin:]).rstrip(","), " ".join(second[begin:]).rstrip(",")
+
+
+def _together(verdict: str, text: str, verdicts: Sequence[str]) -> tuple[str, str]:
+    """With the number of comparisons that say the same or not."""
+    if len(verdicts) > 1:
         numbers = (verdicts.count(word) for word in ("gains", "loses", "open"))
         text += (
-            f" Of {len(compared)} comparisons "
+            f" Of {len(verdicts)} comparisons "
             + "Keep gains in {}, loses in {}, and {} decide nothing.".format(*numbers)
         )
     decided = set(verdicts) - {"open"}
@@ -85,7 +145,7 @@ def html_page(
     title: str,
     summary: str,
     sections: Sequence[Section],
-    rates: Sequence[tuple[str, float, float, str]],
+    rates: Sequence[Rate],
     texts: Mapping[str, str],
     pictures: Sequence[tuple[str, Path]],
     tables: Sequence[FilledTable],
@@ -97,7 +157,7 @@ def html_page(
         title: of the page.
         summary: how many runs, when, on what.
         sections: one for each task that was run.
-        rates: name of an augmentation and its shares of destroyed objects, plain and Keep, in percent.
+        rates: of objects destroyed.
         texts: "rates_title", "rates", "pairs_title" and "paper".
         pictures: caption and file.
         tables: of the paper.
@@ -105,8 +165,8 @@ def html_page(
     """
     answers = []
     if rates:
-        text = _rates_answer(rates)
-        answers.append({"id": "fidelity", "title": texts["rates_title"], "verdict": "open", "text": text})
+        verdict, text = _rates_answer(rates)
+        answers.append({"id": "fidelity", "title": texts["rates_title"], "verdict": verdict, "text": text})
     for section in sections:
         verdict, text = answer(section)
         answers.append({"id": section.id, "title": section.title, "verdict": verdict, "text": text})
@@ -132,18 +192,30 @@ def html_page(
     )
 
 
-def _rates_answer(rates: Sequence[tuple[str, float, float, str]]) -> str:
-    name, plain, keep, _ = max(rates, key=lambda one: abs(one[1] - one[2]))
-    return f"{name} destroys {plain:.1f} % of the objects, with Keep {keep:.1f} %."
+def _rates_answer(rates: Sequence[Rate]) -> tuple[str, str]:
+    """As `answer`; Keep gains where it destroys less."""
+    first = max(rates, key=lambda one: abs(one.difference.mean))
+    verdict, means = first.verdict()
+    unit = "points" if first.difference.low is None else "points, 95 % interval"
+    text = (
+        f"{first.name} destroys {first.plain.mean:.1f} % of the objects, with Keep {first.keep.mean:.1f} %: "
+        f"{first.difference} ({unit}); {means}."
+    )
+    return _together(verdict, text, [one.verdict()[0] for one in rates])
 
 
-def _bars(rates: Sequence[tuple[str, float, float, str]]) -> list[dict[str, Any]]:
-    top = max((value for _, plain, keep, _ in rates for value in (plain, keep)), default=0) or 1
+def _bars(rates: Sequence[Rate]) -> list[dict[str, Any]]:
+    top = max((one.high or one.mean for rate in rates for one in (rate.plain, rate.keep)), default=0) or 1
 
-    def bar(value: float) -> dict[str, str]:
-        return {"text": f"{value:.1f} %", "width": f"{100 * value / top:.1f}"}
+    def bar(share: Share) -> dict[str, Any]:
+        found: dict[str, Any] = {"text": f"{share.mean:.1f} %", "width": f"{100 * share.mean / top:.2f}"}
+        if share.low is not None and share.high is not None:
+            found["text"] += f" ({share.low:.1f}-{share.high:.1f})"
+            found["low"] = f"{100 * share.low / top:.2f}"
+            found["span"] = f"{100 * (share.high - share.low) / top:.2f}"
+        return found
 
-    return [{"name": name, "plain": bar(plain), "keep": bar(keep)} for name, plain, keep, _ in rates]
+    return [{"name": one.name, "plain": bar(one.plain), "keep": bar(one.keep)} for one in rates]
 
 
 def _section(section: Section, output: Path) -> dict[str, Any]:

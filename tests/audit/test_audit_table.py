@@ -12,7 +12,7 @@ import torch
 
 from keepaug.audit.augmentations import parse_augmentation
 from keepaug.audit.measures import identity_source
-from keepaug.audit.table import recommended
+from keepaug.audit.table import destroyed_difference, recommended
 from keepaug.audit.trials import Trial
 from keepaug.audit.truth import judge_maps
 from keepaug.models.networks import build_network
@@ -142,3 +142,25 @@ def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
         "cutout:8,clipped",
     ]
     assert found["correlations"]["importance_lost"]["rank_correlation"] == pytest.approx(-1)
+
+
+def test_the_difference_of_destroyed_objects_is_over_images_and_of_those_both_tell_of() -> None:
+    """Two objects in each image; of the last one Keep tells nothing."""
+    images = {"lost": torch.zeros(40)}
+    image = torch.arange(40).repeat_interleave(2)
+    plain_hidden = torch.tensor([0.9, 0.1]).repeat(40).double()
+    keep_hidden = torch.tensor([0.2, 0.6]).repeat(40).double()
+    keep_hidden[:20] = 0.0
+    known = torch.ones(80, dtype=torch.float64)
+    told = known.clone()
+    told[79] = 0
+    plain = {"images": images, "objects": {"hidden": plain_hidden, "known": known, "image": image}}
+    keep = {"images": images, "objects": {"hidden": keep_hidden, "known": told, "image": image}}
+    found = destroyed_difference(plain, keep, seed=0)
+    both = told > 0
+    mean = float(((keep_hidden >= 0.5).double() - (plain_hidden >= 0.5).double())[both].mean())
+    assert found is not None
+    assert found["mean"] == pytest.approx(mean, abs=1e-6)
+    assert found["low"] < found["mean"] < found["high"]
+    nothing = {"images": images, "objects": {"hidden": keep_hidden, "known": 0 * known, "image": image}}
+    assert destroyed_difference(plain, nothing, seed=0) is None

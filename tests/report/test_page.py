@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -220,3 +221,53 @@ def test_whole_without_scripts(browser, page: Path) -> None:
     assert shown.locator("#classify ~ .scroll tbody tr").count() == len(METHODS)
     assert shown.get_by_role("searchbox").count() == 0
     context.close()
+
+
+@pytest.mark.parametrize(
+    ("pair", "verdict", "said"),
+    [
+        (
+            {"difference": [-18.0, -22.0, -14.0]},
+            "gains",
+            "-18.0 [-22.0, -14.0] (points, 95 % interval); Keep gains.",
+        ),
+        ({"difference": [-18.0, -22.0, 1.0]}, "open", "it holds zero"),
+        ({}, "open", "-18.0 (points); without an interval"),
+    ],
+)
+def test_the_sentence_of_destruction_has_its_interval(
+    pair: dict, verdict: str, said: str, tmp_path: Path
+) -> None:
+    """Of results before there was one, the sentence says so."""
+    write_result(
+        tmp_path / "a", kind="fidelity", name="audit", metrics={"cutout": 20.0, "keep_cutout": 2.0},
+        seed=0, config={}, dataset={"name": "d", "sizes": {}, "checksum": "a"}, synthetic=True,
+        shortened=False,
+        wall_time_s=1.0,
+        extra={"pairs": [{"name": "Cutout", "plain": "cutout", "keep": "keep_cutout"} | pair]},
+    )  # fmt: skip
+    markdown, html = write_report(tmp_path, tmp_path / "out", recipes=recipes)
+    assert f'<li class="{verdict}"><a href="#fidelity">' in html.read_text()
+    text = html.read_text()
+    assert "Cutout destroys 20.0 % of the objects, with Keep 2.0 %: -18.0" in text
+    assert said in text
+    assert "| Cutout | 20.0 | 2.0 | -18.0" in markdown.read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("uda + Keep (wrn, 24 labels)", "uda (wrn, 24 labels)"), "uda + Keep against uda"),
+        (("d, backbone: keep_x (r18), engine: t", "d, backbone: x (r18), engine: t"), "keep_x against x"),
+        (("keep_x (r18, full saliency)", "x (r18)"), "keep_x (r18, full saliency) against x (r18)"),
+    ],
+)
+def test_the_answer_leaves_out_what_both_names_say(names: tuple[str, str], said: str) -> None:
+    """Unless another comparison would then have the same names."""
+    pairs = Pairs((0, 1), (0.4, 0.41))
+    section = Section("x", "X", "accuracy", [], [], [], [(*names, pairs)], [])
+    assert answer(section)[1].startswith(f"{said}: +0.4")
+    twice = dataclasses.replace(
+        section, pairs=[(*names, pairs), (f"{names[0]}, b=1", f"{names[1]}, b=1", pairs)]
+    )
+    assert answer(twice)[1].startswith(f"{names[0]} against {names[1]}: ") or said == " against ".join(names)
