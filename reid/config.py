@@ -59,6 +59,16 @@ RECIPES: dict[str, dict[str, Any]] = {
 class ReidConfig:
     """All settings; `key=value` on the command line changes one."""
 
+    SECTIONS: ClassVar = {  # of --help, by their first setting
+        "layout": "data",
+        "height": "images",
+        "arch": "network",
+        "recipe": "recipe and its tricks",
+        "margin": "training",
+        "feature": "evaluation",
+        "device": "computing",
+        "log_every": "record",
+    }
     REPLACED: ClassVar = {
         "erasing": "method=none, random_erasing or keep_random_erasing",
         "saliency_scale": "saliency=full or low_resolution",
@@ -66,9 +76,9 @@ class ReidConfig:
     }
 
     name: str = option("", help="of the run; empty: data-arch-recipe", bookkeeping=True)
-    seed: int = option(0, low=0)
+    seed: int = option(0, low=0, help="of all that is drawn")
     # data
-    layout: str = option("market1501", choices=LAYOUTS)
+    layout: str = option("market1501", choices=LAYOUTS, help="the data's form")
     root: str = option(
         "",
         help="folder of the data, or a CSV file with the columns path, identity, camera, split",
@@ -92,12 +102,12 @@ class ReidConfig:
     limit_identities: int = option(0, low=0, help="only that many training identities; 0: all")
     limit_queries: int = option(0, low=0, help="only that many queries; 0: all")
     # images
-    height: int = option(256, low=16)
-    width: int = option(128, low=16)
+    height: int = option(256, low=16, help="of the images, in pixels")
+    width: int = option(128, low=16, help="of the images, in pixels")
     flip: bool = option(True, help="mirror half of the images")
     padding: int = option(10, low=0, high=1024, help="zero padding of the random crop")
     mean: list[float] = option(list(IMAGENET_MEAN), help="RGB in [0, 1]")
-    std: list[float] = option(list(IMAGENET_STD))
+    std: list[float] = option(list(IMAGENET_STD), help="RGB in [0, 1]")
     loading: str = option(
         "auto", choices=("auto", "memory", "files"), help="auto: memory below memory_gb", bookkeeping=True
     )
@@ -116,12 +126,20 @@ class ReidConfig:
         True, help="the released Bag of Tricks lacks the ReLU after the first BatchNorm"
     )
     # the recipe and its tricks
-    recipe: str = option("bag_of_tricks_keep", choices=(*RECIPES, "custom"))
+    recipe: str = option(
+        "bag_of_tricks_keep",
+        choices=(*RECIPES, "custom"),
+        help="a name for six tricks; custom: as they are given",
+    )
     last_stride: int | None = option(None, choices=(None, 1, 2), help="of the last stage; null: the recipe's")
-    neck: str | None = option(None, choices=(None, "bnneck", "none"))
+    neck: str | None = option(
+        None, choices=(None, "bnneck", "none"), help="BatchNorm before the classifier; null: the recipe's"
+    )
     warmup: bool | None = option(None, choices=(None, True, False), help="of the learning rate")
     method: str | None = option(None, choices=(None, *METHODS), help="augmentation beyond crop and flip")
-    label_smoothing: float | None = option(None, low=0, high=0.999)
+    label_smoothing: float | None = option(
+        None, low=0, high=0.999, help="share of a label that goes to all identities; null: the recipe's"
+    )
     centre_weight: float | None = option(None, low=0, help="of the center loss; 0: none")
     # erasing
     p: float = option(0.5, low=0, high=1, help="probability per image", used_by=METHODS[1:])
@@ -142,39 +160,52 @@ class ReidConfig:
     )
     # losses and optimisation
     margin: float = option(0.3, low=0, help="of the batch-hard triplet loss")
-    triplet_weight: float = option(1.0, low=0)
+    triplet_weight: float = option(1.0, low=0, help="of the batch-hard triplet loss")
     centre_lr: float = option(0.5, low=0, help="of the centres' own SGD", used_by=("centre_weight",))
     identities: int = option(16, low=2, help="P: identities per batch, of all processes together")
     images: int = option(4, low=2, help="K: images per identity")
-    epochs: int = option(120, low=1)
+    epochs: int = option(120, low=1, help="passes over the training identities")
     max_steps: int = option(0, low=0, help="stop after that many steps; 0: no")
     lr: float = option(3.5e-4, low=0, help="of Adam")
-    weight_decay: float = option(5e-4, low=0)
-    beta2: float = option(0.999, low=0, high=0.99999)
+    weight_decay: float = option(5e-4, low=0, help="of Adam")
+    beta2: float = option(0.999, low=0, high=0.99999, help="of Adam")
     milestones: list[int] = option([40, 70], low=1, help="epochs (from 1) at which the rate falls")
-    gamma: float = option(0.1, low=0)
+    gamma: float = option(0.1, low=0, help="factor of the rate at each milestone")
     warmup_epochs: int = option(10, low=1, help="with warmup: its length")
-    warmup_factor: float = option(0.01, low=0, high=1)
+    warmup_factor: float = option(0.01, low=0, high=1, help="share of lr that the warm-up begins with")
     # evaluation
     feature: str = option("after", choices=("after", "before"), help="the neck")
-    metric: str = option("cosine", choices=("cosine", "euclidean"))
+    metric: str = option("cosine", choices=("cosine", "euclidean"), help="distance of features")
     flip_test: bool = option(False, help="mean of the features of an image and its mirror image")
     rerank: bool = option(False, help="k-reciprocal re-ranking, at the end", bookkeeping=True)
-    k1: int = option(20, low=1, bookkeeping=True, used_by=("rerank=true",))
-    k2: int = option(6, low=1, bookkeeping=True, used_by=("rerank=true",))
-    rerank_lambda: float = option(0.3, low=0, high=1, bookkeeping=True, used_by=("rerank=true",))
-    eval_batch_size: int = option(128, low=1, bookkeeping=True)
+    k1: int = option(20, low=1, bookkeeping=True, used_by=("rerank=true",), help="neighbours, of re-ranking")
+    k2: int = option(
+        6,
+        low=1,
+        bookkeeping=True,
+        used_by=("rerank=true",),
+        help="neighbours that are averaged, of re-ranking",
+    )
+    rerank_lambda: float = option(
+        0.3,
+        low=0,
+        high=1,
+        bookkeeping=True,
+        used_by=("rerank=true",),
+        help="weight of the distance as it was",
+    )
+    eval_batch_size: int = option(128, low=1, bookkeeping=True, help="images")
     eval_every: int = option(10, low=1, help="epochs")
     eval_untrained: bool = option(False, help="also score the features before training")
     # machine
-    device: str = option("auto", bookkeeping=True)
+    device: str = option("auto", bookkeeping=True, help="cpu, cuda, cuda:N; auto: a GPU where there is one")
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
-    channels_last: bool = option(False, precision=True)
+    channels_last: bool = option(False, precision=True, help="memory format; the same figures up to rounding")
     sync_batchnorm: bool = option(True, help="several processes normalize over the whole batch, as one does")
     # bookkeeping
     log_every: int = option(20, low=1, help="steps", bookkeeping=True)
     checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only", bookkeeping=True)
-    tensorboard: bool = option(True, bookkeeping=True)
+    tensorboard: bool = option(True, bookkeeping=True, help="write its events, where it is installed")
     tracker: str = option("none", choices=TRACKERS, help=TRACKER_HELP, bookkeeping=True)
     ranked: int = option(8, low=0, help="queries in the ranked-list picture; 0: none", bookkeeping=True)
     pictures: bool = option(True, help="draw saliency and erased regions of a few images", bookkeeping=True)

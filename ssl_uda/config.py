@@ -24,6 +24,14 @@ UNLABELLED = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.u
 class UdaConfig:
     """All settings; `key=value` changes one. The defaults are Google's UDA recipe for CIFAR-10."""
 
+    SECTIONS: ClassVar = {  # of --help, by their first setting
+        "dataset": "data",
+        "arch": "network and algorithm",
+        "padding": "augmentation",
+        "steps": "training",
+        "device": "computing",
+        "log_every": "record",
+    }
     REPLACED: ClassVar = {
         "method": "it is two settings now: supervised is algorithm=supervised, rand_augment is "
         "algorithm=uda, "
@@ -33,12 +41,12 @@ class UdaConfig:
     }
 
     name: str = option("", help="of the run; empty: dataset-arch-ALGORITHM-NUMlabels", bookkeeping=True)
-    seed: int = option(0, low=0)
+    seed: int = option(0, low=0, help="of all that is drawn")
     # data
-    dataset: str = option("cifar10", choices=("cifar10", "image_folder"))
+    dataset: str = option("cifar10", choices=("cifar10", "image_folder"), help="the data's form")
     root: str = option("", help="folder of the data", bookkeeping=True)
     image_size: int = option(0, low=0, help="resize to that side when reading; 0: as the files are")
-    num_labels: int = option(4000, low=1)
+    num_labels: int = option(4000, low=1, help="images that keep their labels")
     split: str = option("first", choices=SPLITS, help="first: Google's, unbalanced")
     split_seed: int = option(-1, low=-1, help="of split=balanced; -1: the run's seed", used_by=("balanced",))
     unlabelled: str = option(
@@ -57,7 +65,7 @@ class UdaConfig:
         used_by=UNLABELLED,
     )
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
-    limit_val: int = option(0, low=0)
+    limit_val: int = option(0, low=0, help="only that many validation images; 0: all")
     # network
     arch: str = option("wrn28_2", help=f"wrnDEPTH_WIDTH, {', '.join([*ARCHITECTURES, *FAST])}")
     stem: str = option("cifar", choices=STEMS, help="of the ResNets", used_by=("resnet",))
@@ -73,7 +81,7 @@ class UdaConfig:
     )
     # augmentation
     padding: int = option(4, low=0, high=1024, help="reflected border of the random crop")
-    flip: bool = True
+    flip: bool = option(True, help="mirror half of the images")
     crops: str = option(
         "shared",
         choices=("shared", "independent"),
@@ -81,7 +89,7 @@ class UdaConfig:
         used_by=UNLABELLED,
     )
     policy: str = option("uda", choices=POLICIES, help="operations of the strong view", used_by=UNLABELLED)
-    num_ops: int = option(2, low=1, used_by=UNLABELLED)
+    num_ops: int = option(2, low=1, used_by=UNLABELLED, help="operations of the strong view")
     levels: list[int] = option(
         [1, 9], low=0, high=10, help="smallest and largest magnitude", used_by=UNLABELLED
     )
@@ -89,7 +97,9 @@ class UdaConfig:
     cutout: int = option(16, low=0, help="side, after the policy and the paste; 0: none", used_by=UNLABELLED)
     tau: float = option(0.6, low=0, high=1, help="quantile of the region scores", used_by=("keep",))
     size: int = option(16, low=1, help="side of the pasted region", used_by=("keep",))
-    paste_placement: str = option("inside", choices=PLACEMENTS, used_by=("keep",))
+    paste_placement: str = option(
+        "inside", choices=PLACEMENTS, used_by=("keep",), help="where the pasted square may lie"
+    )
     saliency: str = option(
         "low_resolution",
         choices=("full", "low_resolution"),
@@ -105,7 +115,9 @@ class UdaConfig:
         help="smallest probability that counts; -1: all; FixMatch 0.95",
         used_by=UNLABELLED,
     )
-    consistency: str = option("kl", choices=CONSISTENCY, used_by=("uda",))
+    consistency: str = option(
+        "kl", choices=CONSISTENCY, used_by=("uda",), help="loss of the unlabelled images"
+    )
     weight: float = option(1.0, low=0, help="of the unlabelled images' loss", used_by=UNLABELLED)
     entropy: float = option(0.0, low=0, help="weight of the entropy term", used_by=("uda",))
     tsa: str = option("off", choices=TSA, help="training signal annealing", used_by=("supervised", "uda"))
@@ -116,16 +128,16 @@ class UdaConfig:
         used_by=UNLABELLED,
     )
     # optimisation
-    steps: int = option(500_000, low=1)
+    steps: int = option(500_000, low=1, help="of the whole run")
     batch_size: int = option(64, low=1, help="labelled images, of all processes together")
     unlabelled_ratio: int = option(
         7, low=1, help="unlabelled images for each labelled one", used_by=UNLABELLED
     )
-    lr: float = option(0.03, low=0)
-    warmup_steps: int = option(0, low=0)
-    momentum: float = option(0.9, low=0, high=1)
-    nesterov: bool = True
-    weight_decay: float = option(5e-4, low=0)
+    lr: float = option(0.03, low=0, help="highest learning rate, of SGD")
+    warmup_steps: int = option(0, low=0, help="steps in which the learning rate rises")
+    momentum: float = option(0.9, low=0, high=1, help="of SGD")
+    nesterov: bool = option(True, help="Nesterov's momentum")
+    weight_decay: float = option(5e-4, low=0, help="per step, of SGD")
     decay: str = option(
         "all", choices=("all", "kernels"), help="kernels: not on BatchNorm and biases, FixMatch's"
     )
@@ -137,16 +149,16 @@ class UdaConfig:
     )
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     # machine
-    device: str = option("auto", bookkeeping=True)
+    device: str = option("auto", bookkeeping=True, help="cpu, cuda, cuda:N; auto: a GPU where there is one")
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
-    channels_last: bool = option(False, precision=True)
-    compile: bool = option(False, precision=True)
+    channels_last: bool = option(False, precision=True, help="memory format; the same figures up to rounding")
+    compile: bool = option(False, precision=True, help="torch.compile")
     sync_batchnorm: bool = option(True, help="statistics over all processes, so that N equal one")
     # bookkeeping
     log_every: int = option(100, low=1, help="steps", bookkeeping=True)
     eval_every: int = option(5000, low=1, help="steps")
     checkpoint_every: int = option(5000, low=1, help="steps", bookkeeping=True)
-    tensorboard: bool = option(True, bookkeeping=True)
+    tensorboard: bool = option(True, bookkeeping=True, help="write its events, where it is installed")
     tracker: str = option("none", choices=TRACKERS, help=TRACKER_HELP, bookkeeping=True)
     pictures: bool = option(True, help="draw the views of a few images", bookkeeping=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from keepaug.choices import (
     AFTER,
@@ -38,10 +38,20 @@ SALIENCY = ("full", "low_resolution", "early_head", "low_resolution_early", "noi
 class ClassifyConfig:
     """All settings; `key=value` on the command line changes one."""
 
+    SECTIONS: ClassVar = {  # of --help, by their first setting
+        "dataset": "data",
+        "arch": "network",
+        "method": "augmentation",
+        "epochs": "training",
+        "device": "computing",
+        "log_every": "record",
+    }
     name: str = option("", help="of the run; empty: dataset-arch-method", bookkeeping=True)
-    seed: int = option(0, low=0)
+    seed: int = option(0, low=0, help="of all that is drawn")
     # data
-    dataset: str = option("image_folder", choices=("cifar10", "image_folder", "imagenet"))
+    dataset: str = option(
+        "image_folder", choices=("cifar10", "image_folder", "imagenet"), help="the data's form"
+    )
     root: str = option("", help="folder of the data", bookkeeping=True)
     loading: str = option(
         "auto",
@@ -59,7 +69,7 @@ class ClassifyConfig:
         help="what is padded with; AutoAugment's code: mean",
         used_by=("loading=memory",),
     )
-    flip: bool = True
+    flip: bool = option(True, help="mirror half of the images")
     alternate_flips: bool = option(
         False,
         help="each image is mirrored in every second epoch instead of half the time",
@@ -70,7 +80,7 @@ class ClassifyConfig:
         0.0, low=0, help="strength of the PCA colour noise, one draw for all views of an image"
     )
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
-    limit_val: int = option(0, low=0)
+    limit_val: int = option(0, low=0, help="only that many validation images; 0: all")
     num_workers: int = option(
         -1,
         low=-1,
@@ -79,12 +89,12 @@ class ClassifyConfig:
     )
     # network
     arch: str = option("resnet18", help="resnet18, resnet50, wrn28_10 ...: see keepaug.models.build_network")
-    stem: str = option("imagenet", choices=STEMS)
+    stem: str = option("imagenet", choices=STEMS, help="a ResNet's first layer: 7 x 7 with pooling, or 3 x 3")
     dropout: float = option(0.0, low=0, high=0.99, help="probability; 0.3 in WRN-28-10")
     drop_path: float = option(0.0, low=0, high=0.99, help="probability of leaving a branch out")
     drop_block: float = option(0.0, low=0, high=0.99, help="share of the features that blocks cover")
     # augmentation
-    method: str = option("none", choices=METHODS)
+    method: str = option("none", choices=METHODS, help="the augmentation; keep_: with Keep")
     saliency: str = option(
         "full",
         choices=SALIENCY,
@@ -107,7 +117,9 @@ class ClassifyConfig:
     placement: str = option(
         "clipped", choices=PLACEMENTS, help="of cutout and cutmix, Keep or not", used_by=("cutout", "cutmix")
     )
-    paste_placement: str = option("inside", choices=PLACEMENTS, used_by=("paste",))
+    paste_placement: str = option(
+        "inside", choices=PLACEMENTS, used_by=("paste",), help="where the pasted square may lie"
+    )
     alpha: float = option(
         1.0,
         low=1e-6,
@@ -142,10 +154,15 @@ class ClassifyConfig:
         [0.3, 3.3333], low=0, help="random erasing: height / width", used_by=("random_erasing",)
     )
     fill: str = option(
-        "random", choices=("random", "zero", "bot"), help="random erasing", used_by=("random_erasing",)
+        "random",
+        choices=("random", "zero", "bot"),
+        help="what erased regions hold",
+        used_by=("random_erasing",),
     )
-    num_ops: int = option(2, low=1, help="rand_augment", used_by=("rand_augment",))
-    magnitude: int = option(9, low=0, help="rand_augment", used_by=("rand_augment",))
+    num_ops: int = option(2, low=1, help="operations per image", used_by=("rand_augment",))
+    magnitude: int = option(
+        9, low=0, help="of the operations, out of magnitude_max", used_by=("rand_augment",)
+    )
     magnitude_max: int = option(
         30,
         choices=MAGNITUDE_MAXIMA,
@@ -156,7 +173,10 @@ class ClassifyConfig:
         "rand_augment", choices=OPERATIONS, help="rand_augment: whose operations", used_by=("rand_augment",)
     )
     policy: str = option(
-        "cifar10", choices=("cifar10", "imagenet"), help="auto_augment", used_by=("auto_augment",)
+        "cifar10",
+        choices=("cifar10", "imagenet"),
+        help="the data that it was found for",
+        used_by=("auto_augment",),
     )
     ranges: str = option(
         "torchvision",
@@ -196,7 +216,7 @@ class ClassifyConfig:
         help="grid_mask: share of the run over which p rises from 0",
         used_by=("grid_mask",),
     )
-    severity: int = option(3, low=1, high=10, help="aug_mix", used_by=("aug_mix",))
+    severity: int = option(3, low=1, high=10, help="largest strength of the operations", used_by=("aug_mix",))
     all_ops: bool = option(False, help="aug_mix: colour operations too", used_by=("aug_mix",))
     consistency: float = option(
         12.0,
@@ -230,17 +250,17 @@ class ClassifyConfig:
     early_weight: float = option(0.3, low=0, help="its loss weight", used_by=("early",))
     early_map: str = option("logit", choices=OF, help="whose gradient its map is", used_by=("early",))
     # optimisation
-    epochs: int = option(300, low=1)
+    epochs: int = option(300, low=1, help="passes over the training images")
     max_steps: int = option(0, low=0, help="stop after that many steps; 0: no")
     batch_size: int = option(128, low=1, help="of all processes together")
     drop_last: bool = option(
         False,
         help="leave out each epoch's incomplete last batch; always where it has no two images per process",
     )
-    lr: float = option(0.1, low=0)
-    momentum: float = option(0.9, low=0, high=1)
-    nesterov: bool = True
-    weight_decay: float = option(5e-4, low=0)
+    lr: float = option(0.1, low=0, help="highest learning rate, of SGD")
+    momentum: float = option(0.9, low=0, high=1, help="of SGD")
+    nesterov: bool = option(True, help="Nesterov's momentum")
+    weight_decay: float = option(5e-4, low=0, help="per step, of SGD")
     decoupled_decay: bool = option(
         False,
         help="weight_decay is what a step at the highest rate takes of a weight, and lr no factor of it",
@@ -248,7 +268,9 @@ class ClassifyConfig:
     norm_bias_factor: float = option(
         1.0, low=1e-6, help="biases of normalisation layers learn at that times lr"
     )
-    schedule: str = option("cosine", choices=("cosine", "multistep", "triangle"))
+    schedule: str = option(
+        "cosine", choices=("cosine", "multistep", "triangle"), help="of the learning rate over the run"
+    )
     triangle: list[float] = option(
         [0.2, 0.23, 0.07],
         low=0,
@@ -259,8 +281,8 @@ class ClassifyConfig:
     )
     milestones: list[int] = option([], low=1, help="multistep: epochs", used_by=("multistep",))
     gamma: float = option(0.1, low=0, help="multistep: factor", used_by=("multistep",))
-    warmup_epochs: float = option(0.0, low=0)
-    label_smoothing: float = option(0.0, low=0, high=1)
+    warmup_epochs: float = option(0.0, low=0, help="epochs in which the learning rate rises")
+    label_smoothing: float = option(0.0, low=0, high=1, help="share of a label that goes to all classes")
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     ema: float = option(0.0, low=0, high=0.999999, help="decay of the averaged weights; 0: none")
     ema_ramp: bool = option(
@@ -278,10 +300,10 @@ class ClassifyConfig:
         False, help="test on the mean of the outputs for an image and its mirror image"
     )
     # machine
-    device: str = option("auto", bookkeeping=True)
+    device: str = option("auto", bookkeeping=True, help="cpu, cuda, cuda:N; auto: a GPU where there is one")
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
-    channels_last: bool = option(False, precision=True)
-    compile: bool = option(False, precision=True)
+    channels_last: bool = option(False, precision=True, help="memory format; the same figures up to rounding")
+    compile: bool = option(False, precision=True, help="torch.compile")
     sync_batchnorm: bool = option(
         False, help="BatchNorm over all processes, so that N equal one", precision=True
     )
@@ -289,7 +311,7 @@ class ClassifyConfig:
     log_every: int = option(50, low=1, help="steps", bookkeeping=True)
     eval_every: int = option(1, low=1, help="epochs")
     checkpoint_every: int = option(0, low=0, help="steps; 0: after each epoch only", bookkeeping=True)
-    tensorboard: bool = option(True, bookkeeping=True)
+    tensorboard: bool = option(True, bookkeeping=True, help="write its events, where it is installed")
     tracker: str = option("none", choices=TRACKERS, help=TRACKER_HELP, bookkeeping=True)
     pictures: bool = option(True, help="draw what the augmentation did to a few images", bookkeeping=True)
 

@@ -10,10 +10,12 @@ import difflib
 import importlib
 import os
 import re
+import shutil
 import statistics
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,22 +44,28 @@ __all__ = [
 
 
 def settings_help(settings: type) -> str:
-    """A line for each field of a settings class, grouped by who uses it: default, meaning, allowed values."""
-    groups: dict[str, list[str]] = {"settings (key=value):": []}
+    """A line for each field of a settings class: default, meaning, allowed values; under the class's
+    `SECTIONS`, which name the first field of each, and then by who uses them.
+    """
+    width = max(60, min(110, shutil.get_terminal_size().columns))
+    sections: Mapping[str, str] = getattr(settings, "SECTIONS", {})
+    title = "settings (key=value; those with * may change on resume, and are no part of what a run is)"
+    groups: dict[str, list[str]] = {}
     for field in dataclasses.fields(settings):
         default = field.default
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         choices, users = field.metadata.get("choices"), field.metadata.get("used_by")
         notes = [field.metadata.get("help") or "", " | ".join(map(str, choices)) if choices else ""]
-        group = "settings (key=value):"
-        if field.metadata.get("bookkeeping"):
-            group = "bookkeeping (may change on resume, and is no part of what a run is):"
-        elif users:
-            group = f"used by {', '.join(users)}:"
-        line = f"  {field.name}={default}  {'; '.join(note for note in notes if note)}".rstrip()
-        groups.setdefault(group, []).append(line)
-    return "\n".join(line for title, lines in groups.items() for line in (title, *lines))
+        group = title = sections.get(field.name, title)
+        if users:
+            group = f"used by {', '.join(users)}"
+        mark = "* " if field.metadata.get("bookkeeping") else "  "
+        line = f"{field.name}={default}  {'; '.join(note for note in notes if note)}".rstrip()
+        wrapped = textwrap.fill(line, width, initial_indent=mark, subsequent_indent=" " * 6)
+        groups.setdefault(group, []).append(wrapped)
+    order = sorted(groups, key=lambda one: one.startswith("used by"))  # stable
+    return "\n".join(line for one in order for line in (f"{one}:", *groups[one]))
 
 
 DRY_RUN_HELP = "check everything, measure a few steps, say settings, runs, hours and memory; write nothing"
