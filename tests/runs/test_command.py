@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from dataclasses import dataclass
 
 import pytest
 
+from keepaug.__main__ import commands
 from keepaug.runs.command import config_parser, shown, split_settings, summary
 from keepaug.runs.config import ConfigError, option
 
@@ -22,6 +25,19 @@ def test_help_names_every_setting_with_its_default_and_choices() -> None:
     assert "rate=0.1  of learning" in text
     assert "kind=a  a | b" in text
     assert "sizes=[1, 2]" in text
+
+
+@pytest.mark.parametrize("name", ["train-classifier", "train-reid", "train-uda"])
+def test_every_setting_says_what_it_means_under_its_subject(name: str) -> None:
+    parser = importlib.import_module(commands()[name].module).build_parser()
+    lines = parser.format_help().splitlines()
+    for key in parser.settings:
+        (line,) = (one for one in lines if re.match(rf"[* ] {key}=", one))
+        assert "  " in line[2:], f"{key} has no help"
+    headings = [line for line in lines if re.match(r"[a-z].*:$", line)]
+    subjects = [line for line in headings if not line.startswith("used by")]
+    assert {"data:", "training:", "computing:", "record:"} <= set(subjects)
+    assert max(map(len, lines)) <= 110
 
 
 def test_options_and_settings_in_any_order() -> None:

@@ -75,10 +75,14 @@ def test_wrong_commands_say_what_is_wrong(
         ([f"root={tmp_path}"], "is not in the market1501 layout"),
         (["identities=50"], "a batch needs 50 identities, and there are 6"),
         (["weights=none.pth", "identities=4"], "no weights file none.pth"),
-        (["--seeds", "one"], "--seeds must be whole numbers from 0, got one"),
         (["arch=resnet20"], "arch is 'resnet20'"),
     ):
         assert tool.main(command(people, "--output", str(tmp_path / "w"), *arguments)) == 2
+        assert message in capsys.readouterr().err
+    for seeds, message in ((["one"], "whole numbers from 0, got one"), (["1", "1"], "must differ, got 1, 1")):
+        with pytest.raises(SystemExit) as end:
+            tool.main(command(people, "--output", str(tmp_path / "w"), "--seeds", *seeds))
+        assert end.value.code == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "w" / "result.json").exists()
 
