@@ -19,7 +19,7 @@ from keepaug.runs.cache import cache_file, locked
 from keepaug.runs.files import write_atomic
 from keepaug.runs.progress import progress
 
-__all__ = ["check_images", "read_all"]
+__all__ = ["check_images", "own_cores", "read_all"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ def read_all(
     """
     results: list[Result] = []
     problems = []
-    outcomes = _attempts(read, items, threads or _cores())
+    outcomes = _attempts(read, items, threads or min(32, own_cores()))
     for result, problem in progress(outcomes, description, total=len(items)):
         results += result
         problems += problem
@@ -85,7 +85,7 @@ def check_images(
         names = [f"{root}/{name}" for name in paths.names()]
     else:
         names = [name if os.path.isabs(name) else os.path.abspath(name) for name in map(str, paths)]
-    threads = threads or _cores()
+    threads = threads or min(32, own_cores())
     if len(names) >= _WORTH:
         common = os.path.commonpath({os.path.dirname(name) for name in names})
         cache = cache_file("images", _RULES, common, suffix=".npy")
@@ -202,6 +202,6 @@ def _save(cache: Path, known: np.ndarray, keys: np.ndarray, sizes: np.ndarray) -
     return known
 
 
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(32, cores)
+def own_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

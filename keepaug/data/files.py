@@ -18,20 +18,8 @@ from keepaug.runs.files import write_bytes_atomic
 __all__ = ["EXTENSIONS", "ImageFiles", "find_images", "is_hidden"]
 
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".jp2",
-    ".avif",
-    ".tga",
-)
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".tga"
+)  # fmt: skip
 _WORTH = 100_000  # fewer files are listed anew at each start, which takes a second
 _SETTLED = 2e9  # nanoseconds after which a folder's time tells a later change apart
 _ARRAYS = ("names", "sizes", "times", "folders", "folder_times")

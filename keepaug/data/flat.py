@@ -27,12 +27,10 @@ def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) 
     """The classes of the images in the folder `split`, from the first of these lists in it or near it.
 
     - `LOC_val_solution.csv` (Kaggle), `val_annotations.txt` (Tiny ImageNet), `val.txt` (Caffe): a line begins
-    with an image's
-      name and its class; a class may be a number from 0 in the order of the sorted class names.
+      with an image's name and its class, which may be a number from 0 in the order of the sorted names.
     - `imagenet_2012_validation_synset_labels.txt`: a class per image, in the order of the images' names.
-    - `ILSVRC2012_validation_ground_truth.txt`: a number from 1 per image, in that order; what the numbers
-    mean says the
-      development kit's `meta.mat`, or a list of classes in that order (`map_clsloc.txt`, `synsets.txt`).
+    - `ILSVRC2012_validation_ground_truth.txt`: a number from 1 per image, in that order, explained by the
+      development kit's `meta.mat`, or a list of classes in their order (`map_clsloc.txt`, `synsets.txt`).
     - torchvision's `meta.bin`.
 
     Args:

@@ -69,10 +69,6 @@ def _as_tensor(views: Any) -> Tensor:
     return views if isinstance(views, Tensor) else pil_to_tensor(views)
 
 
-def _as_pil(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).numpy())
-
-
 def one_by_one(transform: Transform) -> BatchTransform:
     """A transform of a uint8 (3, H, W) tensor for a batch: each image by its own seed; V views are stacked.
 
@@ -186,7 +182,8 @@ class FileImages:
         for index, seed in zip(indices.tolist(), (seeds >> _SEED_SHIFT).tolist(), strict=True):
             images.append(self.read(self.paths[index], seed))
             if self.policy is not None:
-                strong.append(_as_tensor(_run(self.policy, _as_pil(images[-1]), seed + 1)))
+                picture = Image.fromarray(images[-1].permute(1, 2, 0).numpy())
+                strong.append(_as_tensor(_run(self.policy, picture, seed + 1)))
         return Batch(
             torch.stack(images), torch.stack(strong) if strong else None, self.labels[indices], indices
         )

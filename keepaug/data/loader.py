@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from keepaug.data.batch_transforms import with_mirror
+from keepaug.data.checking import own_cores
 from keepaug.data.images import Batch, Images
 from keepaug.runs.seeds import make_generator
 from keepaug.runs.stopping import iterate
@@ -28,8 +29,7 @@ def default_workers(device: torch.device, *, in_memory: bool) -> int:
     """
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4 if in_memory else 16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(4 if in_memory else 16, max(1, own_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class _Batches(Dataset[Batch]):
@@ -60,30 +60,51 @@ class _Rest(Sampler[Any]):
 
 
 class Loader:
-    """Batches of one epoch after another; see `make_loader`."""
+    """Batches whose contents do not depend on the number of workers or processes.
+
+    Args:
+        images: the dataset.
+        batch_size: of all processes together; each gets every `world_size`-th image of it.
+        seed: decides the order and each image's augmentation, per epoch.
+        shuffle: a new order each epoch.
+        alternate: the seeds say that a drawn half of the images is mirrored in even epochs, the other half in
+            odd ones (`MemoryImages(alternate=True)`), so that two epochs show every image both ways.
+        drop_last: leave out an incomplete last batch.
+        num_workers: decoding processes; 0 decodes in this one.
+        rank: of this process.
+        world_size: number of processes.
+        pin_memory: for faster copies to a GPU.
+
+    Raises:
+        ValueError: a batch larger than the dataset with drop_last, or not divisible over the processes.
+    """
 
     def __init__(
         self,
         images: Images,
         batch_size: int,
         *,
-        seed: int,
-        shuffle: bool,
+        seed: int = 0,
+        shuffle: bool = False,
         alternate: bool = False,
-        drop_last: bool,
-        num_workers: int,
-        rank: int,
-        world_size: int,
-        pin_memory: bool,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
     ) -> None:
+        if batch_size < 1 or (shuffle and batch_size % world_size):
+            raise ValueError(
+                f"batch_size {batch_size} must be 1 or more and divisible by the {world_size} process(es)"
+            )
+        if drop_last and batch_size > len(images):
+            raise ValueError(
+                f"batch_size {batch_size} is larger than the {len(images)} images: no batch would be left"
+            )
         self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.shuffle, self.alternate, self.drop_last, self.num_workers = (
-            shuffle,
-            alternate,
-            drop_last,
-            num_workers,
-        )
-        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        self.shuffle, self.alternate, self.drop_last = shuffle, alternate, drop_last
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.position = 0
         self._batches: DataLoader[Batch] | None = None
@@ -157,54 +178,4 @@ class Loader:
         self.epoch, self.position = state["epoch"], state["position"]
 
 
-def make_loader(
-    images: Images,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    shuffle: bool = False,
-    alternate: bool = False,
-    drop_last: bool = False,
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> Loader:
-    """Batches whose contents do not depend on the number of workers or processes.
-
-    Args:
-        images: the dataset.
-        batch_size: of all processes together; each gets every `world_size`-th image of it.
-        seed: decides the order and each image's augmentation, per epoch.
-        shuffle: a new order each epoch.
-        alternate: the seeds say that a drawn half of the images is mirrored in even epochs, the other half in
-            odd ones (`MemoryImages(alternate=True)`), so that two epochs show every image both ways.
-        drop_last: leave out an incomplete last batch.
-        num_workers: decoding processes; 0 decodes in this one.
-        rank: of this process.
-        world_size: number of processes.
-        pin_memory: for faster copies to a GPU.
-
-    Raises:
-        ValueError: a batch larger than the dataset with drop_last, or not divisible over the processes.
-    """
-    if batch_size < 1 or (shuffle and batch_size % world_size):
-        raise ValueError(
-            f"batch_size {batch_size} must be 1 or more and divisible by the {world_size} process(es)"
-        )
-    if drop_last and batch_size > len(images):
-        raise ValueError(
-            f"batch_size {batch_size} is larger than the {len(images)} images: no batch would be left"
-        )
-    return Loader(
-        images,
-        batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        alternate=alternate,
-        drop_last=drop_last,
-        num_workers=num_workers,
-        rank=rank,
-        world_size=world_size,
-        pin_memory=pin_memory,
-    )
+make_loader = Loader

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,58 +37,26 @@ def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
     return torch.maximum(x.abs() - half_width, y.abs() - half_height)
 
 
-def _disc(x: Tensor, y: Tensor) -> Tensor:
-    return (x * x + y * y).sqrt() - 0.82
-
-
-def _ring(x: Tensor, y: Tensor) -> Tensor:
-    return ((x * x + y * y).sqrt() - 0.62).abs() - 0.2
-
-
-def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(y - 0.62, x.abs() * 0.88 - y * 0.48 - 0.42)
+def _radius(x: Tensor, y: Tensor) -> Tensor:
+    return (x * x + y * y).sqrt()
 
 
 def _cross(x: Tensor, y: Tensor) -> Tensor:
     return torch.minimum(_box(x, y, 0.24, 0.88), _box(x, y, 0.88, 0.24))
 
 
-def _saltire(x: Tensor, y: Tensor) -> Tensor:
-    return _cross((x + y) * math.sqrt(0.5), (x - y) * math.sqrt(0.5))
-
-
-def _bars(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, (y.abs() - 0.62), 0.8, 0.17), _box(x, y, 0.8, 0.17))
-
-
-def _tee(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y + 0.6, 0.82, 0.22), _box(x, y - 0.1, 0.22, 0.72))
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum((x * x + y * y).sqrt() - 0.85, 0.7 - ((x - 0.45) ** 2 + y * y).sqrt())
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x, y, 0.72, 0.72)
-
-
-def _hourglass(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(y.abs() - 0.8, (x.abs() - y.abs() * 0.85 - 0.08) * 0.76)
-
-
 # Each shape is a signed distance, in units of half the object's side, negative inside.
 _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "bars": _bars,
-    "crescent": _crescent,
+    "bars": lambda x, y: torch.minimum(_box(x, y.abs() - 0.62, 0.8, 0.17), _box(x, y, 0.8, 0.17)),
+    "crescent": lambda x, y: torch.maximum(_radius(x, y) - 0.85, 0.7 - ((x - 0.45) ** 2 + y * y).sqrt()),
     "cross": _cross,
-    "disc": _disc,
-    "ring": _ring,
-    "saltire": _saltire,
-    "tee": _tee,
-    "triangle": _triangle,
-    "square": _square,
-    "hourglass": _hourglass,
+    "disc": lambda x, y: _radius(x, y) - 0.82,
+    "ring": lambda x, y: (_radius(x, y) - 0.62).abs() - 0.2,
+    "saltire": lambda x, y: _cross((x + y) * math.sqrt(0.5), (x - y) * math.sqrt(0.5)),
+    "tee": lambda x, y: torch.minimum(_box(x, y + 0.6, 0.82, 0.22), _box(x, y - 0.1, 0.22, 0.72)),
+    "triangle": lambda x, y: torch.maximum(y - 0.62, x.abs() * 0.88 - y * 0.48 - 0.42),
+    "square": lambda x, y: _box(x, y, 0.72, 0.72),
+    "hourglass": lambda x, y: torch.maximum(y.abs() - 0.8, (x.abs() - y.abs() * 0.85 - 0.08) * 0.76),
 }
 CLASSES: tuple[str, ...] = tuple(_SHAPES)
 """Names of the shapes; a dataset of k classes uses the first k, sorted by name."""
@@ -305,6 +273,21 @@ def draw_detection(
     return DetectionImages(drawn, all_labels, all_boxes)
 
 
+def _identity(
+    kind: str, classes: Sequence[str], num_train: int, num_val: int, **settings: Any
+) -> dict[str, object]:
+    """What dataset.json says of a drawn dataset."""
+    return {
+        "name": f"synthetic-{kind}",
+        "synthetic": True,
+        "classes": list(classes),
+        "sizes": {"train": num_train, "val": num_val},
+        "settings": {
+            key: list(one) if isinstance(one, tuple | list) else one for key, one in settings.items()
+        },
+    }
+
+
 def write_classification(
     root: Path | str,
     *,
@@ -327,34 +310,20 @@ def write_classification(
     Raises:
         ValueError: the folder holds something else; an argument is out of range (see `draw_classification`).
     """
-    root = Path(root)
-    classes = _check_classes(num_classes)
-    identity: dict[str, object] = {
-        "name": "synthetic-classification",
-        "synthetic": True,
-        "classes": list(classes),
-        "sizes": {"train": num_train, "val": num_val},
-        "settings": {
-            "size": list(size),
-            "object_share": list(object_share),
-            "noise": noise,
-            "colour_cue": colour_cue,
-            "seed": seed,
-        },
+    root, classes = Path(root), _check_classes(num_classes)
+    drawing: dict[str, Any] = {
+        "size": size,
+        "object_share": object_share,
+        "noise": noise,
+        "colour_cue": colour_cue,
     }
+    identity = _identity("classification", classes, num_train, num_val, **drawing, seed=seed)
     if (partial := prepare_folder(root, identity)) is None:
         return root
     boxes: dict[str, list[int]] = {}
     for split, num in (("train", num_train), ("val", num_val)):
-        drawn = draw_classification(
-            num,
-            size=size,
-            num_classes=num_classes,
-            object_share=object_share,
-            noise=noise,
-            colour_cue=colour_cue,
-            generator=named_stream(seed, "classification", split),
-        )
+        generator = named_stream(seed, "classification", split)
+        drawn = draw_classification(num, num_classes=num_classes, **drawing, generator=generator)
         for name in classes:
             (partial / split / name).mkdir(parents=True, exist_ok=True)
         for index in range(num):
@@ -390,36 +359,16 @@ def write_detection(
     Raises:
         ValueError: the folder holds something else, or an argument is out of range (see `draw_detection`).
     """
-    root = Path(root)
-    classes = _check_classes(num_classes)
-    identity: dict[str, object] = {
-        "name": "synthetic-detection",
-        "synthetic": True,
-        "classes": list(classes),
-        "sizes": {"train": num_train, "val": num_val},
-        "settings": {
-            "size": list(size),
-            "objects": list(objects),
-            "object_sides": list(object_sides),
-            "noise": noise,
-            "colour_cue": colour_cue,
-            "seed": seed,
-        },
-    }
+    root, classes = Path(root), _check_classes(num_classes)
+    drawing: dict[str, Any] = {"size": size, "objects": objects, "object_sides": object_sides, "noise": noise}
+    drawing["colour_cue"] = colour_cue
+    identity = _identity("detection", classes, num_train, num_val, **drawing, seed=seed)
     if (partial := prepare_folder(root, identity)) is None:
         return root
     (partial / "annotations").mkdir()
     for split, num in (("train", num_train), ("val", num_val)):
-        drawn = draw_detection(
-            num,
-            size=size,
-            num_classes=num_classes,
-            objects=objects,
-            object_sides=object_sides,
-            noise=noise,
-            colour_cue=colour_cue,
-            generator=named_stream(seed, "detection", split),
-        )
+        generator = named_stream(seed, "detection", split)
+        drawn = draw_detection(num, num_classes=num_classes, **drawing, generator=generator)
         folder = partial / f"{split}2017"
         folder.mkdir()
         images: list[dict[str, object]] = []
