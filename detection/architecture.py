@@ -13,16 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchvision.models.resnet import ResNet
 
-__all__ = [
-    "Architecture",
-    "ArchitectureError",
-    "caffe2_to_detectron2",
-    "detectron2_key",
-    "infer",
-    "is_complete",
-    "torchvision_key",
-]
-
 _BLOCKS: dict[tuple[str, tuple[int, ...]], int] = {
     ("basic", (2, 2, 2, 2)): 18,
     ("basic", (3, 4, 6, 3)): 34,
@@ -72,17 +62,12 @@ class Architecture:
 
     def build(self, *, num_classes: int = 1) -> ResNet:
         """Torchvision's network with random weights."""
-        # Here and not above: a conversion without verification needs no torchvision, half of its start-up
-        # time.
+        # Not above: a conversion without verification needs no torchvision, half of its start-up time.
         from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
         block = BasicBlock if self.block == "basic" else Bottleneck
         return ResNet(
-            block,
-            list(self.blocks),
-            num_classes=num_classes,
-            groups=self.num_groups,
-            width_per_group=self.width_per_group,
+            block, [*self.blocks], num_classes, groups=self.num_groups, width_per_group=self.width_per_group
         )
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -204,6 +189,13 @@ def detectron2_key(key: str) -> str:
         KeyError: it has none.
     """
     return _rename(key, _TO_DETECTRON2)
+
+
+def bare_key(key: str) -> str:
+    """A detector's key as a bare backbone's: one file serves FPN and C4, whose res5 sits in its head."""
+    for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
+        key = key.removeprefix(prefix)
+    return key
 
 
 def torchvision_key(key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from detection.architecture import (
     Architecture,
     ArchitectureError,
+    bare_key,
     caffe2_to_detectron2,
     infer,
     torchvision_key,
@@ -27,17 +29,6 @@ from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import sha256_of
 from keepaug.runs.restricted import read_file
 from keepaug.runs.shapes import check_shape
-
-__all__ = [
-    "ConfigMismatchError",
-    "check_name",
-    "check_state",
-    "check_weights_against_config",
-    "load_detectron2_file",
-    "newest_checkpoint",
-    "read_detectron2",
-    "read_for_detectron2",
-]
 
 _IGNORED = ("fc.", "classifier.", "last_linear.")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -135,20 +126,16 @@ def _check_keys(architecture: Architecture, missing: list[str], unknown: list[st
 
 
 def _check_values(architecture: Architecture, state: Mapping[str, Tensor]) -> None:
-    other = [
-        key for key, value in state.items() if value.dtype not in _FLOATS or value.layout != torch.strided
-    ]
-    if other:
-        kinds = sorted({f"{state[key].dtype}"[6:] for key in other})
-        layouts = sorted({f"{state[key].layout}"[6:] for key in other} - {"strided"})
+    odd = [key for key, value in state.items() if value.dtype not in _FLOATS or value.layout != torch.strided]
+    if odd:
+        kinds = sorted({f"{state[key].dtype}"[6:] for key in odd})
+        layouts = sorted({f"{state[key].layout}"[6:] for key in odd} - {"strided"})
         raise WeightsError(
-            f"{_some(other)} are {', '.join([*layouts, *kinds])}: quantised weights or not plain tensors; "
+            f"{_some(odd)} are {', '.join([*layouts, *kinds])}: quantised weights or not plain tensors; "
             "export the floating-point network"
         )
     if empty := [key for key, value in state.items() if value.is_meta]:
-        raise WeightsError(
-            f"{_some(empty)} have shapes and no values (meta tensors); save the network after loading it"
-        )
+        raise WeightsError(f"{_some(empty)} have no values (meta tensors); save the network after loading it")
     shapes = architecture.expected_shapes()
     if wrong := [key for key, value in state.items() if tuple(value.shape) != shapes[key]]:
         key = wrong[0]
@@ -279,13 +266,8 @@ def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Bare backbone tensors with torchvision's keys, from a backbone or a detector file."""
     found = {}
     for key, value in state.items():
-        bare = key
-        for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
-            bare = bare.removeprefix(prefix)
-        try:
-            found[torchvision_key(bare)] = value
-        except KeyError:
-            continue
+        with contextlib.suppress(KeyError):
+            found[torchvision_key(bare_key(key))] = value
     return found
 
 

@@ -13,8 +13,6 @@ from detection.checks import check_name, check_state
 from detection.convert import input_settings
 from detection.reading import Loaded, WeightsError, read_classifier
 
-__all__ = ["OpenedClassifier", "open_classifier"]
-
 _LAST = re.compile(
     r"(?:^|\.)(?:fc|head|heads|cls|classifier|linear|last_linear|main_linear|logits)(?:\.(?:fc|\d))*\.weight$"
 )

@@ -119,11 +119,8 @@ def find_coco(
     Returns:
         The splits that are known, by the names that `DATASETS.TRAIN` and `DATASETS.TEST` use.
     """
-    found = {
-        name: paths
-        for name, paths in (("coco_2017_train", train), ("coco_2017_val", val))
-        if paths is not None
-    }
+    given = {"coco_2017_train": train, "coco_2017_val": val}
+    found = {name: paths for name, paths in given.items() if paths is not None}
     if data_root is not None:
         root = Path(data_root).expanduser()
         for name, split in SPLITS.items():
@@ -147,9 +144,7 @@ def _read_json(json_path: str | Path) -> dict[str, Any]:
             "and --val-json"
         )
     try:
-        data: dict[str, Any] = json.loads(
-            path.read_bytes()
-        )  # UTF-8, UTF-16 or UTF-32, with or without a mark
+        data: dict[str, Any] = json.loads(path.read_bytes())  # UTF-8, 16 or 32, with or without a mark
     except (ValueError, RecursionError) as error:
         raise CocoDataError(f"{path} is not a JSON file: {error}") from error
     wanted = ("images", "annotations", "categories")
@@ -366,9 +361,7 @@ def _fill(
             seen.add(str(identity))
         ready = _annotation(annotation, name, number_of, problems)
         if (record := records.get(_key(annotation.get("image_id")) or "")) is None:
-            problems.add(
-                "an image id is not among the images", f"{name}: image {annotation.get('image_id')!r}"
-            )
+            problems.add("an image id is not among the images", f"{name}: {annotation.get('image_id')!r}")
         if ready is None or record is None:
             continue
         if annotation.get("area") is None:

@@ -23,8 +23,6 @@ from keepaug.runs.configs import find_config
 from keepaug.runs.errors import ConfigError
 from keepaug.runs.shapes import read_yaml
 
-__all__ = ["CfgNode", "ConfigError", "check_values", "defaults", "flat", "load_config", "unfreeze"]
-
 BASE_KEY = "_BASE_"
 
 

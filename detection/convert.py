@@ -28,8 +28,6 @@ from detection.sidecar import (
 from detection.verify import Comparison, verify
 from keepaug.runs.files import sha256_of, write_atomic
 
-__all__ = ["FORMATS", "Conversion", "convert", "input_settings", "load_detectron2_file", "reverse"]
-
 FORMATS = ("pth", "pkl")
 AUTHOR = "keepaug"
 
@@ -165,9 +163,7 @@ def convert(
 def _format(output: Path, format: str | None) -> str:
     kind = format or output.suffix.removeprefix(".")
     if kind not in FORMATS:
-        raise WeightsError(
-            f"--output {output}: name it .pth or .pkl, or give --format {' or '.join(FORMATS)}"
-        )
+        raise WeightsError(f"--output {output}: name it .pth or .pkl or give --format {' or '.join(FORMATS)}")
     if output.is_dir():
         raise WeightsError(f"--output {output} is a folder; name a file in it")
     if output.suffix != f".{kind}":
@@ -202,9 +198,7 @@ def input_settings(
         if max(values) > 2 or min(values) < 0:
             raise WeightsError(f"{name} must be for pixels in [0, 1], got {list(values)}; divide by 255")
         if name == "std" and min(values) == 0:
-            raise WeightsError(
-                f"std must be greater than 0, got {values}: images would be divided by it; give --std"
-            )
+            raise WeightsError(f"std must be above 0, got {values}: images are divided by it; give --std")
         return tuple(round(value * 255, 4) for value in values)
 
     order = color_order or info.get("color_order", "RGB")
@@ -229,9 +223,7 @@ def _check_losses(info: Mapping[str, Any]) -> None:
     """A loss that is not finite means a training that diverged; a best one may begin at infinity."""
     for name, value in info.items():
         if value in ("inf", "-inf", "nan") and "loss" in name and not re.search("best|min|low", name):
-            raise WeightsError(
-                f"the file says {name} is {value}: its training diverged; take an earlier checkpoint"
-            )
+            raise WeightsError(f"the file says {name}={value}: training diverged; take an earlier checkpoint")
 
 
 def _serialise(tensors: Mapping[str, Tensor], kind: str, file: BinaryIO) -> None:
@@ -244,9 +236,7 @@ def _serialise(tensors: Mapping[str, Tensor], kind: str, file: BinaryIO) -> None
 
 
 def _fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, str]]:
-    return {
-        key: (value.shape, hashlib.sha256(value.numpy().data).hexdigest()) for key, value in tensors.items()
-    }
+    return {key: (one.shape, hashlib.sha256(one.numpy().data).hexdigest()) for key, one in tensors.items()}
 
 
 def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list[str]]:

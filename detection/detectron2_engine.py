@@ -30,6 +30,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
+from detection.architecture import bare_key
 from detection.checks import load_detectron2_file, newest_checkpoint, read_for_detectron2
 from detection.coco import CocoDataset
 from detection.config import ConfigError
@@ -77,8 +78,6 @@ except ImportError as error:
         "the detectron2 engine needs Detectron2 (python tools/install_detectron2_wheel.py, or build it from "
         "https://github.com/facebookresearch/detectron2); --engine torchvision does without"
     ) from error
-
-__all__ = ["LoadReport", "WeightsNotLoadedError", "compare_loaded", "launch", "run"]
 
 RESULTS_FILE = "inference/coco_instances_results.json"
 _TRAINER = {
@@ -138,7 +137,7 @@ def compare_loaded(model: Mapping[str, torch.Tensor], file: Mapping[str, torch.T
     for key, value in model.items():
         if key.endswith(_NOT_WEIGHTS):
             continue
-        if (name := next((name for name in (key, _bare(key)) if name in file), None)) is None:
+        if (name := next((name for name in (key, bare_key(key)) if name in file), None)) is None:
             missing.append(key)
             continue
         used.add(name)
@@ -149,16 +148,8 @@ def compare_loaded(model: Mapping[str, torch.Tensor], file: Mapping[str, torch.T
     return LoadReport(loaded, unequal, missing, unused)
 
 
-def _bare(key: str) -> str:
-    """The key of a bare backbone: one file serves FPN and C4, whose res5 sits in its head."""
-    for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
-        if key.startswith(prefix):
-            return key.removeprefix(prefix)
-    return key
-
-
 def _is_backbone(key: str) -> bool:
-    return _bare(key).startswith(("stem.", "res2.", "res3.", "res4.", "res5."))
+    return bare_key(key).startswith(("stem.", "res2.", "res3.", "res4.", "res5."))
 
 
 def check_loaded(report: LoadReport, weights: str | Path, *, whole_detector: bool) -> None:
@@ -257,10 +248,6 @@ class _Samples(Dataset[dict[str, Any]]):
         random.seed(seed)
         np.random.seed(seed)  # Detectron2's augmentations draw from it
         return self.mapper(self.records[position])
-
-
-def _as_it_is(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return batch
 
 
 class _Checkpointer(DetectionCheckpointer):
@@ -389,7 +376,7 @@ class Trainer(DefaultTrainer):
             _Samples(records, parts["mapper"], cfg.SEED),
             batch_sampler=_Batches(parts["sampler"], size, wide),
             num_workers=parts["num_workers"],
-            collate_fn=_as_it_is,
+            collate_fn=list,  # as it is
             generator=torch.Generator(),  # else it would take a number from those of the first step
         )
 
@@ -463,10 +450,6 @@ class Trainer(DefaultTrainer):
         """On the normalised set, its results JSON under OUTPUT_DIR."""
         return _Evaluator(MetadataCatalog.get(dataset_name).normalised, Path(cfg.OUTPUT_DIR) / RESULTS_FILE)
 
-    def loaded_weights(self, weights: str) -> None:
-        """Load `weights` without any other state, and make sure that they arrived."""
-        _load_and_check(self.checkpointer, weights, whole_detector=False)
-
 
 def run(
     cfg: CfgNode,
@@ -526,7 +509,7 @@ def run(
                 f"{cfg.SOLVER.MAX_ITER}: give that many or more, or start a new run in another OUTPUT_DIR"
             )
     elif cfg.MODEL.WEIGHTS:
-        trainer.loaded_weights(cfg.MODEL.WEIGHTS)
+        _load_and_check(trainer.checkpointer, cfg.MODEL.WEIGHTS, whole_detector=False)
     if header is not None and comm.is_main_process():
         images = f"{cfg.SOLVER.IMS_PER_BATCH} images, {cfg.MODEL.META_ARCHITECTURE}"
         model, device = trainer.checkpointer.model, torch.device(cfg.MODEL.DEVICE)

@@ -59,7 +59,7 @@ def run(job: DetectorJob) -> CocoMetrics | None:
             _run_torchvision(job, prepared, recorder)
         if job.machine_rank != 0:
             return None
-        metrics = _score(job, prepared.val, load_results(results_path), output)
+        metrics = _score(job, prepared.val, load_results(results_path), output / "evaluation.json")
         if recorded:
             _record(job, prepared, metrics, recorder)
         return metrics
@@ -131,17 +131,12 @@ def rescore(job: DetectorJob) -> CocoMetrics:
     """Score a results JSON again, without any engine; leaves the figures beside it."""
     if not job.eval_only:
         raise ConfigError("--results-json re-scores results and trains nothing: add --eval-only")
-    from detection.evaluation import evaluate, load_results
+    from detection.evaluation import load_results
 
     assert job.results_json is not None
     val = scored_split(job)
     results = load_results(job.results_json)
-    metrics = evaluate(val, results, backend=job.backend)
-    write_json_atomic(job.results_json.with_suffix(".evaluation.json"), metrics.to_dict())
-    print(metrics.table(), flush=True)
-    if job.draw:
-        _draw(job, val, results, job.results_json.parent / "pictures")
-    return metrics
+    return _score(job, val, results, job.results_json.with_suffix(".evaluation.json"))
 
 
 def _rehearse(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
@@ -203,22 +198,18 @@ def _run_torchvision(job: DetectorJob, prepared: Prepared, recorder: Recorder) -
     save_results(Path(cfg.OUTPUT_DIR) / RESULTS_FILE, predict(cfg, model, prepared.val))
 
 
-def _score(job: DetectorJob, val: CocoDataset, results: list[dict[str, Any]], output: Path) -> CocoMetrics:
+def _score(job: DetectorJob, val: CocoDataset, results: list[dict[str, Any]], file: Path) -> CocoMetrics:
     from detection.evaluation import evaluate
 
     metrics = evaluate(val, results, backend=job.backend)
-    write_json_atomic(output / "evaluation.json", metrics.to_dict())
+    write_json_atomic(file, metrics.to_dict())
     print(metrics.table(), flush=True)
     if job.draw:
-        _draw(job, val, results, output / "pictures")
+        from detection.draw import draw_predictions
+
+        for path in draw_predictions(val, results, file.parent / "pictures", num_images=job.draw):
+            print(f"picture: {path}", flush=True)
     return metrics
-
-
-def _draw(job: DetectorJob, val: CocoDataset, results: list[dict[str, Any]], folder: Path) -> None:
-    from detection.draw import draw_predictions
-
-    for path in draw_predictions(val, results, folder, num_images=job.draw):
-        print(f"picture: {path}", flush=True)
 
 
 def _pictures(output: Path) -> dict[str, str]:

@@ -188,31 +188,22 @@ def evaluate(dataset: CocoDataset, results: list[dict[str, Any]], *, backend: st
     ready = validate_results(results, dataset)
     backend = _load_backend(backend)[0]
     truth = _ground_truth(dataset)
-    if not ready:
-        found = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
-        return CocoMetrics(
-            stats=dict.fromkeys(STAT_NAMES, 0.0),
-            per_class={
-                name: 0.0 if k in found else None for k, name in enumerate(dataset.thing_classes, start=1)
-            },
-            num_images=len(dataset.records),
-            num_detections=0,
-            backend=backend,
-            notes=["there were no detections at all: every figure is 0"],
-        )
-    evaluator = score(truth, ready, backend)
-    precision = np.asarray(evaluator.eval["precision"])  # (IoU, recall, class, area, max detections)
+    stats: dict[str, float | None] = dict.fromkeys(STAT_NAMES, 0.0)
+    if ready:
+        evaluator = score(truth, ready, backend)
+        precision = np.asarray(evaluator.eval["precision"])  # (IoU, recall, class, area, max detections)
+        stats = dict(zip(STAT_NAMES, map(_percent, np.asarray(evaluator.stats)[:12]), strict=True))
+        each = [_mean_percent(precision[:, :, k, 0, -1]) for k in range(len(dataset.thing_classes))]
+    else:
+        found = {box["category_id"] for box in truth["annotations"] if not box["iscrowd"]}
+        each = [0.0 if k in found else None for k in range(1, len(dataset.thing_classes) + 1)]
     return CocoMetrics(
-        stats={
-            name: _percent(value)
-            for name, value in zip(STAT_NAMES, np.asarray(evaluator.stats)[:12], strict=True)
-        },
-        per_class={
-            name: _mean_percent(precision[:, :, k, 0, -1]) for k, name in enumerate(dataset.thing_classes)
-        },
+        stats=stats,
+        per_class=dict(zip(dataset.thing_classes, each, strict=True)),
         num_images=len(dataset.records),
         num_detections=len(ready),
         backend=backend,
+        notes=[] if ready else ["there were no detections at all: every figure is 0"],
     )
 
 

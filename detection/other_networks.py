@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["NO_RESNET", "contradiction", "named_architectures", "other_network", "part_of_another"]
-
 _ONLY = "only ResNets of torchvision's kind become backbones here"
 
 _DEEP = (
@@ -239,18 +237,8 @@ _BESIDE = {
     "fcn": "dilated", "pspnet": "dilated",
 }  # fmt: skip
 _IN_FILE_NAMES = (
-    "aa",
-    "blur",
-    "antialiased",
-    "lpf",
-    "dilated",
-    "atrous",
-    "os8",
-    "os16",
-    "caffe",
-    "msra",
-    "ibn",
-)
+    "aa", "blur", "antialiased", "lpf", "dilated", "atrous", "os8", "os16", "caffe", "msra", "ibn",
+)  # fmt: skip
 _FAMILIES = {
     "vit", "deit", "swin", "beit", "cait", "xcit", "convnext", "convmixer", "efficientnet", "mobilenet",
     "densenet", "vgg", "alexnet", "squeezenet", "shufflenet", "mnasnet", "regnet", "regnetx", "regnety",

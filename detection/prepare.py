@@ -271,9 +271,7 @@ def _check_processes(job: DetectorJob, cfg: CfgNode, engine: str) -> None:
             f"cannot be split over {processes}"
         )
     if engine == "torchvision" and processes > 1:
-        raise ConfigError(
-            "the torchvision engine trains in one process; --num-gpus 1, or --engine detectron2"
-        )
+        raise ConfigError("the torchvision engine trains in one process: --num-gpus 1 or --engine detectron2")
 
 
 def _check_output(job: DetectorJob, cfg: CfgNode) -> list[str]:

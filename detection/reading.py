@@ -21,8 +21,6 @@ from detection.architecture import ArchitectureError, is_complete
 from detection.other_networks import named_architectures, other_network, part_of_another
 from keepaug.runs.restricted import WeightsError, read_file
 
-__all__ = ["Loaded", "WeightsError", "as_tensors", "count_by_group", "plain_values", "read_classifier"]
-
 # Wrappers that may stand anywhere in a key.
 _INSIDE = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 # Two networks in one file of which the first is the one that is meant: MoCo, MoCo v3, BYOL.
@@ -33,6 +31,7 @@ _PAIRS = (
     ("online_network", "target_network"),
     ("online_net", "target_net"),
 )
+_WRAPPERS = ("module", "model", "network", "backbone", "encoder")
 _NORMALISATION = ("mean", "std")
 _TRUNK = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 # What may stand beside a trunk without being a part of it. Anything else could be, and is an error.
@@ -54,11 +53,9 @@ class _Layout(NamedTuple):
 
 
 def _hugging_face(match: re.Match[str]) -> str:
-    at = f"layer{int(match[1]) + 1}.{match[2]}"
+    at = f"layer{int(match[1]) + 1}.{match[2]}."
     kind = ("conv", "bn")[match[5] == "normalization"]
-    return (
-        f"{at}.{kind}{int(match[4]) + 1}." if match[4] else f"{at}.downsample.{('conv', 'bn').index(kind)}."
-    )
+    return f"{at}{kind}{int(match[4]) + 1}." if match[4] else f"{at}downsample.{('conv', 'bn').index(kind)}."
 
 
 _LAYOUTS = (
@@ -240,11 +237,7 @@ def _choose(path: Path, parts: Mapping[str, dict[str, Tensor]], prefix: str | No
         if (key == layout.stem or key.endswith(f".{layout.stem}"))
         and f"{key.removesuffix(layout.stem)}{layout.block}" in state
     ]
-    candidates = (
-        everything
-        if prefix is None
-        else [one for one in everything if one.prefix.rstrip(".") == prefix.rstrip(".")]
-    )
+    candidates = [one for one in everything if prefix is None or one.prefix.rstrip(".") == prefix.rstrip(".")]
     if prefix is not None and not candidates:
         known = ", ".join(map(str, everything)) or "none"
         raise WeightsError(f"--prefix {prefix}: {path} has no ResNet there; it has {known}")
@@ -329,9 +322,7 @@ def _take(
     rest |= {f"{one.prefix}{key}": value for key, value in below.items() if beside(key)}
     if rest:
         notes.append(f"left out {count_by_group(rest, one.prefix)}: no part of the ResNet")
-    others = {
-        name: len(part.keys() - set(_NORMALISATION)) for name, part in parts.items() if name != one.part
-    }
+    others = {name: len(own.keys() - set(_NORMALISATION)) for name, own in parts.items() if name != one.part}
     if others := {name: number for name, number in others.items() if number}:
         tops = Counter[str]()
         for name, number in others.items():
@@ -369,13 +360,7 @@ def count_by_group(keys: Iterable[str], prefix: str = "") -> str:
 def _without_common_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For messages about what is no ResNet: the wrappers' prefixes off."""
     keys = dict(state)
-    while keys and (top := next(iter(keys)).partition(".")[0]) in (
-        "module",
-        "model",
-        "network",
-        "backbone",
-        "encoder",
-    ):
+    while keys and (top := next(iter(keys)).partition(".")[0]) in _WRAPPERS:
         if not all(key.startswith(f"{top}.") for key in keys):
             break
         keys = {key.removeprefix(f"{top}."): value for key, value in keys.items()}

@@ -11,18 +11,6 @@ from typing import Any
 from detection.architecture import Architecture
 from keepaug.runs.files import sha256_of, write_json_atomic
 
-__all__ = [
-    "IMAGENET_MEAN_255",
-    "IMAGENET_STD_255",
-    "SCHEMA",
-    "Sidecar",
-    "of_caffe2",
-    "read_sidecar",
-    "sidecar_path",
-    "started_from",
-    "write_sidecar",
-]
-
 SCHEMA = 1
 IMAGENET_MEAN_255 = (123.675, 116.28, 103.53)
 IMAGENET_STD_255 = (58.395, 57.12, 57.375)

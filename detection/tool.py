@@ -13,8 +13,6 @@ from detection.sidecar import started_from
 from keepaug.runs.planning import Tool
 from keepaug.runs.result import plain
 
-__all__ = ["BOOKKEEPING", "TOOL", "changed_settings", "checkpoints", "has_run", "precision_of", "recipe_of"]
-
 # Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts
 # from is compared by its contents (`started_from` of a result), not by its path.
 BOOKKEEPING = (
@@ -37,9 +35,7 @@ def recipe_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
     Keys of Detectron2 that its engine knows and this project does not are a part where they are not
     Detectron2's default: so the same YAML is the same recipe whoever has read it.
     """
-    found = {
-        key: value for key, value in flat(cfg).items() if not key.startswith((*BOOKKEEPING, *_PRECISION))
-    }
+    found = {key: one for key, one in flat(cfg).items() if not key.startswith((*BOOKKEEPING, *_PRECISION))}
     if not (beyond := found.keys() - flat(defaults()).keys()):
         return found
     from detectron2.config import get_cfg

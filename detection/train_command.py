@@ -36,9 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="DIR", help="run folder; the same as OUTPUT_DIR=DIR")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    add(
-        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume: the last checkpoint)"
-    )
+    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (--resume: the last checkpoint)")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("--num-gpus", type=int, default=1, help="GPUs per machine; without a GPU, processes")
     add("--num-machines", type=int, default=1, help="number of machines")

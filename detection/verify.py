@@ -15,8 +15,6 @@ from detection.checks import load_detectron2_file
 from detection.reading import WeightsError
 from detection.sidecar import Sidecar
 
-__all__ = ["TOLERANCE", "Comparison", "VerificationError", "default_image", "verify"]
-
 TOLERANCE = 1e-4
 STAGES = ("res2", "res3", "res4", "res5")
 

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-__all__ = ["commands", "main"]
-
 GROUP = "keepaug.commands"
 _CLONE = Path(__file__).resolve().parents[1]
 
@@ -48,9 +46,7 @@ def _overview(known: dict[str, EntryPoint]) -> str:
         except ImportError as error:
             summary = f"({_remedy(command, error)})"
         lines.append(f"  {name:<17} {summary}")
-    return "\n".join(
-        [*lines, "\nkeepaug COMMAND --help says more; keepaug configs lists the settings' files."]
-    )
+    return "\n".join([*lines, "\nkeepaug COMMAND --help says more; keepaug configs lists settings' files."])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

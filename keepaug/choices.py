@@ -2,22 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "AFTER",
-    "BORDERS",
-    "CIFAR_MEAN",
-    "CIFAR_STD",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "MAGNITUDE_MAXIMA",
-    "OF",
-    "OPERATIONS",
-    "ORDERS",
-    "PLACEMENTS",
-    "RANGES",
-    "STEMS",
-]
-
 # regions: where a box may lie
 PLACEMENTS = ("inside", "clipped", "matched")
 # saliency: of what the gradient is taken

@@ -10,25 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from keepaug.baselines import CutMix, Cutout, MixedLabels, RandomErasing
-from keepaug.baselines.common import check_placement, check_tau, regions_for
+from keepaug.baselines.common import regions_for
 from keepaug.ops import paste
 from keepaug.policies import BatchPolicy, auto_augment, rand_augment
-from keepaug.regions import Regions, check_size
+from keepaug.regions import Regions, check_placement, check_size, check_tau
 from keepaug.saliency import saliency_map
 
-__all__ = [
-    "KeepAugment",
-    "KeepAutoAugment",
-    "KeepCutMix",
-    "KeepCutout",
-    "KeepPaste",
-    "KeepRandAugment",
-    "KeepRandomErasing",
-]
+
+class _Selective:
+    """What the Keep versions of cutting augmentations add: a quantile, which their `sample` goes by."""
+
+    tau: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        check_tau(self.tau)
 
 
 @dataclass(frozen=True)
-class KeepCutout(Cutout):
+class KeepCutout(_Selective, Cutout):
     """Cutout that never cuts a region above the tau-quantile of importance (selective-cut, Eq. 2).
 
     Args:
@@ -47,17 +47,9 @@ class KeepCutout(Cutout):
     placement: str = "inside"
     tau: float = 0.6
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_tau(self.tau)
-
-    @property
-    def _tau(self) -> float | None:
-        return self.tau
-
 
 @dataclass(frozen=True)
-class KeepRandomErasing(RandomErasing):
+class KeepRandomErasing(_Selective, RandomErasing):
     """Random erasing that never erases a region above the tau-quantile of those of its size (section 4.4).
 
     Args:
@@ -71,17 +63,9 @@ class KeepRandomErasing(RandomErasing):
 
     tau: float = 0.6
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_tau(self.tau)
-
-    @property
-    def _tau(self) -> float | None:
-        return self.tau
-
 
 @dataclass(frozen=True)
-class KeepCutMix(CutMix):
+class KeepCutMix(_Selective, CutMix):
     """CutMix that never replaces a region of the image above the tau-quantile of importance (section 4.2).
 
     Args:
@@ -95,14 +79,6 @@ class KeepCutMix(CutMix):
 
     placement: str = "inside"
     tau: float = 0.6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_tau(self.tau)
-
-    @property
-    def _tau(self) -> float | None:
-        return self.tau
 
 
 @dataclass(frozen=True)
@@ -287,7 +263,7 @@ class KeepAugment(nn.Module):
         normalize: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(augment, KeepCutout | KeepRandomErasing | KeepCutMix | _KeepPolicy):
+        if not isinstance(augment, _Selective | _KeepPolicy):
             raise TypeError(
                 f"{type(augment).__name__} takes no map of one batch: call it as it is, or take KeepCutout, "
                 "KeepRandomErasing, KeepCutMix, KeepRandAugment or KeepAutoAugment"

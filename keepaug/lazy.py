@@ -6,8 +6,6 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["lazily"]
-
 
 def lazily(package: str, module: str, *names: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package.

@@ -10,8 +10,6 @@ from torch import Tensor
 from keepaug.regions import Regions, region_mask
 from keepaug.transfer import to_device
 
-__all__ = ["check_batch", "check_labels", "cut", "fill_where", "paste"]
-
 
 def check_batch(images: Tensor, name: str = "images") -> None:
     """Refuse what is no batch (N, C, H, W), with the way to one.

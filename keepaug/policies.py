@@ -21,17 +21,6 @@ from keepaug.regions import given
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-__all__ = [
-    "AugMix",
-    "BatchPolicy",
-    "Repeated",
-    "TwoViews",
-    "aug_mix",
-    "auto_augment",
-    "google_magnitude",
-    "rand_augment",
-]
-
 # torchvision's private names that this module rests on, said here alone; a test names the versions.
 _SPACE, _APPLY, _PAIRS = "_AUGMENTATION_SPACE", "_apply_image_or_video_transform", "_policies"
 _POLICIES = ("cifar10", "imagenet", "svhn")

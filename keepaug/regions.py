@@ -12,17 +12,6 @@ from torch.nn import functional as F
 from keepaug.choices import PLACEMENTS
 from keepaug.transfer import to_device
 
-__all__ = [
-    "Regions",
-    "Size",
-    "check_size",
-    "given",
-    "random_regions",
-    "region_mask",
-    "region_scores",
-    "sample_regions",
-]
-
 Size = int | tuple[int, int] | Tensor
 _MISS = 1e-9  # chance that an image is still undecided after the fixed number of proposals
 _MAX_ROUNDS = 64
@@ -76,9 +65,16 @@ def _require(condition: Tensor, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_placement(placement: str) -> None:
+def check_placement(placement: str) -> None:
+    """Refuse an unknown placement."""
     if placement not in PLACEMENTS:
         raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
+
+
+def check_tau(tau: float) -> None:
+    """Refuse what is no quantile."""
+    if not 0 <= tau <= 1:
+        raise ValueError(f"tau is a quantile and must be in [0, 1], got {tau}")
 
 
 def _check_saliency(saliency: Tensor) -> None:
@@ -145,15 +141,8 @@ def _grid(
     height, width = image_size
     box_height, box_width = _sizes(size, num, image_size, device)
     if placement == "clipped":
-        rows, columns = height, width
-        return (
-            rows,
-            columns,
-            torch.full_like(box_height, rows),
-            torch.full_like(box_width, columns),
-            box_height,
-            box_width,
-        )
+        num_rows, num_columns = torch.full_like(box_height, height), torch.full_like(box_width, width)
+        return height, width, num_rows, num_columns, box_height, box_width
     num_rows, num_columns = height - box_height + 1, width - box_width + 1
     if isinstance(size, Tensor):  # the largest grid, so that nothing has to be read back from a GPU
         return height, width, num_rows, num_columns, box_height, box_width
@@ -244,7 +233,7 @@ def region_scores(saliency: Tensor, size: Size, *, placement: str = "inside") ->
             placement, or "matched", whose candidates depend on a draw.
         TypeError: integer saliency.
     """
-    _check_placement(placement)
+    check_placement(placement)
     if placement == "matched":
         raise ValueError(
             "placement 'matched' has no candidates before a plain draw gives their size; score regions of "
@@ -301,7 +290,7 @@ def random_regions(
     Raises:
         ValueError: a box larger than the image, unknown placement.
     """
-    _check_placement(placement)
+    check_placement(placement)
     if placement == "matched":
         placement = "clipped"
     device = torch.device(device)
@@ -349,10 +338,9 @@ def sample_regions(
             image, unknown prefer or placement.
         TypeError: integer saliency.
     """
-    _check_placement(placement)
+    check_placement(placement)
     _check_saliency(saliency)
-    if not 0 <= tau <= 1:
-        raise ValueError(f"tau is a quantile and must be in [0, 1], got {tau}")
+    check_tau(tau)
     if prefer not in ("low", "high"):
         raise ValueError(f"prefer must be 'low' or 'high', got {prefer!r}")
     image_size = (saliency.shape[1], saliency.shape[2])

@@ -18,8 +18,6 @@ from keepaug.modes import evaluating
 from keepaug.ops import check_batch, check_labels
 from keepaug.transfer import to_device
 
-__all__ = ["saliency_map", "unwrap"]
-
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel or DataParallel; others (compiled too) as they are."""
@@ -142,9 +140,7 @@ def _target(output: Any, labels: Tensor | None, num_images: int, of: str) -> Ten
             "pass forward=lambda x: model(x)[...] to pick them"
         )
     if not logits.requires_grad:
-        raise ValueError(
-            "the logits do not depend on the images by a gradient; the forward pass must not detach them"
-        )
+        raise ValueError("the logits do not depend on the images; the forward pass must not detach them")
     classes = logits.shape[1]
     if labels is not None:
         labels = _checked(labels, classes)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["start_reading", "to_device"]
-
 
 def to_device(values: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
     """`values.to(device, dtype)`; from the host to a GPU without waiting for it.

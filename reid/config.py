@@ -17,18 +17,6 @@ from keepaug.runs.loggers import TRACKER_HELP, TRACKERS
 from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 from reid.data.layouts import LAYOUTS
 
-__all__ = [
-    "LAYOUTS",
-    "METHODS",
-    "RECIPES",
-    "TORCHREID",
-    "ReidConfig",
-    "check",
-    "in_todays_names",
-    "is_shortened",
-    "resolve",
-]
-
 METHODS = ("none", "random_erasing", "keep_random_erasing")
 TORCHREID = "torchreid:"
 
@@ -84,9 +72,7 @@ class ReidConfig:
         help="folder of the data, or a CSV file with the columns path, identity, camera, split",
         bookkeeping=True,
     )
-    data_name: str = option(
-        "", help="under which results are recorded; empty: told from the sizes", bookkeeping=True
-    )
+    data_name: str = option("", help="of the results; empty: told from the sizes", bookkeeping=True)
     also_evaluate: list[str] = option([], help="other test sets, each LAYOUT:ROOT", bookkeeping=True)
     cameras: str = option(
         "use", choices=("use", "none"), help="none: same-camera images count, cameras may be missing"
@@ -96,9 +82,7 @@ class ReidConfig:
         help="do not refuse files with the same contents; a query's own file never counts as its match",
         bookkeeping=True,
     )
-    allow_unmatched: bool = option(
-        False, help="queries without a match are left out, as the official code does silently"
-    )
+    allow_unmatched: bool = option(False, help="leave out queries without a match, as official code does")
     limit_identities: int = option(0, low=0, help="only that many training identities; 0: all")
     limit_queries: int = option(0, low=0, help="only that many queries; 0: all")
     # images
@@ -122,9 +106,7 @@ class ReidConfig:
         help="file whose backbone is started from: ImageNet's, a run's, torchreid's; empty: random weights",
         bookkeeping=True,
     )
-    first_relu: bool = option(
-        True, help="the released Bag of Tricks lacks the ReLU after the first BatchNorm"
-    )
+    first_relu: bool = option(True, help="the released Bag of Tricks lacks the ReLU after the first norm")
     # the recipe and its tricks
     recipe: str = option(
         "bag_of_tricks_keep",
@@ -268,9 +250,7 @@ def check(config: ReidConfig) -> None:
         ConfigError: names the keys.
     """
     if not config.root:
-        raise ConfigError(
-            "root is empty: give the data's folder, for example root=data/Market-1501-v15.09.15"
-        )
+        raise ConfigError("root is empty: give the data's folder, such as root=data/Market-1501-v15.09.15")
     if config.arch not in ARCHITECTURES and not config.arch.startswith(TORCHREID):
         raise ConfigError(
             f"arch is {config.arch!r}; allowed: {', '.join(ARCHITECTURES)}, {TORCHREID}NAME "
@@ -292,9 +272,7 @@ def check(config: ReidConfig) -> None:
     for target in config.also_evaluate:
         layout, _, root = target.partition(":")
         if layout not in LAYOUTS or not root:
-            raise ConfigError(
-                f"also_evaluate: expected LAYOUT:ROOT with one of {', '.join(LAYOUTS)}, got {target!r}"
-            )
+            raise ConfigError(f"also_evaluate: expected LAYOUT:ROOT of {', '.join(LAYOUTS)}, got {target!r}")
 
 
 def is_shortened(config: ReidConfig) -> bool:

@@ -6,8 +6,6 @@ from keepaug.runs.config import load_config, precision_of, recipe_of, recorded_s
 from keepaug.runs.planning import Tool, origin_of, settings_arguments
 from reid.config import ReidConfig, check, in_todays_names, resolve
 
-__all__ = ["TOOL"]
-
 TOOL = Tool(
     "train_reid",
     "reid",

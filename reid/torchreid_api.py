@@ -7,8 +7,6 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-__all__ = ["torchreid_module"]
-
 _ROOTS = ("torchreid.reid", "torchreid")  # 0.2.5 on the package index; 1.4 in its repository
 
 

@@ -16,17 +16,6 @@ from keepaug.runs.seeds import make_generator
 from ssl_uda.config import UdaConfig
 from ssl_uda.policy import Draws, apply_policy, draw_policy
 
-__all__ = [
-    "StepDraws",
-    "Views",
-    "draw_step",
-    "finish_strong",
-    "make_views",
-    "paste_rule",
-    "rank_slice",
-    "weak_view",
-]
-
 
 class StepDraws(NamedTuple):
     """What is random in a step but the pasted region, for some images of it.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CONSISTENCY", "POLICIES", "SPLITS", "TSA", "USES"]
-
 # split: which images keep their labels, and which are used without one
 SPLITS = ("first", "balanced_first", "balanced")
 USES = ("all", "rest", "extra")

@@ -15,8 +15,6 @@ from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.choices import CONSISTENCY, POLICIES, SPLITS, TSA, USES
 
-__all__ = ["UdaConfig", "check", "in_todays_names", "is_shortened", "label"]
-
 UNLABELLED = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.unlabelled)
 
 
@@ -199,9 +197,7 @@ def check(config: UdaConfig) -> None:
             "into the other: set crops=shared or keep=false"
         )
     if config.entropy and config.target_mode == "eval":
-        raise ConfigError(
-            "entropy needs the clean view's gradient, which target_mode=eval has none of: entropy=0"
-        )
+        raise ConfigError("entropy needs the clean view's gradient, which target_mode=eval lacks: entropy=0")
 
 
 def is_shortened(config: UdaConfig) -> bool:

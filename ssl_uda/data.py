@@ -26,8 +26,6 @@ from ssl_uda.algorithms import ALGORITHMS
 from ssl_uda.config import UdaConfig
 from ssl_uda.split import LabelSplit, choose_labelled, split_labels
 
-__all__ = ["Data", "Stream", "open_data"]
-
 # of google-research/uda's augmentation_transforms.py
 CIFAR_MEAN = (0.49139968, 0.48215841, 0.44653091)
 CIFAR_STD = (0.24703223, 0.24348513, 0.26158784)
@@ -162,9 +160,7 @@ def _read_unlabelled(config: UdaConfig, root: Path, train: Tensor) -> Tensor:
         return train[:0]
     there = [root / name for name in UNLABELLED if (root / name).is_dir()]
     if len(there) > 1 and not config.unlabelled_root:
-        raise ConfigError(
-            f"both {there[0]} and {there[1]} are there: put their images into one, or set unlabelled_root"
-        )
+        raise ConfigError(f"both {there[0]} and {there[1]} are there: merge them, or set unlabelled_root")
     folder = Path(config.unlabelled_root).expanduser() if config.unlabelled_root else next(iter(there), None)
     if config.dataset == "image_folder" and is_main():
         for unread in _unread_folders(root, folder):

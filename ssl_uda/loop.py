@@ -39,8 +39,6 @@ from ssl_uda.data import Data, Stream, open_data
 from ssl_uda.schedule import learning_rate
 from ssl_uda.step import sample_paste, step_loss, targets_and_saliency
 
-__all__ = ["network_spec", "rehearse", "train"]
-
 
 @dataclass
 class _Run:
@@ -150,9 +148,7 @@ def network_spec(config: UdaConfig, num_classes: int) -> NetworkSpec:
 
 def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
     if config.batch_size % world.world_size:
-        raise ConfigError(
-            f"batch_size {config.batch_size} must be divisible by the {world.world_size} processes"
-        )
+        raise ConfigError(f"batch_size {config.batch_size} must be divisible by {world.world_size} processes")
     seed_everything(config.seed)
     split = data.split
     num_unlabelled = config.batch_size * config.unlabelled_ratio
@@ -205,33 +201,29 @@ def _parameter_groups(network: nn.Module, config: UdaConfig) -> list[dict[str, A
 
 
 def _train(run: _Run, recorder: Recorder) -> None:
-    with RunBar(run.config.steps, run.step, disable=not run.world.is_main) as bar:
-        _train_with(run, recorder, bar)
-
-
-def _train_with(run: _Run, recorder: Recorder, bar: RunBar) -> None:
     config, world = run.config, run.world
     run.network.train()
     shown: dict[str, float] = {}
-    for step in range(run.step, config.steps):
-        rate = learning_rate(step, config.steps, config.lr, config.warmup_steps)
-        figures = _step(run, step, rate, recorder)
-        run.step = step + 1
-        last = run.step == config.steps
-        if run.step % config.log_every == 0 or last:
-            values = _mean_over_processes(run, figures)
-            recorder.log(
-                run.step, {f"train/{key}": value for key, value in values.items()} | {"train/lr": rate}
-            )
-            shown = values
-        bar.step(**shown)
-        if run.step % config.eval_every == 0 or last:
-            run.history.append(_accuracy(run, run.ema.model if run.ema is not None else run.network))
-            recorder.log(run.step, {"val/accuracy": run.history[-1]})
-        if run.step % config.checkpoint_every == 0 or last:
-            recorder.save(run.step)
-        if not last:
-            recorder.stop_if_asked(run.step, lambda: recorder.save(run.step), world)
+    with RunBar(config.steps, run.step, disable=not world.is_main) as bar:
+        for step in range(run.step, config.steps):
+            rate = learning_rate(step, config.steps, config.lr, config.warmup_steps)
+            figures = _step(run, step, rate, recorder)
+            run.step = step + 1
+            last = run.step == config.steps
+            if run.step % config.log_every == 0 or last:
+                values = _mean_over_processes(run, figures)
+                recorder.log(
+                    run.step, {f"train/{key}": one for key, one in values.items()} | {"train/lr": rate}
+                )
+                shown = values
+            bar.step(**shown)
+            if run.step % config.eval_every == 0 or last:
+                run.history.append(_accuracy(run, run.ema.model if run.ema is not None else run.network))
+                recorder.log(run.step, {"val/accuracy": run.history[-1]})
+            if run.step % config.checkpoint_every == 0 or last:
+                recorder.save(run.step)
+            if not last:
+                recorder.stop_if_asked(run.step, lambda: recorder.save(run.step), world)
 
 
 def _pixels(run: _Run, images: Tensor) -> Tensor:

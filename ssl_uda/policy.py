@@ -20,8 +20,6 @@ from torch import Tensor
 from keepaug.transfer import to_device
 from ssl_uda.choices import POLICIES
 
-__all__ = ["OPERATIONS", "Draws", "apply_policy", "draw_policy"]
-
 MAX_LEVEL = 10
 _HIDDEN_COLOUR = (125, 122, 113)  # of the recipe's Cutout operation
 
@@ -155,9 +153,7 @@ def _invert(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tenso
 def _auto_contrast(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
     low = images.amin(dim=(2, 3), keepdim=True).double()
     high = images.amax(dim=(2, 3), keepdim=True).double()
-    scale = torch.full_like(high, 255.0) / (
-        high - low
-    )  # a plain 255.0 would multiply by the rounded reciprocal
+    scale = torch.full_like(high, 255.0) / (high - low)  # 255.0 would multiply by the rounded reciprocal
     stretched = (images.double() * scale + -low * scale).clamp(0, 255).to(torch.uint8)
     return torch.where(high > low, stretched, images), torch.zeros_like(blank)
 

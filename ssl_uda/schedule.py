@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["learning_rate"]
-
 
 def learning_rate(step: int, total_steps: int, peak: float, warmup_steps: int = 0) -> float:
     """UDA's schedule: linear warm-up, then `peak * cos(7 pi / 16 * t)`, which ends at 0.195 of the peak.

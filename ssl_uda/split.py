@@ -13,8 +13,6 @@ from keepaug.runs.config import ConfigError
 from keepaug.runs.seeds import make_generator
 from ssl_uda.choices import SPLITS
 
-__all__ = ["LabelSplit", "choose_labelled", "split_labels"]
-
 
 @dataclass(frozen=True)
 class LabelSplit:
@@ -62,9 +60,7 @@ def choose_labelled(labels: Tensor, num_labels: int, num_classes: int, kind: str
     if num_labels > num:
         raise ConfigError(f"num_labels is {num_labels}, there are {num} training images; lower num_labels")
     if num_labels < num_classes:
-        raise ConfigError(
-            f"num_labels is {num_labels} for {num_classes} classes: each needs one; raise num_labels"
-        )
+        raise ConfigError(f"num_labels is {num_labels} for {num_classes} classes; each needs one: raise it")
     if kind == "first":
         return torch.arange(num_labels)
     if kind not in SPLITS:

@@ -17,8 +17,6 @@ from ssl_uda.algorithms import ALGORITHMS, LossParts, Outputs
 from ssl_uda.augment import Views, paste_rule
 from ssl_uda.config import UdaConfig
 
-__all__ = ["sample_paste", "shares_forward", "step_loss", "targets_and_saliency"]
-
 
 def shares_forward(config: UdaConfig) -> bool:
     """Whether one pass over the clean view gives the target and the saliency.

@@ -6,8 +6,6 @@ from keepaug.runs.config import load_config, precision_of, recipe_of, recorded_s
 from keepaug.runs.planning import Tool, settings_arguments
 from ssl_uda.config import UdaConfig, check, in_todays_names
 
-__all__ = ["TOOL"]
-
 TOOL = Tool(
     "train_uda",
     "ssl_uda",

@@ -12,8 +12,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from detection.architecture import Architecture
 
-__all__ = ["Backbone", "build_resnet", "freeze_norms", "stage_channels"]
-
 _STAGES = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
 
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
-__all__ = ["Anchors", "Targets", "box_loss"]
-
 Targets = list[dict[str, Tensor]]
 
 

@@ -17,8 +17,6 @@ from detection.torchvision_engine.rpn import DetectronRPN
 
 _DETECTRON2_NAMES = {"loss_objectness": "loss_rpn_cls", "loss_rpn_box_reg": "loss_rpn_loc"}
 
-__all__ = ["Detector", "FasterRCNN", "RetinaNet", "build_model"]
-
 
 class Detector(nn.Module):
     """Shared by both detectors: normalisation and batching.

@@ -15,16 +15,6 @@ from detection.coco import CocoDataset
 from keepaug.data.reading import read_image
 from keepaug.runs.seeds import derive_seed, make_generator
 
-__all__ = [
-    "EvaluationImages",
-    "Sample",
-    "TrainingBatches",
-    "batches",
-    "load_image",
-    "resized_shape",
-    "usable",
-]
-
 
 class Sample(NamedTuple):
     """An image: (3, H, W) uint8 in INPUT.FORMAT, boxes (K, 4) x0, y0, x1, y1, labels (K,) from 0."""

@@ -6,8 +6,6 @@ from typing import Any
 
 from detection.config import flat
 
-__all__ = ["HONOURED", "unhonoured"]
-
 # A name that ends in "." or "_" stands for every key that begins with it.
 HONOURED = (
     "VERSION", "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "FLOAT32_PRECISION", "DATASETS.",

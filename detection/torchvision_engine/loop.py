@@ -33,8 +33,6 @@ from keepaug.runs.seeds import derive_seed, seed_everything
 from keepaug.runs.shapes import check_shape
 from keepaug.runs.stopping import iterate
 
-__all__ = ["build_optimizer", "learning_rate", "predict", "rehearse", "restore_model", "train"]
-
 LOG_EVERY = 20
 CHECKPOINT = {
     "model": {str: Tensor},

@@ -14,8 +14,6 @@ from torchvision.ops import batched_nms, box_iou, sigmoid_focal_loss
 
 from detection.torchvision_engine.boxes import Anchors, Targets, box_loss
 
-__all__ = ["DetectronRetinaNetHead"]
-
 
 class DetectronRetinaNetHead(RetinaNetHead):
     """torchvision's RetinaNet head with Detectron2's matching, normaliser and decoding."""

@@ -14,8 +14,6 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from detection.torchvision_engine.boxes import Targets, box_loss
 
-__all__ = ["DetectronRoIHeads", "Pooler", "Res5Head"]
-
 
 class Pooler(nn.Module):
     """RoIAlign with half-pixel alignment, each box on the pyramid level of its size (FPN paper, Eq. 1).

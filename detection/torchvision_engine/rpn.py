@@ -14,8 +14,6 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detection.torchvision_engine.boxes import Anchors, box_loss
 
-__all__ = ["DetectronRPN"]
-
 
 class DetectronRPN(RegionProposalNetwork):
     """torchvision's RPN with Detectron2's losses."""
@@ -68,9 +66,7 @@ class DetectronRPN(RegionProposalNetwork):
         levels = torch.repeat_interleave(torch.arange(len(counts), device=logits.device), counts)
         boxes_found, logits_found = [], []
         for image, shape in enumerate(image_shapes):
-            boxes, scores, level = (
-                values[best[image]] for values in (proposals[image], logits[image], levels)
-            )
+            boxes, scores, level = (part[best[image]] for part in (proposals[image], logits[image], levels))
             finite = boxes.isfinite().all(dim=1) & scores.isfinite()
             if self.training and not bool(finite.all()):
                 raise FloatingPointError("proposals are infinite or NaN: the training has diverged")

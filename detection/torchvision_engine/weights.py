@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detection.architecture import detectron2_key, torchvision_key
+from detection.architecture import bare_key, detectron2_key, torchvision_key
 from detection.reading import WeightsError
 from detection.torchvision_engine.build import Detector, FasterRCNN
-
-__all__ = ["load_backbone", "load_detectron2_state", "to_detectron2_state"]
 
 _PAIRS = (
     ("proposal_generator.rpn_head.conv.", "rpn.head.conv.0.0."),
@@ -27,6 +25,11 @@ _PAIRS = (
     ("backbone.top_block.p6.", "backbone.fpn.extra_blocks.p6."),
     ("backbone.top_block.p7.", "backbone.fpn.extra_blocks.p7."),
 )
+_RPN_HEAD = "proposal_generator.rpn_head."
+_LAST_LAYERS = (  # what depends on the number of classes and anchors
+    "roi_heads.box_predictor.", "head.cls_score.", "head.bbox_pred.",
+    f"{_RPN_HEAD}objectness_logits.", f"{_RPN_HEAD}anchor_deltas.",
+)  # fmt: skip
 _SUBNETS = (
     ("head.cls_subnet.", "head.classification_head.conv."),
     ("head.bbox_subnet.", "head.regression_head.conv."),
@@ -86,9 +89,7 @@ def load_detectron2_state(model: Detector, state: Mapping[str, Tensor]) -> None:
     """
     names = _names(model)
     ignored = ("pixel_mean", "pixel_std", "num_batches_tracked")
-    given = {
-        key: value for key, value in state.items() if not key.endswith(ignored) and "cell_anchors" not in key
-    }
+    given = {k: one for k, one in state.items() if not k.endswith(ignored) and "cell_anchors" not in k}
     missing, extra = sorted(set(names.values()) - given.keys()), sorted(given.keys() - set(names.values()))
     if missing or extra:
         raise WeightsError(
@@ -142,15 +143,10 @@ def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Pa
     own = model.state_dict()
     ready, missing, fresh = {}, [], []
     for ours, theirs in _names(model).items():
-        bare = theirs
-        for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
-            bare = bare.removeprefix(prefix)
+        bare = bare_key(theirs)
         key = theirs if theirs in state else bare
-        if (
-            key in state
-            and _is_last_layer(theirs)
-            and state[key].shape != _their_shape(model, ours, own[ours])
-        ):
+        last = key in state and theirs.startswith(_LAST_LAYERS)
+        if last and state[key].shape != _their_shape(model, ours, own[ours]):
             fresh.append(theirs)
         elif key in state:
             ready[ours] = state[key]
@@ -169,19 +165,6 @@ def load_backbone(model: Detector, state: Mapping[str, Tensor], source: str | Pa
             flush=True,
         )
     return len(ready)
-
-
-def _is_last_layer(theirs: str) -> bool:
-    """What depends on the number of classes and anchors."""
-    return theirs.startswith(
-        (
-            "roi_heads.box_predictor.",
-            "head.cls_score.",
-            "head.bbox_pred.",
-            "proposal_generator.rpn_head.objectness_logits.",
-            "proposal_generator.rpn_head.anchor_deltas.",
-        )
-    )
 
 
 def _their_shape(model: Detector, ours: str, value: Tensor) -> torch.Size:

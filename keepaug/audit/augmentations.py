@@ -29,8 +29,6 @@ from keepaug.keep import KeepCutMix, KeepCutout, KeepPaste, KeepRandomErasing
 from keepaug.policies import BatchPolicy, aug_mix, auto_augment, rand_augment
 from keepaug.regions import region_mask
 
-__all__ = ["KINDS", "Augmentation", "Batch", "Outcome", "parse_augmentation"]
-
 
 class Batch(NamedTuple):
     """What an augmentation gets.

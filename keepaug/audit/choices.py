@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["BOUND", "MEASURES", "PERCENT", "SETTINGS", "check_limits", "check_name", "paste_side"]
-
 BOUND = 0.95
 """Least fidelity of a recommended setting."""
 

@@ -76,9 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="to try strengths and tau on; 0: no sweep; default 200",
     )
     add("--tau", type=float, default=0.6, help="quantile of the Keep versions; default 0.6")
-    add(
-        "--bound", type=float, default=BOUND, help=f"least fidelity of a recommended setting; default {BOUND}"
-    )
+    add("--bound", type=float, default=BOUND, help=f"least fidelity of a recommended one; default {BOUND}")
     add("--seed", type=int, default=0)
     add(
         "--mean",

@@ -16,8 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-__all__ = ["Foreign", "load_object"]
-
 
 def load_object(name: str) -> Any:
     """What `module:object` names; the module is looked for in the working directory too.

@@ -21,8 +21,6 @@ from keepaug.data.reading import read_image
 from keepaug.runs.seeds import make_generator
 from keepaug.runs.shapes import read_json
 
-__all__ = ["Objects", "Sample", "Source", "open_source"]
-
 _ID = (int, str)
 COCO = {
     "images": [{"id": _ID, "file_name": str, "height": int, "width": int, str: Any}],
@@ -112,9 +110,7 @@ def _opened(data: Any, boxes: str | Path | None, split: str | None) -> Source:
     if isinstance(data, str | Path):
         root = Path(data).expanduser()
         if not root.exists():
-            raise FileNotFoundError(
-                f"no images at {root}: expected a folder, CIFAR-10's archive or a list of files"
-            )
+            raise FileNotFoundError(f"no images at {root}: expected a folder, CIFAR-10 or a list of files")
         if boxes is not None and Path(boxes).name != "boxes.json":
             return _coco(root, _find_boxes(root, Path(boxes).expanduser()))
         if root.is_file():
@@ -284,13 +280,9 @@ def _coco(root: Path, file: Path) -> Source:
         found = by_image[kept[index]["id"]]
         boxes = torch.tensor([annotation["bbox"] for annotation in found], dtype=torch.float64)
         corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-        labels = [
-            names.get(annotation["category_id"], str(annotation["category_id"])) for annotation in found
-        ]
+        labels = [names.get(one["category_id"], str(one["category_id"])) for one in found]
         outlines = [annotation.get("segmentation") for annotation in found]
-        return Objects(
-            corners, labels, [line if isinstance(line, list) and line else None for line in outlines]
-        )
+        return Objects(corners, labels, [one if isinstance(one, list) and one else None for one in outlines])
 
     def read(index: int) -> Image.Image:
         return read_image(paths[index], size=(kept[index]["height"], kept[index]["width"]))

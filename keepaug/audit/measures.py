@@ -14,20 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "SHARES",
-    "Interval",
-    "bootstrap",
-    "calibration",
-    "colour_change",
-    "correlation",
-    "hidden_share",
-    "identity_source",
-    "importance_lost",
-    "rank_correlation",
-    "visible_pixels",
-]
-
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _AT_ONCE = 2**19  # resampled positions
 

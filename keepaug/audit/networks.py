@@ -30,8 +30,6 @@ from keepaug.models.weights import load_classifier, misfit_of
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import sha256_of
 
-__all__ = ["AuditedNetwork", "open_network", "wrap_network"]
-
 _UNKNOWN = "what the network expects is not known: give mean, std ({known}) and size"
 
 
@@ -248,9 +246,7 @@ def _named(text: str, weights: str | Path) -> AuditedNetwork:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no weights {path}; DEFAULT downloads them, RANDOM takes an untrained network"
-        )
+        raise FileNotFoundError(f"no weights {path}; DEFAULT downloads them, RANDOM takes untrained ones")
     content = read_weights_only(path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -341,9 +337,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
             raise ValueError(
                 f"{path} is a checkpoint and needs the weights.pt or config.yaml of its run beside it"
             )
-        matrices = [
-            value for value in content["model"].values() if isinstance(value, Tensor) and value.ndim == 2
-        ]
+        matrices = [one for one in content["model"].values() if isinstance(one, Tensor) and one.ndim == 2]
         options = {"stem": config["stem"]} if "stem" in config else {}
         module = build_network(config["arch"], len(matrices[-1]), **options)
     state = {

@@ -19,8 +19,6 @@ from keepaug.audit.choices import MEASURES, PERCENT
 from keepaug.audit.trials import Picture
 from keepaug.runs import pages
 
-__all__ = ["render"]
-
 _BARS = (
     ("destroyed", "Objects destroyed", "at least half hidden"),
     ("importance_lost", "Importance lost", "share of what the network looks at that is no longer visible"),

@@ -16,8 +16,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["probe_images", "read_sources"]
-
 DARK, BRIGHT = 40, 180  # apart under every threshold of Solarize
 _LEAST = 1.5  # grey levels between a code and its complement where the image is shown
 _LEAST_SHARE = 0.1  # of the largest such difference

@@ -11,8 +11,6 @@ from keepaug.data.pictures import enlarged, labelled_sheet
 from keepaug.runs.files import write_atomic
 from keepaug.runs.result import write_result
 
-__all__ = ["record"]
-
 _SHOWN = 2  # pictures of each augmentation
 
 
@@ -54,9 +52,7 @@ def record(
         if row.get("destroyed_difference"):
             pair["difference"] = _percent(row["destroyed_difference"])
     if not metrics:
-        raise ValueError(
-            "no objects are known in these images: there is no share of destroyed ones to record"
-        )
+        raise ValueError("no objects are known in these images: there is no share of destroyed ones")
     data = content["data"]
     picture = _sheet(result)
     write_atomic(output / "worst.png", lambda file: picture.save(file, "PNG"))

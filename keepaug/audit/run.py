@@ -28,8 +28,6 @@ from keepaug.runs.cache import cache_file
 from keepaug.runs.distributed import choose_device
 from keepaug.runs.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 
-__all__ = ["Audit", "audit"]
-
 TAUS = (0.2, 0.4, 0.6, 0.8)
 NUM_WORST = 24
 _CACHE_VERSION = 3

@@ -12,8 +12,6 @@ from keepaug.audit.measures import SHARES, Interval, bootstrap
 from keepaug.audit.trials import Trial
 from keepaug.runs.seeds import make_generator
 
-__all__ = ["HALF", "clean_figures", "destroyed_difference", "recommended", "row_of", "sweep_points"]
-
 HALF = 0.5
 Table = Mapping[str, Mapping[str, Tensor]]
 _LEAST_OF_A_CLASS = 10

@@ -25,8 +25,6 @@ from keepaug.runs.progress import progress
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
 
-__all__ = ["Columns", "Picture", "Trial", "run_trials"]
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -374,9 +372,7 @@ class _Features:
                 f"the network must return logits (N, classes), got {got} for {len(inputs)} images"
             )
         if not bool(torch.isfinite(logits).all()):
-            raise ValueError(
-                "the network returns values that are not finite (NaN or infinite) for these images"
-            )
+            raise ValueError("the network's values are not finite (NaN or infinite) for these images")
         vectors = logits if self._seen is None or len(self._seen) != len(inputs) else self._seen.flatten(1)
         return logits.float().cpu(), vectors.float().cpu()
 

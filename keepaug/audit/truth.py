@@ -11,8 +11,6 @@ from torch import Tensor
 from keepaug.audit.measures import calibration, correlation, hidden_share, importance_lost, rank_correlation
 from keepaug.regions import random_regions, region_mask
 
-__all__ = ["judge_maps"]
-
 
 def judge_maps(
     maps: Mapping[str, Tensor], masks: Tensor, *, size: int, draws: int, generator: torch.Generator

@@ -7,25 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keepaug.choices import PLACEMENTS
 from keepaug.ops import check_batch
 from keepaug.regions import Regions, Size, given, random_regions, sample_regions
 from keepaug.transfer import to_device
-
-__all__ = [
-    "Draw",
-    "applied_to",
-    "beta",
-    "check_alpha",
-    "check_images",
-    "check_per",
-    "check_placement",
-    "check_probability",
-    "check_tau",
-    "permutation_of",
-    "regions_for",
-    "uniform",
-]
 
 
 class Draw(NamedTuple):
@@ -49,18 +33,6 @@ def check_probability(p: float) -> None:
     """Refuse what is no probability."""
     if not 0 <= p <= 1:
         raise ValueError(f"p is a probability and must be in [0, 1], got {p}")
-
-
-def check_tau(tau: float) -> None:
-    """Refuse what is no quantile."""
-    if not 0 <= tau <= 1:
-        raise ValueError(f"tau is a quantile and must be in [0, 1], got {tau}")
-
-
-def check_placement(placement: str) -> None:
-    """Refuse an unknown placement."""
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
 
 
 def check_images(images: Tensor, saliency: Tensor | None = None) -> None:

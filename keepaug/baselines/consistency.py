@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ConsistentLabels", "consistent_cross_entropy", "jensen_shannon", "three_views"]
-
 
 class ConsistentLabels(NamedTuple):
     """Labels of a batch that holds three views of each image.

@@ -13,16 +13,13 @@ from keepaug.baselines.common import (
     Draw,
     applied_to,
     check_images,
-    check_placement,
     check_probability,
     regions_for,
     uniform,
 )
 from keepaug.ops import cut
-from keepaug.regions import Regions, check_size, given
+from keepaug.regions import Regions, check_placement, check_size, given
 from keepaug.transfer import to_device
-
-__all__ = ["FILLS", "Cutout", "RandomErasing"]
 
 FILLS: dict[str, tuple[float, ...]] = {
     "zero": (0.0,),
@@ -35,10 +32,6 @@ class _Cutting:
     """Shared by augmentations that fill one region per image."""
 
     placement: str
-
-    @property
-    def _tau(self) -> float | None:
-        return None
 
     def draw(self, images: Tensor, *, generator: torch.Generator | None = None) -> Draw:
         """Which images a call would cut and how large; the others need no saliency map.
@@ -66,7 +59,7 @@ class _Cutting:
             saliency,
             size,
             applied=applied,
-            tau=self._tau,
+            tau=getattr(self, "tau", None),  # of the Keep versions
             placement=self.placement,
             generator=generator,
         )

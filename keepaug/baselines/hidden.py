@@ -15,8 +15,6 @@ from keepaug.baselines.mixing import MixedLabels, Mixup, blend
 from keepaug.ops import check_labels
 from keepaug.transfer import to_device
 
-__all__ = ["HiddenMix", "ManifoldMixup", "mix_hidden_features"]
-
 
 class HiddenMix(NamedTuple):
     """What is mixed where; `labels` are those of the mixed batch.
@@ -62,9 +60,7 @@ class ManifoldMixup:
         check_alpha(self.alpha)
         check_per(self.per)
         if self.num_layers < 1:
-            raise ValueError(
-                f"num_layers counts the images as one and must be 1 or more, got {self.num_layers}"
-            )
+            raise ValueError(f"num_layers counts the images too and must be 1 or more, got {self.num_layers}")
 
     def sample(self, labels: Tensor, *, generator: torch.Generator | None = None) -> HiddenMix:
         """Layer, partners and shares of one batch.

@@ -16,25 +16,14 @@ from keepaug.baselines.common import (
     check_alpha,
     check_images,
     check_per,
-    check_placement,
     check_probability,
     permutation_of,
     regions_for,
     uniform,
 )
 from keepaug.ops import _like, check_labels, paste
-from keepaug.regions import Regions
+from keepaug.regions import Regions, check_placement
 from keepaug.transfer import to_device
-
-__all__ = [
-    "AttentiveCutMix",
-    "CutMix",
-    "MixedLabels",
-    "Mixup",
-    "blend",
-    "mixed_cross_entropy",
-    "partners",
-]
 
 
 class MixedLabels(NamedTuple):
@@ -144,10 +133,6 @@ class CutMix:
         check_alpha(self.alpha)
         check_per(self.per)
 
-    @property
-    def _tau(self) -> float | None:
-        return None
-
     def sample_sizes(
         self, num: int, image_size: tuple[int, int], *, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -187,7 +172,7 @@ class CutMix:
             saliency,
             drawn.size,
             applied=drawn.applied,
-            tau=self._tau,
+            tau=getattr(self, "tau", None),  # of KeepCutMix
             placement=self.placement,
             generator=generator,
         )

@@ -12,8 +12,6 @@ from torchvision.models import ResNet
 from keepaug.models.weights import Classifier, load_classifier
 from keepaug.modes import evaluating
 
-__all__ = ["feature_attention", "load_teacher", "stages_of"]
-
 
 def stages_of(network: nn.Module) -> list[nn.Module]:
     """The stages of a residual network in the order of the forward pass.

@@ -27,8 +27,6 @@ from keepaug.runs.precision import PRECISION_HELP, PRECISIONS
 if TYPE_CHECKING:
     from keepaug.models.weights import NetworkSpec
 
-__all__ = ["SALIENCY", "ClassifyConfig", "check", "network_spec"]
-
 # The last two are controls, which see nothing of the image: maps of chance, and those of another image of the
 # batch.
 SALIENCY = ("full", "low_resolution", "early_head", "low_resolution_early", "noise", "other")
@@ -296,9 +294,7 @@ class ClassifyConfig:
     whitening_epochs: float = option(
         3.0, low=0, help="epochs in which the first layer's bias is trained", used_by=("lab",)
     )
-    mirrored_test: bool = option(
-        False, help="test on the mean of the outputs for an image and its mirror image"
-    )
+    mirrored_test: bool = option(False, help="test on the mean output for an image and its mirror image")
     # machine
     device: str = option("auto", bookkeeping=True, help="cpu, cuda, cuda:N; auto: a GPU where there is one")
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
@@ -393,9 +389,7 @@ def check(config: ClassifyConfig) -> None:
     if config.dataset == "imagenet" and config.loading == "memory":
         raise ConfigError("loading=memory cannot hold imagenet: set loading=files")
     if config.arch in ("resnet50", "resnet101") and config.stem == "cifar" and config.dataset == "imagenet":
-        raise ConfigError(
-            "stem=cifar on imagenet keeps the full resolution through the network: set stem=imagenet"
-        )
+        raise ConfigError("stem=cifar on imagenet keeps the full resolution all through: set stem=imagenet")
 
 
 def _check_method(config: ClassifyConfig) -> None:

@@ -23,8 +23,6 @@ from keepaug.data.images import FileImages, Images, MemoryImages, decode_all
 from keepaug.data.reading import ImageError
 from keepaug.runs.config import ConfigError
 
-__all__ = ["Datasets", "open_datasets"]
-
 
 @dataclass(frozen=True)
 class Datasets:

@@ -43,8 +43,6 @@ from keepaug.runs.rehearsal import rehearse as rehearse_steps
 from keepaug.runs.seeds import derive_seed, make_generator, seed_everything
 from keepaug.transfer import start_reading, to_device
 
-__all__ = ["rehearse", "train"]
-
 
 @dataclass
 class _Run:
@@ -190,6 +188,10 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
             loaded.network.to(world.device),
             identity_of(config.teacher, loaded.provenance),
         )
+    cache = None
+    if config.reuse_every > 1 and isinstance(data.train, MemoryImages):
+        height, width = data.train.images.shape[2:]
+        cache = SaliencyCache(len(data.train), (height, width))
     return _Run(
         config,
         world,
@@ -207,7 +209,7 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
         look_ahead,
         teacher,
         started_from,
-        _make_cache(config, data),
+        cache,
         torch.zeros(2, dtype=torch.float64, device=world.device),
     )
 
@@ -253,13 +255,6 @@ def _num_workers(config: ClassifyConfig, world: Distributed, images: Images) -> 
     return default_workers(world.device, in_memory=isinstance(images, MemoryImages))
 
 
-def _make_cache(config: ClassifyConfig, data: Datasets) -> SaliencyCache | None:
-    if config.reuse_every == 1 or not isinstance(data.train, MemoryImages):
-        return None
-    height, width = data.train.images.shape[2:]
-    return SaliencyCache(len(data.train), (height, width))
-
-
 def _total_steps(run: _Run) -> int:
     total = run.config.epochs * len(run.loader)
     return min(total, run.config.max_steps) if run.config.max_steps else total
@@ -272,34 +267,30 @@ def _work(run: _Run) -> str:
 
 
 def _train(run: _Run, recorder: Recorder) -> None:
-    with RunBar(_total_steps(run), run.step, disable=not run.world.is_main) as bar:
-        _train_with(run, recorder, bar)
-
-
-def _train_with(run: _Run, recorder: Recorder, bar: RunBar) -> None:
     config, total = run.config, _total_steps(run)
-    _evaluate_if_due(run, recorder)  # interrupted between a checkpoint and its evaluation
-    while run.step < total:
-        epoch = run.loader.epoch
-        run.trained.train()
-        if run.loader.position == 0:
-            run.hits.zero_()
-        for batch in run.loader:
-            loss = _step(run, batch, recorder.last_checkpoint)
-            run.step += 1
-            bar.step(epoch=epoch + 1, loss=loss)
-            if run.step % config.log_every == 0 or run.step == total:
-                rate = run.optimizer.param_groups[0]["lr"]
-                recorder.log(run.step, {"train/loss": loss, "train/lr": rate})
-            if run.step == total:
-                break
-            recorder.stop_if_asked(run.step, lambda: _save(run, recorder), run.world)
-            if config.checkpoint_every and run.step % config.checkpoint_every == 0:
+    with RunBar(total, run.step, disable=not run.world.is_main) as bar:
+        _evaluate_if_due(run, recorder)  # interrupted between a checkpoint and its evaluation
+        while run.step < total:
+            epoch = run.loader.epoch
+            run.trained.train()
+            if run.loader.position == 0:
+                run.hits.zero_()
+            for batch in run.loader:
+                loss = _step(run, batch, recorder.last_checkpoint)
+                run.step += 1
+                bar.step(epoch=epoch + 1, loss=loss)
+                if run.step % config.log_every == 0 or run.step == total:
+                    rate = run.optimizer.param_groups[0]["lr"]
+                    recorder.log(run.step, {"train/loss": loss, "train/lr": rate})
+                if run.step == total:
+                    break
+                recorder.stop_if_asked(run.step, lambda: _save(run, recorder), run.world)
+                if config.checkpoint_every and run.step % config.checkpoint_every == 0:
+                    _save(run, recorder)
+            if not run.saved:  # an evaluation may fail
                 _save(run, recorder)
-        if not run.saved:  # an evaluation may fail
+            _evaluate_if_due(run, recorder)
             _save(run, recorder)
-        _evaluate_if_due(run, recorder)
-        _save(run, recorder)
 
 
 def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from keepaug.baselines import ConsistentLabels, MixedLabels, consistent_cross_entropy, mixed_cross_entropy
 from keepaug.classify.config import ClassifyConfig
 
-__all__ = ["loss_of"]
-
 
 def loss_of(output: Any, targets: Tensor | MixedLabels | ConsistentLabels, config: ClassifyConfig) -> Tensor:
     """The loss of a network's output; with an early head, that head's too (section 3.1).

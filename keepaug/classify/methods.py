@@ -35,8 +35,6 @@ if TYPE_CHECKING:  # the table is read without torch, before a run
     from keepaug.keep import KeepPaste
     from keepaug.policies import AugMix, Repeated
 
-__all__ = ["METHODS", "Labels", "Method", "Views", "build_batch_policy", "build_policy", "compute_saliency"]
-
 Labels: TypeAlias = "Tensor | MixedLabels | ConsistentLabels | HiddenMix"
 
 

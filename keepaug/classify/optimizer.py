@@ -10,8 +10,6 @@ from torch import nn
 
 from keepaug.classify.config import ClassifyConfig
 
-__all__ = ["build_optimizer", "learning_rate", "set_learning_rate"]
-
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -36,9 +34,7 @@ def build_optimizer(config: ClassifyConfig, network: nn.Module) -> torch.optim.S
     groups = [group for group in groups if group["params"]]
     for group in groups:
         highest = config.lr * group["factor"]
-        group["weight_decay"] = (
-            config.weight_decay / highest if config.decoupled_decay else config.weight_decay
-        )
+        group["weight_decay"] = config.weight_decay / (highest if config.decoupled_decay else 1)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 

@@ -6,8 +6,6 @@ from keepaug.classify.config import ClassifyConfig, check
 from keepaug.runs.config import load_config, precision_of, recipe_of, recorded_settings
 from keepaug.runs.planning import Tool, origin_of, settings_arguments
 
-__all__ = ["TOOL"]
-
 TOOL = Tool(
     "train_classifier",
     "classify",

@@ -53,9 +53,7 @@ def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[fl
         opened = open_classifier(path, key=args.key, prefix=args.prefix, arch=args.arch)
     wanted = args.arch or ("resnet50" if args.torchvision else None)
     if wanted and opened.architecture != Architecture(int(wanted.removeprefix("resnet"))):
-        raise ValueError(
-            f"{path} is no {wanted}; choose --arch (its tensors are {opened.architecture.name}'s)"
-        )
+        raise ValueError(f"{path} is no {wanted}; choose --arch (it has {opened.architecture.name}'s keys)")
     return opened.network, opened.mean, opened.std
 
 

@@ -250,9 +250,7 @@ class Quickstart:
             )
         text = log.read_text()
         if done.returncode:
-            raise StageError(
-                f"{name} failed (exit code {done.returncode}); the end of {log}:\n{text[-2000:]}"
-            )
+            raise StageError(f"{name} failed (exit code {done.returncode}); end of {log}:\n{text[-2000:]}")
         lines = text.replace("\r", "\n").strip().splitlines()
         if show:
             print("\n".join(f"  {line}" for line in lines if "->" in line or "verified" in line), flush=True)
@@ -262,9 +260,7 @@ class Quickstart:
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder for everything")
-    parser.add_argument(
-        "--jobs", type=int, default=min(3, os.cpu_count() or 1), help="runs beside each other"
-    )
+    parser.add_argument("--jobs", type=int, default=min(3, os.cpu_count() or 1), help="runs side by side")
     parser.add_argument("--shrink", action="store_true", help="a few images and steps: does it run?")
     return parser
 

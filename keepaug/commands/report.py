@@ -42,9 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder for report.md and report.html, default report; evidence: default docs",
     )
-    parser.add_argument(
-        "--table", help="print this table of the paper beside ours (1, 1b, 2 ... 9) and write nothing"
-    )
+    parser.add_argument("--table", help="only print this table of the paper beside ours (1, 1b, 2 ... 9)")
     return parser
 
 
@@ -61,9 +59,7 @@ def _table(number: str, runs: Path, *, must_exist: bool) -> str:
     text = "\n\n".join(table_markdown(part) for part in parts)
     missing = any(ours == NOT_RUN for part in parts for _, cells in part.rows for _, ours, _ in cells)
     if missing and number != "3":
-        text += (
-            f"\n\nWhat has not been run: keepaug reproduce {number} --dry-run root=DATA prints the commands."
-        )
+        text += f"\n\nWhat is not run: keepaug reproduce {number} --dry-run root=DATA prints the commands."
     return text
 
 

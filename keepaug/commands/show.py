@@ -35,9 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="weights.pt of a run, or a ResNet in any checkpoint that keepaug convert reads",
     )
-    weights.add_argument(
-        "--torchvision", type=Path, metavar="W", help="torchvision state dict of a ResNet; see --arch"
-    )
+    weights.add_argument("--torchvision", type=Path, metavar="W", help="a ResNet's state dict; see --arch")
     add(
         "--arch",
         choices=ARCHITECTURES,

@@ -12,20 +12,6 @@ from torch.nn import functional as F
 from keepaug.choices import BORDERS
 from keepaug.transfer import to_device
 
-__all__ = [
-    "Border",
-    "Colours",
-    "CropFlip",
-    "change_colours",
-    "crop_flip",
-    "draw_colours",
-    "draw_crop_flip",
-    "normalize",
-    "random_crop_flip",
-    "undo_crop_flip",
-    "with_mirror",
-]
-
 Border = str | tuple[float, ...]
 _MIRROR_BIT = 62  # the highest of an int64 seed, which drawn seeds leave free
 
@@ -133,7 +119,7 @@ def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
     height, width = images.shape[2:]
     # Without the flip, the way back is the crop of the padded crop at the opposite place.
     straight = torch.where(
-        to_device(place.mirrored, images.device)[:, None, None, None], images.flip(-1), images
+        to_device(place.mirrored, images.device).view(-1, 1, 1, 1), images.flip(-1), images
     )
     opposite = 2 * place.padding
     back = CropFlip(

@@ -19,8 +19,6 @@ from keepaug.runs.cache import cache_file, locked
 from keepaug.runs.files import write_atomic
 from keepaug.runs.progress import progress
 
-__all__ = ["check_images", "own_cores", "read_all"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -146,10 +144,9 @@ def _attempts(
 
 def _raise(problems: Sequence[str], total: int) -> None:
     if problems:
+        some = "; ".join(problems[:_NAMED])
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-        raise ImageError(
-            f"{len(problems)} of {total} images cannot be used: {'; '.join(problems[:_NAMED])}{more}"
-        )
+        raise ImageError(f"{len(problems)} of {total} images cannot be used: {some}{more}")
 
 
 def _size_problem(name: str, size: Sequence[int]) -> str:

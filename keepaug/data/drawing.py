@@ -14,19 +14,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-__all__ = [
-    "blend",
-    "draw_backgrounds",
-    "finish_folder",
-    "named_stream",
-    "prepare_folder",
-    "save_png",
-    "tight_boxes",
-    "to_uint8",
-    "turned",
-    "uniform",
-]
-
 
 def named_stream(seed: int, *names: str) -> torch.Generator:
     """An independent stream per name, the same on every machine."""
@@ -135,9 +122,7 @@ def prepare_folder(root: Path, identity: dict[str, object]) -> Path | None:
     if sheet.is_file():
         if json.loads(sheet.read_text()) == identity:
             return None
-        raise ValueError(
-            f"{root} holds another dataset ({sheet} differs): remove it or choose another folder"
-        )
+        raise ValueError(f"{root} holds another dataset ({sheet} differs): remove it or take another folder")
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} exists, is not empty and has no dataset.json: choose another folder")
     partial = root.with_name(root.name + ".partial")

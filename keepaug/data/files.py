@@ -15,8 +15,6 @@ import numpy as np
 from keepaug.runs.cache import cache_file
 from keepaug.runs.files import write_bytes_atomic
 
-__all__ = ["EXTENSIONS", "ImageFiles", "find_images", "is_hidden"]
-
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".tga"
 )  # fmt: skip
@@ -49,9 +47,7 @@ class ImageFiles(Sequence[Path]):
     @staticmethod
     def of(root: Path, names: Sequence[str], sizes: Sequence[int], times: Sequence[int]) -> ImageFiles:
         """From lists."""
-        return ImageFiles(
-            root, _packed(names), np.array(sizes, dtype=np.int64), np.array(times, dtype=np.int64)
-        )
+        return ImageFiles(root, _packed(names), np.array(sizes, np.int64), np.array(times, np.int64))
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from keepaug.runs.checkpoint import read_weights_only
 
-__all__ = ["read_flat_labels"]
-
 _NAMED = ("LOC_val_solution.csv", "val_annotations.txt", "val.txt")  # a line is: image, class
 _ORDERED = (
     "imagenet_2012_validation_synset_labels.txt",
@@ -54,9 +52,7 @@ def read_flat_labels(split: Path, names: Sequence[str], classes: Sequence[str]) 
     if found.name == "meta.bin":
         content = read_weights_only(found)
         if not (isinstance(content, tuple) and len(content) == 2 and isinstance(content[1], list)):
-            raise ValueError(
-                f"{found} is not torchvision's meta.bin: expected a pair whose second part is a list"
-            )
+            raise ValueError(f"{found} is not torchvision's meta.bin: expected a pair with a list second")
         labels = list(map(str, content[1]))
     elif found.name in _NAMED:
         labels = _by_name(found, names)

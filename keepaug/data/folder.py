@@ -11,8 +11,6 @@ from torch import Tensor
 from keepaug.data.files import EXTENSIONS, ImageFiles, find_images
 from keepaug.data.flat import read_flat_labels
 
-__all__ = ["find_split", "list_images", "open_folder"]
-
 VALIDATION = ("val", "valid", "validation", "test")
 
 

@@ -14,9 +14,6 @@ from torch import Tensor
 from keepaug.data.files import ImageFiles
 from keepaug.runs.shapes import read_json
 
-__all__ = ["describe_files", "describe_tensors", "is_synthetic", "read_card"]
-
-
 CARD = {"name?": str, "synthetic?": bool, str: Any}
 """What dataset.json holds, which drawn data sets carry in their root."""
 

@@ -12,8 +12,6 @@ from torchvision.transforms.v2 import functional as F
 
 from keepaug.data.reading import read_image, read_part
 
-__all__ = ["ResizedCrop", "draw_resized_crop", "read_eval", "read_train"]
-
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 

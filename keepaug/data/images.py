@@ -16,8 +16,6 @@ from keepaug.data.batch_transforms import Border, CropFlip, crop_flip, draw_crop
 from keepaug.data.checking import read_all
 from keepaug.data.reading import read_image as decode
 
-__all__ = ["Batch", "FileImages", "Images", "MemoryImages", "decode", "decode_all", "one_by_one"]
-
 
 class Batch(NamedTuple):
     """One batch.

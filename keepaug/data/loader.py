@@ -17,8 +17,6 @@ from keepaug.data.images import Batch, Images
 from keepaug.runs.seeds import make_generator
 from keepaug.runs.stopping import iterate
 
-__all__ = ["Loader", "default_workers", "make_loader"]
-
 
 def default_workers(device: torch.device, *, in_memory: bool) -> int:
     """Decoding processes for one training process: none on a CPU, as many as it can feed a GPU with.

@@ -14,8 +14,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 from keepaug.regions import Regions
 from keepaug.runs.files import write_atomic
 
-__all__ = ["draw_views", "enlarged", "grey_map", "labelled_sheet"]
-
 _GAP = 6  # pixels
 _WIDTH = 1100  # of a sheet of views, about
 

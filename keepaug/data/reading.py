@@ -16,8 +16,6 @@ try:
 except ImportError:
     simplejpeg = None
 
-__all__ = ["FORMATS", "ImageError", "read_image", "read_part", "read_size"]
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
 """Pillow's names of what is read; not all that it knows: its EPS reader starts another program."""
 _KINDS = (

@@ -15,8 +15,6 @@ from torch import Tensor
 from keepaug.data.batch_transforms import CropFlip, crop_flip, undo_crop_flip
 from keepaug.transfer import to_device
 
-__all__ = ["DTYPES", "SaliencyCache", "carried_or_fresh"]
-
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16}
 
 

@@ -141,9 +141,7 @@ def _hues(num: int) -> Tensor:
 
 def _check_classes(num_classes: int) -> tuple[str, ...]:
     if not 2 <= num_classes <= len(CLASSES):
-        raise ValueError(
-            f"num_classes is {num_classes}; there are {len(CLASSES)} shapes: choose 2 to {len(CLASSES)}"
-        )
+        raise ValueError(f"num_classes is {num_classes}; there are {len(CLASSES)} shapes: choose 2 to that")
     return tuple(sorted(CLASSES[:num_classes]))
 
 
@@ -194,9 +192,7 @@ def draw_classification(
         )
         parts.append((to_uint8(canvas, noise, generator), boxes))
     if not parts:
-        return LabelledImages(
-            torch.empty(0, 3, height, width, dtype=torch.uint8), labels, labels.new_empty(0, 4)
-        )
+        return LabelledImages(torch.empty(0, 3, *size, dtype=torch.uint8), labels, labels.new_empty(0, 4))
     return LabelledImages(torch.cat([p[0] for p in parts]), labels, torch.cat([p[1] for p in parts]))
 
 
@@ -282,9 +278,7 @@ def _identity(
         "synthetic": True,
         "classes": list(classes),
         "sizes": {"train": num_train, "val": num_val},
-        "settings": {
-            key: list(one) if isinstance(one, tuple | list) else one for key, one in settings.items()
-        },
+        "settings": {key: list(one) if isinstance(one, tuple) else one for key, one in settings.items()},
     }
 
 

@@ -26,17 +26,6 @@ from keepaug.data.drawing import (
     uniform,
 )
 
-__all__ = [
-    "PARTS",
-    "PATTERNS",
-    "People",
-    "ReidImages",
-    "draw_cameras",
-    "draw_people",
-    "make_people",
-    "write_reid",
-]
-
 _CHUNK = 128
 PARTS: tuple[str, ...] = ("head", "torso", "legs", "shoes", "bag")
 """Parts whose boxes are known."""
@@ -427,9 +416,7 @@ def _check(
             f"most"
         )
     if not 2 <= cameras <= 9:
-        raise ValueError(
-            f"cameras is {cameras}; a match needs 2 cameras, and a file name holds 1 digit: 2 to 9"
-        )
+        raise ValueError(f"cameras is {cameras}; a match needs 2, and a file name holds 1 digit: 2 to 9")
     if per_camera < 2:
         raise ValueError(
             f"images_per_camera is {per_camera}; the first is a query, so that the gallery needs a second: "

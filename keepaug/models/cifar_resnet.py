@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 from keepaug.models.staged import StagedNetwork, conv, initialise
 
-__all__ = ["SHORTCUTS", "CifarBlock", "cifar_resnet"]
-
 SHORTCUTS = ("padded", "projection")
 
 
@@ -63,9 +61,7 @@ def cifar_resnet(depth: int, num_classes: int, *, shortcut: str = "padded") -> S
         ValueError: a depth that is not 6 n + 2, unknown shortcut.
     """
     if depth < 8 or (depth - 2) % 6:
-        raise ValueError(
-            f"the depth of a ResNet for small images is 6 n + 2 (8, 14, 20 ... 110), got {depth}"
-        )
+        raise ValueError(f"the depth of a ResNet for small images is 6 n + 2 (8, 14 ... 110), got {depth}")
     if shortcut not in SHORTCUTS:
         raise ValueError(f"shortcut must be one of {', '.join(SHORTCUTS)}, got {shortcut!r}")
     channels, stages = 16, []

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from keepaug.models.splits import split
 
-__all__ = ["EarlyHeadNetwork"]
-
 
 class EarlyHeadNetwork(nn.Module):
     """A network with average pooling and a linear layer after its first stage (or first block).

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 from keepaug.models.staged import StagedNetwork, conv
 
-__all__ = ["WIDTHS", "LabNetwork", "lab_network", "whitening_filters"]
-
 # Channels of the three groups; the paper's networks for 94 % and for 95 %.
 WIDTHS = {"lab": (64, 256, 256), "lab_large": (128, 384, 384)}
 # The network's output is divided by this: with it a learning rate serves the last layer as well as the

@@ -18,8 +18,6 @@ from keepaug.choices import STEMS
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ARCHITECTURES", "PAPER", "build_network", "check_arch"]
-
 # What can become a Detectron2 backbone.
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
 # The networks of the paper's tables for CIFAR-10, beside resnet18.

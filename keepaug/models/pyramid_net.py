@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from keepaug.models.shake import ShakeDrop
 from keepaug.models.staged import StagedNetwork, conv, initialise
 
-__all__ = ["PyramidBlock", "pyramid_net"]
-
 EXPANSION = 4
 
 
@@ -66,9 +64,7 @@ def pyramid_net(depth: int, alpha: int, num_classes: int, *, shake_drop: float =
     """
     if depth < 11 or (depth - 2) % 9:
         near = max(11, round((depth - 2) / 9) * 9 + 2)
-        raise ValueError(
-            f"the depth of a bottleneck PyramidNet is 9 n + 2 (11, 20 ... 272), got {depth}; try {near}"
-        )
+        raise ValueError(f"a bottleneck PyramidNet's depth is 9 n + 2 (11 ... 272), got {depth}; try {near}")
     alpha = alpha or 200
     if alpha < 1:
         raise ValueError(f"alpha must be 1 or more, got {alpha}")

@@ -11,8 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ShakeDrop", "scale", "shake_shake"]
-
 
 class _Scale(torch.autograd.Function):
     """Multiply by one tensor forwards and by another backwards; only the latter is kept."""

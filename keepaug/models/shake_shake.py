@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from keepaug.models.shake import shake_shake
 from keepaug.models.staged import StagedNetwork, conv, initialise
 
-__all__ = ["ShakeShakeBlock", "shake_shake_network"]
-
 
 class _Branch(nn.Module):
     """3 x 3 convolution, BatchNorm, ReLU, 3 x 3 convolution, BatchNorm; the input is activated already."""

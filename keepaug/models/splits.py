@@ -13,9 +13,6 @@ from keepaug.choices import AFTER
 from keepaug.models.staged import StagedNetwork
 from keepaug.modes import evaluating
 
-__all__ = ["EarlySplit", "split"]
-
-
 # Children that run first, the child that ends with the first stage, how many of its elements belong there
 # (None: all).
 _TORCHVISION: dict[type[nn.Module], tuple[tuple[str, ...], str, int | None]] = {

@@ -7,8 +7,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["StagedNetwork", "conv", "initialise"]
-
 
 class StagedNetwork(nn.Module):
     """stem -> stages -> tail -> average pooling -> linear layer.

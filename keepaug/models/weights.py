@@ -17,17 +17,6 @@ from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import sha256_of, write_atomic
 from keepaug.runs.shapes import PLAIN, check_shape, read_json
 
-__all__ = [
-    "Classifier",
-    "ForeignFileError",
-    "NetworkSpec",
-    "identity_of",
-    "load_classifier",
-    "misfit_of",
-    "save_classifier",
-]
-
-
 _STATE = {str: Tensor}
 CLASSIFIER = {
     "state_dict": _STATE,

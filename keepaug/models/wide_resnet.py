@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 from keepaug.models.staged import StagedNetwork, conv, initialise
 
-__all__ = ["SHORTCUTS", "WideBlock", "wide_resnet"]
-
 SHORTCUTS = ("activated", "raw")
 
 
@@ -71,9 +69,7 @@ def wide_resnet(
     """
     if depth < 10 or (depth - 4) % 6:
         near = max(10, round((depth - 4) / 6) * 6 + 4)
-        raise ValueError(
-            f"the depth of a Wide ResNet is 6 n + 4 (10, 16, 22, 28, 40 ...), got {depth}; try {near}"
-        )
+        raise ValueError(f"the depth of a Wide ResNet is 6 n + 4 (10, 16, 22 ...), got {depth}; try {near}")
     if width < 1:
         raise ValueError(f"the width of a Wide ResNet must be 1 or more, got {width}")
     if not 0 <= dropout < 1:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Group", "aggregate", "built_on", "field_of", "formatted", "machine", "origin_name", "seed_of"]
-
 
 @dataclass(frozen=True)
 class Group:

@@ -15,8 +15,6 @@ try:
 except ImportError as error:
     raise ImportError("the list of runs needs pyyaml: pip install 'keepaug[report]'") from error
 
-__all__ = ["Cell", "Wanted", "load_cells", "resolve", "run_name"]
-
 
 @dataclass(frozen=True)
 class Wanted:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Chart", "Line", "chart_of", "read_curve", "round_steps"]
-
 FILE = "metrics.jsonl"
 _LOSSES = ("train/loss", "total_loss")
 _MOST = 200  # points of a line

@@ -20,18 +20,6 @@ try:
 except ImportError as error:
     raise ImportError("the list of runs needs pyyaml: pip install 'keepaug[report]'") from error
 
-__all__ = [
-    "Evidence",
-    "PlannedRun",
-    "Question",
-    "collect",
-    "evidence_page",
-    "evidence_pictures",
-    "load_evidence",
-    "of_run",
-]
-
-
 COMMAND = "keepaug reproduce lab root=CIFAR bccd=BCCD nyala=NYALA --output RUNS --missing"
 AGAIN = "keepaug report evidence --runs RUNS"
 _Found: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]  # results by run and seed

@@ -16,8 +16,6 @@ from typing import Any
 from keepaug.report.aggregate import Group, field_of
 from keepaug.report.paper import load_paper
 
-__all__ = ["FIGURES", "Baseline", "Curve", "Panel", "Point", "draw_figure", "find_points", "wanted_settings"]
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -228,9 +226,7 @@ def draw_figure(
         if missing := sum(point.group is None for point in own):
             note = f"{missing} of {len(own)} points not run"
             axes.text(0.02, 0.02, note, transform=axes.transAxes, fontsize=8, color="firebrick")
-    data = (
-        "on CIFAR-10" if comparable else "in shortened runs or on drawn data, not comparable with the paper"
-    )
+    data = "on CIFAR-10" if comparable else "in short runs or on drawn data, not comparable with the paper"
     sheet.suptitle(f"Figure {number} of the paper: {arch} {data}", fontsize=10)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,6 @@ from keepaug.report.view import Rate, Section, Share, html_page
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
 
-__all__ = ["table_markdown", "write_report"]
-
 _KINDS = {
     "fidelity": ("What the augmentations destroy", "destroyed"),
     "classify": ("Classification", "accuracy"),

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Pairs", "compare", "student_quantile"]
-
 LEVEL = 0.95
 SETTLED = 0.2  # percentage points
 _MOST = 10_000
@@ -61,9 +59,7 @@ class Pairs:
             ValueError: `settled` is not above 0.
         """
         if settled <= 0:
-            raise ValueError(
-                f"settled is a difference to be told from none and must be above 0, got {settled}"
-            )
+            raise ValueError(f"settled, a difference to be told from none, must be above 0, got {settled}")
         if len(self) < 2:
             return None
         spread = statistics.stdev(self.differences)

@@ -18,8 +18,6 @@ try:
 except ImportError as error:
     raise ImportError("the report needs pyyaml and jinja2: pip install 'keepaug[report]'") from error
 
-__all__ = ["FilledTable", "differs", "fill_table", "load_paper"]
-
 NOT_RUN = "not run"
 
 
@@ -70,9 +68,7 @@ def _remark(group: Group) -> str:
     epochs = first["config"].get("epochs")
     machines = dict.fromkeys(machine(result) for result in group.results)
     parts = [f"{epochs} epochs" if epochs else "", " and ".join(machines)]
-    parts += [
-        f"{key} {value}" if key != "precision" else str(value) for key, value in first["precision"].items()
-    ]
+    parts += [f"{key} {one}" if key != "precision" else str(one) for key, one in first["precision"].items()]
     if first["started_from"]:
         parts.append(f"from {origin_name(first['started_from'])}")
     return ", ".join(part for part in parts if part)

@@ -6,8 +6,6 @@ import base64
 import io
 from pathlib import Path
 
-__all__ = ["thumbnail"]
-
 _SIDE = 800  # pixels
 _QUALITY = 60
 

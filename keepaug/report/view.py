@@ -16,8 +16,6 @@ from keepaug.report.paper import NOT_RUN, FilledTable
 from keepaug.report.thumbnails import thumbnail
 from keepaug.runs.pages import render
 
-__all__ = ["Rate", "Section", "Share", "answer", "html_page"]
-
 _MOST_LINES = 24  # of a chart
 _CONFIGS = ("config.yaml",)
 _WEIGHTS = ("weights.pt", "model_final.pth")

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["cache_file", "locked"]
-
 
 def cache_file(kind: str, *parts: str, suffix: str) -> Path:
     """The file in `$KEEPAUG_CACHE` (default `~/.cache/keepaug`) for what `parts` determine; maybe none yet.

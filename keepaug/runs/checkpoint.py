@@ -16,18 +16,6 @@ from keepaug.runs.files import keep_as, write_atomic
 from keepaug.runs.restricted import read_file, tensors_of
 from keepaug.runs.shapes import check_shape
 
-__all__ = [
-    "FILE_NAME",
-    "PREVIOUS_NAME",
-    "check_optimizer",
-    "first_non_finite",
-    "has_checkpoint",
-    "load_checkpoint",
-    "read_weights_only",
-    "restoring",
-    "save_checkpoint",
-]
-
 FILE_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
 # In the order of reading. Earlier versions could be interrupted between two renames, which left ".new".

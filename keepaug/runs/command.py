@@ -30,18 +30,6 @@ from keepaug.runs.errors import (
 from keepaug.runs.planning import Tool, is_finished, shrunk
 from keepaug.runs.result import FILE_NAME, read_result
 
-__all__ = [
-    "CommandParser",
-    "config_parser",
-    "exit_code",
-    "is_main",
-    "run_seeds",
-    "settings_help",
-    "shown",
-    "split_settings",
-    "summary",
-]
-
 
 def settings_help(settings: type) -> str:
     """A line for each field of a settings class: default, meaning, allowed values; under the class's

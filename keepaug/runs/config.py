@@ -33,19 +33,6 @@ try:
 except ImportError as error:
     raise ImportError("keepaug.runs.config needs omegaconf: pip install 'keepaug[classify]'") from error
 
-__all__ = [
-    "ConfigError",
-    "changed_settings",
-    "check_used",
-    "load_config",
-    "option",
-    "precision_of",
-    "recipe_of",
-    "recorded_settings",
-    "to_dict",
-    "unused_settings",
-]
-
 Settings = TypeVar("Settings")
 BASE_KEY = "_base_"
 _LARGEST = 2**63 - 1  # whole number that a tensor holds

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-__all__ = ["CONFIGS", "config_names", "find_config"]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGED, _CLONE = _PACKAGE / "configs", _PACKAGE.parent / "configs"
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else _CLONE

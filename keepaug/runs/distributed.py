@@ -16,16 +16,6 @@ from torch import distributed as dist
 
 from keepaug.runs.errors import ConfigError
 
-__all__ = [
-    "Distributed",
-    "SynchronizedBatchNorm",
-    "fix_order_if_asked",
-    "gather_all",
-    "gather_rows",
-    "setup",
-    "synchronize_batchnorm",
-]
-
 
 @dataclass(frozen=True)
 class Distributed:

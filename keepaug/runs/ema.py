@@ -7,8 +7,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ModelEma", "ema_decay"]
-
 
 class ModelEma:
     """`average = decay * average + (1 - decay) * current`, over parameters and floating buffers.

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "EXIT_STOPPED",
-    "ConfigError",
-    "LostProcessError",
-    "NonFiniteLossError",
-    "StopRequestedError",
-    "UnknownKeyError",
-]
-
 # EX_TEMPFAIL: the run stopped after a checkpoint, as it was asked to; the same command goes on
 EXIT_STOPPED = 75
 

@@ -11,16 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-__all__ = [
-    "keep_as",
-    "remove_unfinished",
-    "sha256_of",
-    "write_atomic",
-    "write_bytes_atomic",
-    "write_json_atomic",
-    "write_text_atomic",
-]
-
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then put it in its place.

@@ -11,8 +11,6 @@ from torch import Tensor
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.transfer import start_reading
 
-__all__ = ["check_finite", "only_finite"]
-
 
 def check_finite(loss: float, step: int, last_checkpoint: str | Path | None, *, what: str = "loss") -> None:
     """Raise when `loss`, or whatever else `what` says, is NaN or infinite.

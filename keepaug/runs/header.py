@@ -11,8 +11,6 @@ from torch import nn
 
 from keepaug.runs.precision import fast_bf16
 
-__all__ = ["header"]
-
 
 def header(
     folder: Path, run: Mapping[str, Any], network: nn.Module, device: torch.device, step: int, work: str

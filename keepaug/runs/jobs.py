@@ -10,8 +10,6 @@ from typing import Any
 
 from keepaug.runs.errors import ConfigError
 
-__all__ = ["Command", "Commands", "slurm_executor"]
-
 
 @dataclass(frozen=True)
 class Command:

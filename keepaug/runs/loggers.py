@@ -12,8 +12,6 @@ from keepaug.runs.errors import ConfigError
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.progress import say
 
-__all__ = ["TRACKERS", "TRACKER_HELP", "Logger", "check_tracker", "open_loggers"]
-
 TRACKERS = ("none", "wandb", "mlflow")
 TRACKER_HELP = "also log to Weights & Biases or MLflow, each set up by its own environment variables"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LookAhead"]
-
 
 class LookAhead:
     """Zhang et al. (arXiv:1907.08610) with the decay of airbench (arXiv:2404.00498), cubic in progress.

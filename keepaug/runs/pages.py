@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["render"]
-
 
 def render(template: Path, extra: str, **values: Any) -> str:
     """A page.

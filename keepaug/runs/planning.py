@@ -13,17 +13,6 @@ from keepaug.runs.files import sha256_of
 from keepaug.runs.jobs import Command
 from keepaug.runs.result import FILE_NAME, SCHEMA, plain, read_result
 
-__all__ = [
-    "Job",
-    "Tool",
-    "command_of",
-    "differences",
-    "in_todays_terms",
-    "is_finished",
-    "origin_of",
-    "settings_of",
-]
-
 
 @dataclass(frozen=True)
 class Tool:

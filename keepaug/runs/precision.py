@@ -12,8 +12,6 @@ from keepaug.runs.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PRECISIONS", "PRECISION_HELP", "fast_bf16", "with_precision"]
-
 PRECISIONS = ("auto", "float32", "bf16")
 PRECISION_HELP = (
     "auto: what the folder's run began with; otherwise $KEEPAUG_PRECISION, or bf16 on a processor that "

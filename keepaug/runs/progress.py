@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["RunBar", "progress", "say"]
-
 Item = TypeVar("Item")
 
 

@@ -49,8 +49,6 @@ from keepaug.runs.result import DATASET, STARTED_FROM, describe_run, record_resu
 from keepaug.runs.shapes import check_shape, read_json, read_yaml
 from keepaug.runs.stopping import StopSignals
 
-__all__ = ["Clock", "Recorder"]
-
 METRICS = "metrics.jsonl"
 RUN = "run.json"
 RUN_SHAPE = {

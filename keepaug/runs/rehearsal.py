@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Rehearsal", "endless", "in_words", "rehearse", "settings_lines"]
-
 WARM_UP, MEASURED = 1, 3
 Item = TypeVar("Item")
 

@@ -20,9 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["WeightsError", "read_file", "tensors_of", "unpickle_arrays"]
-
-
 _TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # torch.save's before its zip
 
 

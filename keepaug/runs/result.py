@@ -17,19 +17,6 @@ from typing import Any
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.shapes import check_shape, read_json
 
-__all__ = [
-    "FILE_NAME",
-    "KINDS",
-    "SCHEMA",
-    "describe_run",
-    "plain",
-    "read_result",
-    "read_results",
-    "record_result",
-    "revision",
-    "write_result",
-]
-
 FILE_NAME = "result.json"
 SCHEMA = 2
 KINDS = ("classify", "convert", "detection", "fidelity", "reid", "ssl_uda")

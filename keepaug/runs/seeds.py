@@ -7,8 +7,6 @@ import random
 
 import torch
 
-__all__ = ["derive_seed", "get_rng_state", "make_generator", "seed_everything", "set_rng_state"]
-
 
 def derive_seed(seed: int, *names: str | int) -> int:
     """A seed in [0, 2^63) of the seed and every name; different names, independent streams."""

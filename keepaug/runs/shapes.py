@@ -20,8 +20,6 @@ import yaml
 
 from keepaug.runs.errors import ConfigError
 
-__all__ = ["PLAIN", "check_shape", "read_json", "read_yaml"]
-
 PLAIN = object()
 """Texts, finite numbers, truths, nulls, and lists and dictionaries of them."""
 

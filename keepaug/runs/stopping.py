@@ -16,8 +16,6 @@ from torch.utils.data import DataLoader
 from keepaug.runs.distributed import Distributed
 from keepaug.runs.errors import StopRequestedError
 
-__all__ = ["StopSignals", "iterate"]
-
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 

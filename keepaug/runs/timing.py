@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["Table", "interleaved"]
-
 Table = tuple[list[str], list[list[str]]]
 """Head and rows of a table of text."""
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from reid.data.layouts import SPLITS, Record, ReidData
 
-__all__ = ["check_data", "check_duplicates", "check_matches", "same_files"]
-
 _EXAMPLES = 5
 
 
@@ -106,9 +104,7 @@ def same_files(query: Sequence[Record], gallery: Sequence[Record]) -> list[tuple
     """Pairs (query, gallery image) of one file, by path or contents; only files of equal size are read."""
     sizes = {record.path: record.path.stat().st_size for record in (*query, *gallery)}
     common = {sizes[record.path] for record in query} & {sizes[record.path] for record in gallery}
-    contents = {
-        path: hashlib.sha256(path.read_bytes()).digest() for path, size in sizes.items() if size in common
-    }
+    contents = {one: hashlib.sha256(one.read_bytes()).digest() for one in sizes if sizes[one] in common}
     places: dict[bytes, list[int]] = defaultdict(list)
     for place, record in enumerate(gallery):
         if record.path in contents:

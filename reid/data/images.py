@@ -16,8 +16,6 @@ from keepaug.data.checking import check_images, read_all
 from keepaug.data.images import Batch
 from keepaug.data.reading import read_image
 
-__all__ = ["ResizedImages"]
-
 
 class ResizedImages:
     """Resize, then mirror, zero padding and random crop, as Bag of Tricks does before it normalizes.
@@ -51,9 +49,7 @@ class ResizedImages:
         description: str = "reading images",
     ) -> None:
         if len(paths) != len(labels):
-            raise ValueError(
-                f"expected one label per image, got {len(paths)} images and {len(labels)} labels"
-            )
+            raise ValueError(f"expected a label per image, got {len(paths)} images, {len(labels)} labels")
         self.paths, self.labels, self.size = list(paths), labels, size
         self.classes = [str(label) for label in sorted(set(labels.tolist()))]
         self.padding, self.flip, self.threads = padding, flip, threads

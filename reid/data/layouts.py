@@ -15,18 +15,6 @@ from typing import NamedTuple
 
 from keepaug.runs.config import ConfigError
 
-__all__ = [
-    "COLUMNS",
-    "JUNK",
-    "LAYOUTS",
-    "OFFICIAL_SIZES",
-    "SPLITS",
-    "Record",
-    "ReidData",
-    "name_of",
-    "open_data",
-]
-
 SPLITS = ("train", "query", "gallery")
 JUNK = -1
 """The identity of images that the protocol leaves out; 0 (false detections) stays in the gallery."""
@@ -40,9 +28,7 @@ COLUMNS = ("path", "identity", "camera", "split")
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _OTHER_IMAGES = (".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif", ".heic", ".tga")
 _NAME = re.compile(r"^(-?\d+)_c(\d+)")  # 0002_c1s1_000451_03.jpg, -1_c1s1_..., 0001_c2_f0046182.jpg
-_MSMT17_NAME = re.compile(
-    r"^\d+_\d+_(\d+)_"
-)  # 0000_001_01_0303morning_0015_0.jpg: the camera is the third number
+_MSMT17_NAME = re.compile(r"^\d+_\d+_(\d+)_")  # 0000_001_01_0303morning_0015_0.jpg: the camera is third
 
 
 class Record(NamedTuple):
@@ -263,9 +249,7 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
                         f"found {', '.join(names)}"
                     )
                 continue
-            row = dict.fromkeys(COLUMNS, "") | dict(
-                zip(names, (cell.strip() for cell in cells), strict=False)
-            )
+            row = dict.fromkeys(COLUMNS, "") | dict(zip(names, map(str.strip, cells), strict=False))
             found.append(row | {"split": row["split"].lower(), "line": str(reader.line_num)})
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
@@ -320,9 +304,7 @@ def _images(folder: Path) -> list[Path]:
             f"{folder} has {len(others)} image(s) of a kind that this layout does not have: "
             f"{', '.join(others[:3])}; convert them to one of {', '.join(_EXTENSIONS)}"
         )
-    folders = (
-        [] if images else sorted(path.name for path in files if path.name != "__MACOSX" and path.is_dir())
-    )
+    folders = [] if images else sorted(one.name for one in files if one.name != "__MACOSX" and one.is_dir())
     if folders:
         raise ValueError(
             f"{folder} has no images but {len(folders)} folder(s): {', '.join(folders[:3])}; this layout has "

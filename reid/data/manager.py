@@ -19,8 +19,6 @@ from reid.data.images import ResizedImages
 from reid.data.layouts import SPLITS, Record, ReidData, name_of, open_data
 from reid.data.sampler import IdentityLoader, IdentitySampler
 
-__all__ = ["DataManager", "TestSet", "open_manager", "open_test_sets"]
-
 
 @dataclass
 class TestSet:
@@ -69,9 +67,7 @@ class TestSet:
         """(N,) int64, or None without the camera rule."""
         if not self.cameras:
             return None
-        return torch.tensor(
-            [-1 if record.camera is None else record.camera for record in self.data.split(split)]
-        )
+        return torch.tensor([-1 if one.camera is None else one.camera for one in self.data.split(split)])
 
 
 class DataManager:

@@ -13,8 +13,6 @@ from keepaug.data.images import Batch, Images
 from keepaug.data.loader import Loader
 from keepaug.runs.seeds import make_generator
 
-__all__ = ["IdentityLoader", "IdentitySampler"]
-
 _AHEAD = 2  # batches read in advance
 
 
@@ -176,9 +174,7 @@ class IdentityLoader(Loader):
             sampler.num_identities * sampler.num_images,
             seed=seed,
             shuffle=True,
-            alternate=False,
             drop_last=True,
-            num_workers=0,
             rank=rank,
             world_size=world_size,
             pin_memory=pin_memory,

@@ -22,8 +22,6 @@ from reid.evaluation.pictures import draw_erasing, draw_ranked_lists
 from reid.evaluation.scores import Scored
 from reid.models.network import ReidNetwork
 
-__all__ = ["erased_importance", "write_artifacts"]
-
 _IMAGES = 8  # in the picture of erased regions
 _MEASURED = 64  # images whose erased regions are counted
 _HEIGHT = 128  # pixels at least, of an image in a ranked list

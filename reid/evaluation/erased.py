@@ -11,8 +11,6 @@ from keepaug.baselines import RandomErasing
 from keepaug.keep import KeepRandomErasing
 from keepaug.regions import Regions, region_scores
 
-__all__ = ["ErasingShares", "is_important", "measure_erasing"]
-
 
 class ErasingShares(NamedTuple):
     """Shares in [0, 1] of erased regions that lie above the quantile.

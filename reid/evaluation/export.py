@@ -15,8 +15,6 @@ from torch import nn
 
 from keepaug.runs.files import write_bytes_atomic
 
-__all__ = ["export_onnx"]
-
 
 def export_onnx(
     path: str | Path,

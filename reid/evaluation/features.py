@@ -22,8 +22,6 @@ from reid.data.images import ResizedImages
 from reid.models.network import ReidNetwork
 from reid.models.weights import load_network
 
-__all__ = ["FeatureSet", "describe_images", "extract_features", "load_features", "save_features"]
-
 
 @torch.no_grad()
 def extract_features(

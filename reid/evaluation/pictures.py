@@ -20,8 +20,6 @@ from keepaug.runs.seeds import make_generator
 from reid.evaluation.erased import is_important
 from reid.evaluation.protocol import check_features, distance_chunks
 
-__all__ = ["draw_erasing", "draw_ranked_lists"]
-
 _RIGHT, _WRONG, _GREY = (0, 114, 178), (213, 94, 0), (120, 120, 120)  # told apart by the colour-blind
 _FRAME, _GAP, _TEXT = 4, 6, 13
 

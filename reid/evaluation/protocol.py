@@ -17,18 +17,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = [
-    "METRICS",
-    "TIES",
-    "ReidMetrics",
-    "as_features",
-    "as_tensor",
-    "check_features",
-    "distance_chunks",
-    "evaluate",
-    "evaluate_distances",
-]
-
 METRICS = ("cosine", "euclidean")
 TIES = ("pessimistic", "optimistic")
 _BLOCK = (

@@ -24,8 +24,6 @@ from torch import Tensor
 
 from reid.evaluation.protocol import METRICS, as_features, check_features
 
-__all__ = ["rerank", "rerank_distances"]
-
 _BLOCK = 2048
 _ROWS = 2048  # features squared at a time
 _QUERIES = 64  # queries whose Jaccard distances are summed at a time

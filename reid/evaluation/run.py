@@ -13,8 +13,6 @@ from reid.evaluation.artifacts import write_artifacts
 from reid.evaluation.scores import rerank_scores, score
 from reid.models.weights import load_network
 
-__all__ = ["EVALUATION", "evaluate_weights"]
-
 EVALUATION = "evaluation.json"
 
 

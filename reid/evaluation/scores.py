@@ -14,8 +14,6 @@ from reid.evaluation.protocol import ReidMetrics, evaluate, evaluate_distances
 from reid.evaluation.reranking import rerank
 from reid.models.network import ReidNetwork
 
-__all__ = ["RANKS", "Scored", "in_percent", "rerank_scores", "score"]
-
 RANKS = (1, 5, 10)
 
 

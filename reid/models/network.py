@@ -14,8 +14,6 @@ from keepaug.models.networks import ARCHITECTURES, build_network
 from reid.config import TORCHREID
 from reid.torchreid_api import torchreid_module
 
-__all__ = ["ReidNetwork", "build_reid_network"]
-
 
 class ReidNetwork(nn.Module):
     """Features before the neck for triplet and center loss, after it for identity loss and ranking.
@@ -149,9 +147,7 @@ def _torchreid_backbone(name: str, size: tuple[int, int]) -> tuple[nn.Module, in
         raise ValueError(f"torchreid has no network {name!r}: {error.args[0]}") from error
     problem = f"torchreid's {name} does not give one feature vector per image before its classifier"
     if not isinstance(getattr(network, "classifier", None), nn.Linear):
-        raise ValueError(
-            f"{problem} (its classifier is not one linear layer); take another, for example osnet_x1_0"
-        )
+        raise ValueError(f"{problem} (its classifier is not one linear layer); take another (osnet_x1_0)")
     network.classifier = nn.Identity()
     backbone = _TorchreidFeatures(network)
     images = torch.zeros(2, 3, *size)

@@ -21,17 +21,6 @@ from keepaug.runs.shapes import check_shape
 from reid.config import ReidConfig
 from reid.models.network import ReidNetwork, build_reid_network
 
-__all__ = [
-    "WEIGHTS",
-    "build",
-    "describe_network",
-    "load_backbone",
-    "load_network",
-    "load_trained",
-    "save_trained",
-    "start",
-]
-
 WEIGHTS = "weights.pt"
 """Name of the file with the last weights in a run folder."""
 KIND = "reid"
@@ -272,7 +261,7 @@ def load_network(path: str | Path, config: ReidConfig | None = None) -> tuple[Re
 
 def _load_foreign(path: str | Path, config: ReidConfig) -> tuple[ReidNetwork, dict[str, Any]]:
     found = {
-        match[1]: value for key, value in _tensors(_read(path), path).items() if (match := _NECK.search(key))
+        match[1]: one for key, one in _tensors(_read(path), path).items() if (match := _NECK.search(key))
     }
     told = ("arch", "last_stride", "first_relu", "height", "width", "mean", "std")
     about: dict[str, Any] = {key: getattr(config, key) for key in told}
@@ -306,9 +295,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 def _tensors(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
     inner: Any = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    found = {
-        str(key).removeprefix("module."): value for key, value in inner.items() if isinstance(value, Tensor)
-    }
+    found = {str(key).removeprefix("module."): one for key, one in inner.items() if isinstance(one, Tensor)}
     if not found:
         raise ValueError(f"{path} holds no tensors (keys: {', '.join(map(str, list(content)[:5]))})")
     return found

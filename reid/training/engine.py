@@ -34,8 +34,6 @@ from reid.torchreid_api import torchreid_module
 from reid.training.erasing import build_eraser, draw_erasing, erase, heat_of
 from reid.training.losses import CenterLoss, batch_hard_triplet, learning_rate
 
-__all__ = ["BEST", "KeepEngine"]
-
 BEST = "best.pt"
 _Engine: Any = torchreid_module("engine").Engine
 

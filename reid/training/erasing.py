@@ -14,8 +14,6 @@ from keepaug.saliency import saliency_map
 from reid.config import ReidConfig
 from reid.models.network import ReidNetwork
 
-__all__ = ["build_eraser", "draw_erasing", "erase", "heat_of"]
-
 
 def build_eraser(config: ReidConfig) -> RandomErasing | None:
     """What `method` names; None for none."""

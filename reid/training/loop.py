@@ -23,8 +23,6 @@ from reid.evaluation.scores import rerank_scores
 from reid.models.weights import WEIGHTS, build, start
 from reid.training.engine import BEST, KeepEngine
 
-__all__ = ["rehearse", "train"]
-
 
 def train(config: ReidConfig, output: str | Path, *, resume: bool = False) -> dict[str, float]:
     """Train and evaluate; everything ends up in the folder `output`.

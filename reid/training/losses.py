@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CenterLoss", "batch_hard_triplet", "learning_rate"]
-
 
 def batch_hard_triplet(features: Tensor, labels: Tensor, *, margin: float = 0.3) -> Tensor:
     """Mean of max(0, farthest positive - nearest negative + margin), Euclidean (Hermans et al., 2017).

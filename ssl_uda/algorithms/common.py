@@ -13,8 +13,6 @@ if TYPE_CHECKING:  # settings are checked without torch
     from keepaug.runs.distributed import Distributed
     from ssl_uda.config import UdaConfig
 
-__all__ = ["Algorithm", "LossParts", "Outputs"]
-
 
 class Outputs(NamedTuple):
     """Logits of one step's images, those of this process.

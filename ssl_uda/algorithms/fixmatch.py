@@ -13,8 +13,6 @@ from ssl_uda.algorithms.common import LossParts, Outputs
 if TYPE_CHECKING:
     from ssl_uda.config import UdaConfig
 
-__all__ = ["fixmatch_loss", "pseudo_labels"]
-
 
 def pseudo_labels(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """The clean view's most probable classes, and which of them are believed; both without gradient.

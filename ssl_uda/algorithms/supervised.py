@@ -15,8 +15,6 @@ from ssl_uda.choices import TSA
 if TYPE_CHECKING:
     from ssl_uda.config import UdaConfig
 
-__all__ = ["masked_mean", "supervised_loss", "supervised_losses", "tsa_mask", "tsa_threshold"]
-
 
 def supervised_loss(
     outputs: Outputs, labels: Tensor, config: UdaConfig, step: int, world: Distributed | None = None

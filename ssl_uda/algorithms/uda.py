@@ -15,8 +15,6 @@ from ssl_uda.choices import CONSISTENCY
 if TYPE_CHECKING:
     from ssl_uda.config import UdaConfig
 
-__all__ = ["confidence_mask", "consistency_losses", "entropies", "sharpened", "uda_loss"]
-
 
 def uda_loss(
     outputs: Outputs, labels: Tensor, config: UdaConfig, step: int, world: Distributed | None = None

@@ -39,9 +39,7 @@ def maps(args: argparse.Namespace) -> dict[str, Any]:
     sample = Sample(open_source(args.data), args.images, None, args.seed)
     pixels, labels, masks, _, _ = sample.load(0, len(sample))
     if labels is None or len(masks) != len(pixels):
-        raise ValueError(
-            f"{args.data} must be drawn data: classes, and one object in each image (boxes.json)"
-        )
+        raise ValueError(f"{args.data} must be drawn data: classes, and one object an image (boxes.json)")
     inputs = normalize(pixels, loaded.mean, loaded.std)
 
     def heat(network: torch.nn.Module, **options: Any) -> Tensor:

@@ -21,8 +21,6 @@ from keepaug.models import EarlyHeadNetwork, build_network
 from keepaug.policies import BatchPolicy, auto_augment, rand_augment
 from keepaug.runs.timing import Table, interleaved
 
-__all__ = ["PAPER_RATIOS", "case_of", "pipeline_section", "saliency_section"]
-
 # Table 3: seconds per epoch on a TITAN X, as multiples of Cutout's.
 PAPER_RATIOS = {
     "resnet18": {"full": 38 / 19, "low_resolution": 24 / 19, "early_head": 23 / 19},

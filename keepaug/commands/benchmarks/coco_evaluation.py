@@ -17,8 +17,6 @@ from detection.evaluation import CocoMetrics, _ground_truth, evaluate, score, va
 from detection.prepare import BACKENDS
 from keepaug.runs.timing import Table, interleaved
 
-__all__ = ["coco_evaluation_section"]
-
 
 def coco_evaluation_section(
     device: torch.device, *, rounds: int = 3, processor_time: bool = False, shrink: bool = False

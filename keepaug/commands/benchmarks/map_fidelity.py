@@ -27,8 +27,6 @@ from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.seeds import make_generator
 from keepaug.runs.timing import Table
 
-__all__ = ["fidelity_section", "forbidden_share"]
-
 
 def forbidden_share(
     exact: Tensor, approximate: Tensor, *, size: int, tau: float, draws: int, generator: torch.Generator
@@ -117,9 +115,7 @@ def _load(path: Path | None) -> _Weights:
     if path is None:
         torch.manual_seed(0)
         network: nn.Module = EarlyHeadNetwork(build_network("resnet18", 10, stem="cifar"))
-        return _Weights(
-            network, CIFAR_MEAN, CIFAR_STD, "random weights (--weights takes a trained weights.pt)"
-        )
+        return _Weights(network, CIFAR_MEAN, CIFAR_STD, "random weights (--weights takes trained ones)")
     trained = load_classifier(path)
     network = trained.network if trained.early_head is None else trained.with_early_head()
     return _Weights(network, trained.mean, trained.std, str(path))

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from keepaug import region_scores, sample_regions
 from keepaug.runs.timing import Table, interleaved
 
-__all__ = ["regions_section"]
-
 
 def _quantile(scores: Tensor, tau: float) -> Tensor:
     threshold = torch.quantile(scores, tau, dim=1, keepdim=True)

@@ -27,8 +27,6 @@ from reid.evaluation.protocol import evaluate
 from reid.evaluation.reranking import rerank
 from reid.torchreid_api import torchreid_module
 
-__all__ = ["evaluation_section", "large_gallery_section", "measure", "reranking_section"]
-
 _MARKET = (3368, 15913, 2048)
 _LARGE = (3368, 515913, 2048)
 _SHRUNK = (40, 300, 32)

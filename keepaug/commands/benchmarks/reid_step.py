@@ -17,8 +17,6 @@ from reid.config import ReidConfig, resolve
 from reid.models.weights import build
 from reid.training.engine import KeepEngine
 
-__all__ = ["reid_section"]
-
 _STEPS = {
     "plain step": {"method": "none"},
     "RandomErasing": {"method": "random_erasing"},

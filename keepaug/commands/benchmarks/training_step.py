@@ -11,8 +11,6 @@ from torch.profiler import ProfilerActivity, profile
 from keepaug.commands.benchmarks.classifier_step import Step, case_of
 from keepaug.runs.timing import Table, interleaved
 
-__all__ = ["step_section"]
-
 NETWORKS = ("resnet18", "lab")
 # The first that occurs in an operator's name; an operator's own time, without those that it calls.
 PARTS = {

@@ -19,8 +19,6 @@ from ssl_uda.loop import network_spec
 from ssl_uda.policy import OPERATIONS, Draws, apply_policy
 from ssl_uda.step import sample_paste, step_loss, targets_and_saliency
 
-__all__ = ["uda_section"]
-
 
 def uda_section(
     device: torch.device,
@@ -158,9 +156,7 @@ def _usual(name: str, image: Tensor, level: int, sign: int) -> Tensor:
         case "Sharpness":
             return tv.adjust_sharpness(image, strength)
         case "Cutout":
-            return tv.erase(
-                image, 8, 8, level, level, torch.zeros(3, 1, 1, dtype=torch.uint8, device=image.device)
-            )
+            return tv.erase(image, 8, 8, level, level, image.new_zeros(3, 1, 1))
     angle = sign * level * 3.0 if name == "Rotate" else 0.0
     move = [sign * level if name == "TranslateX" else 0, sign * level if name == "TranslateY" else 0]
     shear = [sign * level * 1.7 if name == "ShearX" else 0.0, sign * level * 1.7 if name == "ShearY" else 0.0]
