@@ -189,6 +189,14 @@ def _options() -> set[str]:
 
 
 @pages
+def test_every_block_is_of_a_language_that_is_tested(page: Path) -> None:
+    """Another word behind the fence would hide a block from the tests above."""
+    fences = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
+    assert set(fences[::2]) <= {"bash", "python", ""}  # no word: what a command prints
+    assert set(fences[1::2]) <= {""}
+
+
+@pages
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", _prose(page)):
         if target.startswith("http"):

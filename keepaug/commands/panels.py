@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from detection.architecture import Architecture
 from detection.classifier import open_classifier
@@ -27,6 +27,7 @@ from keepaug import (
     saliency_map,
     sample_regions,
 )
+from keepaug.audit.networks import open_network
 from keepaug.choices import MAGNITUDE_MAXIMA, OPERATIONS, RANGES
 from keepaug.data.batch_transforms import change_colours, draw_colours, normalize
 from keepaug.data.pictures import enlarged, grey_map, labelled_sheet
@@ -43,8 +44,11 @@ FIGURE4 = ("image", "half resolution", "its saliency", "KeepCutout", "early head
 
 
 def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
+    if args.model:
+        audited = open_network(args.model, weights=args.weights, mean=args.mean, std=args.std)
+        return audited.module, audited.mean, audited.std
     if (path := args.weights or args.torchvision) is None:
-        raise ValueError(f"--show {args.show} needs a network: give --weights, or --show policies")
+        raise ValueError(f"--show {args.show} needs a network: give --weights or --model, or --show policies")
     try:
         trained = load_classifier(path)
         network = trained.network if trained.early_head is None else trained.with_early_head().eval()
@@ -58,7 +62,9 @@ def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[fl
 
 
 def read(path: Path, args: argparse.Namespace) -> Image.Image:
-    return read_image(path).resize((args.side, args.side), Image.Resampling.BICUBIC)
+    """The middle square, resized: no image is stretched."""
+    image = read_image(path)
+    return center_crop(image, [min(image.size)] * 2).resize((args.side, args.side), Image.Resampling.BICUBIC)
 
 
 def figure4(
@@ -146,7 +152,8 @@ def panels(
         )
     )
     label = None if args.label is None else torch.tensor([args.label])
-    heat = saliency_map(network, normalize(clean, mean, std), label)  # type: ignore[arg-type]
+    scale = 0.5 if args.saliency == "low_resolution" else 1.0
+    heat = saliency_map(network, normalize(clean, mean, std), label, scale=scale)  # type: ignore[arg-type]
     size = args.size or max(1, round(args.side * 40 / 224))
 
     def generator() -> torch.Generator:

@@ -5,6 +5,7 @@ paper.
     keepaug show --image cat.jpg --weights resnet50.pth --label 281 --output regions.png
     keepaug show --image cat.jpg --weights weights.pt --show figure4    low-res, early head
     keepaug show --image cat.jpg --side 32 --show policies              all policies, scales
+    keepaug show --image cat.jpg --model my_networks:build --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5
 
 Columns, in figure 1's order: the image, Cutout, RandAugment, saliency, KeepCutout, KeepRandAugment. White:
 the regions chosen. Cutout and KeepCutout draw from one seed, so that KeepCutout moves only where it must;
@@ -18,6 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from keepaug.audit.command import numbers
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.command import CommandParser, exit_code
 
@@ -33,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     weights.add_argument(
         "--weights",
         type=Path,
-        help="weights.pt of a run, or a ResNet in any checkpoint that keepaug convert reads",
+        help="weights.pt of a run, or a ResNet in any checkpoint that keepaug convert reads; with --model its file",
     )
     weights.add_argument("--torchvision", type=Path, metavar="W", help="a ResNet's state dict; see --arch")
     add(
@@ -43,8 +45,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--key", help="which part of such a file, where it holds several sets of weights (state_dict_ema)")
     add("--prefix", help="of the keys, where one part holds several networks (backbone.)")
+    add(
+        "--model",
+        metavar="NETWORK",
+        help="any network, as for keepaug audit: torchvision:NAME or timm:NAME with --weights; a TorchScript or "
+        "torch.export file; module:function",
+    )
+    add("--mean", type=numbers, metavar="R,G,B", help="of the normalisation, where --model does not say it")
+    add("--std", type=numbers, metavar="R,G,B", help="likewise")
     add("--output", type=Path, default=Path("regions.png"), help="the picture")
-    add("--side", type=int, default=224, help="images are resized to this square for the network")
+    add(
+        "--side",
+        type=int,
+        default=224,
+        help="the middle of the images is resized to this square for the network",
+    )
     add(
         "--size",
         type=int,
@@ -52,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="side of the regions; default: side * 40 / 224, as the paper's for ImageNet",
     )
     add("--tau", type=float, default=0.6, help="quantile")
+    add("--saliency", choices=("full", "low_resolution"), default="full", help="of figure 1; half resolution")
     add("--label", type=int, help="class whose logit counts; default: the largest logit")
     add("--magnitude", type=int, default=15, help="of RandAugment")
     add("--contrast", action="store_true", help="show a Cutout among the regions that KeepCutout refuses")

@@ -77,6 +77,9 @@ def test_show_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert panels.TITLES == ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandAugment")
     assert show.main(["--image", str(tmp_path / "i.png"), "--arch", "resnet18", "--contrast", *base]) == 0
     assert (tmp_path / "o.png").read_bytes() != plain
+    model = ["--model", "torchvision:resnet18", "--weights", str(tmp_path / "w.pth")]
+    assert show.main(["--image", str(tmp_path / "i.png"), *model, *base[2:]]) == 0
+    assert (tmp_path / "o.png").read_bytes() == plain
     assert show.main(["--image", str(tmp_path / "i.png"), *base]) == 2
     assert "is no resnet50" in capsys.readouterr().err
     assert show.main(["--image", str(tmp_path / "w.pth"), "--arch", "resnet18", *base]) == 2
