@@ -69,6 +69,7 @@ try:
         default_setup,
     )
     from detectron2.engine import launch as launch_processes
+    from detectron2.engine.hooks import PeriodicWriter
     from detectron2.evaluation import DatasetEvaluator
     from detectron2.structures import BoxMode
     from detectron2.utils.events import EventStorage
@@ -414,6 +415,23 @@ class Trainer(DefaultTrainer):
         with torch.jit.optimized_execution(False):
             super().run_step()
 
+    def after_train(self) -> None:
+        """Detectron2's hooks; where a run is interrupted, without the line of metrics for the last step,
+        which the whole run does not have.
+        """
+        if self.iter < self.max_iter:
+            for hook in [one for one in self._hooks if isinstance(one, PeriodicWriter)]:
+                self._hooks.remove(hook)
+                for writer in hook._writers:
+                    writer.close()
+        super().after_train()
+
+    def before_train(self) -> None:
+        """Detectron2's hooks; a run that is only to be evaluated again does that after its last step."""
+        if self.start_iter == self.max_iter:
+            self.storage.iter = self.max_iter - 1
+        super().before_train()
+
     def after_step(self) -> None:
         """Detectron2's hooks; then stop where that is asked for."""
         super().after_step()
@@ -591,7 +609,8 @@ def _forget_after(path: Path, start: int) -> None:
     kept, damaged = [], 0
     for number, line in enumerate(lines, start=1):
         try:
-            if json.loads(line)["iteration"] < start:
+            values = json.loads(line)
+            if values["iteration"] < start - ("total_loss" not in values):  # the last evaluation is its own
                 kept.append(line)
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += number < len(lines)  # the last was cut short

@@ -46,14 +46,13 @@ def try_all(
     only: Sequence[str],
     seed: int,
     jobs: int,
-    loops: Sequence[str] = (),
     minutes: float = 1e9,
 ) -> list[Outcome]:
     """Every case, or a share of them, in an empty folder; each bad one is printed as it comes."""
     from trust_checks.cases import all_cases
 
     start = time.monotonic()
-    cases = all_cases(folder, share=share, only=only, seed=seed, loops=loops)
+    cases = all_cases(folder, share=share, only=only, seed=seed)
     outcomes: list[Outcome] = []
     for outcome in run_all(cases, folder / "cases", jobs=jobs):
         outcomes.append(outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import inspect
@@ -24,9 +23,9 @@ from keepaug.audit.images import Sample, open_source
 from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
 from keepaug.audit.table import clean_figures, destroyed_difference, recommended, row_of, sweep_points
 from keepaug.audit.trials import Picture, Trial, run_trials
-from keepaug.runs.cache import cache_file
+from keepaug.runs.cache import cache_file, keep_checked, read_checked
 from keepaug.runs.distributed import choose_device
-from keepaug.runs.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from keepaug.runs.files import write_json_atomic, write_text_atomic
 
 TAUS = (0.2, 0.4, 0.6, 0.8)
 NUM_WORST = 24
@@ -367,21 +366,17 @@ def _measured(
 
 
 def _load(file: Path | None) -> Any:
-    if file is None or not file.is_file():
+    if file is None:
         return None
-    with contextlib.suppress(OSError):
-        content = file.read_bytes()
-        if hashlib.sha256(content[32:]).digest() == content[:32]:
-            return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-    return None  # damaged: measured again
+    content = read_checked(file)
+    return content and torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _store(file: Path | None, content: Any) -> None:
     if file is not None:
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        with contextlib.suppress(OSError):  # it would only have saved time
-            write_bytes_atomic(file, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+        keep_checked(file, buffer.getvalue())
 
 
 def _content(

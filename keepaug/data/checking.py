@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +15,7 @@ import PIL
 
 from keepaug.data.files import ImageFiles
 from keepaug.data.reading import ImageError, read_size
-from keepaug.runs.cache import cache_file, locked
-from keepaug.runs.files import write_atomic
+from keepaug.runs.cache import cache_file, keep_checked, locked, read_checked
 from keepaug.runs.progress import progress
 
 Item = TypeVar("Item")
@@ -182,10 +181,9 @@ def _keys(names: Sequence[str], paths: Sequence[str | Path]) -> np.ndarray:
 
 def _load(cache: Path) -> np.ndarray:
     """What is known, sorted by key; nothing where the cache is absent or damaged."""
-    try:
-        known = np.load(cache, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    if (content := read_checked(cache)) is None:
         return np.zeros(0, dtype=_KNOWN)
+    known = np.load(io.BytesIO(content), allow_pickle=False)
     return known if known.dtype == _KNOWN and known.ndim == 1 else np.zeros(0, dtype=_KNOWN)
 
 
@@ -194,8 +192,9 @@ def _save(cache: Path, known: np.ndarray, keys: np.ndarray, sizes: np.ndarray) -
     fresh["key"], fresh["size"] = keys, sizes
     known = np.concatenate([known, fresh])
     known = known[np.unique(known["key"], return_index=True)[1]]
-    with contextlib.suppress(OSError):  # read-only or full: the next start checks again
-        write_atomic(cache, lambda file: np.save(file, known, allow_pickle=False))
+    content = io.BytesIO()
+    np.save(content, known, allow_pickle=False)
+    keep_checked(cache, content.getvalue())
     return known
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from keepaug.runs.files import write_bytes_atomic
+
 
 def cache_file(kind: str, *parts: str, suffix: str) -> Path:
     """The file in `$KEEPAUG_CACHE` (default `~/.cache/keepaug`) for what `parts` determine; maybe none yet.
@@ -22,6 +24,21 @@ def cache_file(kind: str, *parts: str, suffix: str) -> Path:
     folder = Path(os.environ.get("KEEPAUG_CACHE") or Path.home() / ".cache" / "keepaug").expanduser()
     name = hashlib.blake2b("\0".join(parts).encode(errors="surrogateescape"), digest_size=12).hexdigest()
     return folder / kind / f"{name}{suffix}"
+
+
+def keep_checked(path: Path, content: bytes) -> None:
+    """Write a cache that `read_checked` tells from a damaged one; on a full or read-only disk nothing."""
+    with contextlib.suppress(OSError):
+        write_bytes_atomic(path, content + hashlib.sha256(content).digest())
+
+
+def read_checked(path: Path) -> bytes | None:
+    """What `keep_checked` wrote; None where it is absent or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content[:-32] if hashlib.sha256(content[:-32]).digest() == content[-32:] else None
 
 
 @contextlib.contextmanager

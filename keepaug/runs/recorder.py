@@ -496,7 +496,7 @@ def _metrics_of(folder: Path) -> dict[str, Any]:
 
 def _is_of(content: bytes, said: Mapping[str, Any]) -> bool:
     """Whether metrics begin with the lines of which `_metrics_of` told; earlier versions told nothing."""
-    if "metrics_sha256" not in said:
+    if not said.keys() >= {"metrics_lines", "metrics_sha256"}:
         return True
     lines = content.splitlines(keepends=True)[: said["metrics_lines"]]
     return hashlib.sha256(b"".join(lines)).hexdigest() == said["metrics_sha256"]

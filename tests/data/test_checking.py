@@ -108,14 +108,22 @@ def test_an_interrupted_check_goes_on(
     assert set(read) == {path.name for path in images[14:]}
 
 
-@pytest.mark.parametrize("damage", ["garbage", "empty", "cut", "foreign"])
+@pytest.mark.parametrize("damage", ["garbage", "empty", "cut", "foreign", "a size", "zeros"])
 def test_a_damaged_cache_costs_time_only(images: list[Path], read: list[str], damage: str) -> None:
     check_images(images)
     (cache,) = Path(os.environ["KEEPAUG_CACHE"]).rglob("*.npy")
     if damage == "foreign":
         np.save(cache, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     else:
-        cache.write_bytes({"garbage": b"x" * 99, "empty": b"", "cut": cache.read_bytes()[:200]}[damage])
+        whole = cache.read_bytes()
+        changed = {
+            "garbage": b"x" * 99,
+            "empty": b"",
+            "cut": whole[:200],
+            "a size": whole[:140] + b"x" + whole[141:],
+            "zeros": whole[:140] + bytes(len(whole) - 140),
+        }
+        cache.write_bytes(changed[damage])
     read.clear()
     check_images(images)
     assert len(read) == 30

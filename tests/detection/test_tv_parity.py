@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ from PIL import Image
 from tv_helpers import KINDS, TARGETS, config, detectron2_model, image, random_model, to_detectron2
 
 from detection.coco import CocoDataset, load_coco
+from detection.evaluation import load_results
 from detection.torchvision_engine.build import build_model
 from detection.torchvision_engine.data import TrainingBatches, load_image, resized_shape
 from detection.torchvision_engine.loop import _clip, build_optimizer, learning_rate, predict
@@ -393,7 +399,17 @@ def test_detectron2_stopped_and_resumed_is_uninterrupted(
                 detectron2_engine.run(to_detectron2(cfg), drawn, drawn, resume=True)
         else:
             detectron2_engine.run(to_detectron2(cfg), drawn, drawn)
+        for _ in range(2):  # evaluated again, nothing else
+            detectron2_engine.run(to_detectron2(cfg), drawn, drawn, resume=True)
         states[name] = torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+    logged = [
+        [
+            json.loads(line)["iteration"]
+            for line in (tmp_path / name / "metrics.json").read_text().splitlines()
+        ]
+        for name in states
+    ]
+    assert logged[0] == logged[1] == [3]
     whole, stopped = states["whole"], states["stopped"]
     assert whole.keys() == stopped.keys()
     assert [key for key, value in whole.items() if not torch.equal(value, stopped[key])] == []
@@ -406,11 +422,38 @@ def test_lines_of_detectron2s_metrics_that_are_lost_are_told_of(
 
     path = tmp_path / "metrics.json"
     for text, kept, said in (
-        ('{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"iter', "12", ""),
-        ('{"iteration": 1}\n{"iteration" 2}\n{"iteration": 3}\n', "1", "1 of its 3 lines are lost"),
+        ("1\n2\n3\n{", "12", ""),
+        ("1\n2 x\n3\n", "1", "1 of its 3 lines are lost"),
     ):
-        path.write_text(text)
+        path.write_text(re.sub(r"(\d.*)", r'{"iteration": \1, "total_loss": 1}', text))
         detectron2_engine._forget_after(path, 3)
-        assert path.read_text() == "".join(f'{{"iteration": {number}}}\n' for number in kept)
+        lines = path.read_text().splitlines()
+        assert [str(json.loads(line)["iteration"]) for line in lines] == list(kept)
         out = capsys.readouterr().out
         assert said in out if said else not out
+
+
+@pytest.mark.slow
+def test_two_processes_of_detectron2_evaluate_each_image_once(tmp_path: Path) -> None:
+    """Three images, so that one process has two of them."""
+    write_detection(tmp_path / "d", num_train=2, num_val=3, num_classes=3, size=(64, 64))
+    cfg = config("fpn", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32")
+    (tmp_path / "c.yaml").write_text(cfg.dump())
+    torch.save({"model": to_detectron2_state(random_model(cfg))}, tmp_path / "model.pth")
+    found = []
+    for processes in (1, 2):
+        arguments = [
+            "train-detector", "--engine", "detectron2", "--eval-only", "--config-file", "c.yaml",
+            "--data-root", "d", "--num-gpus", str(processes), "--dist-url", "auto",
+            "OUTPUT_DIR", f"run{processes}", "MODEL.WEIGHTS", "model.pth", "DATALOADER.NUM_WORKERS", "0",
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            [sys.executable, "-m", "keepaug", *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results = load_results(tmp_path / f"run{processes}" / "inference" / "coco_instances_results.json")
+        found.append(sorted(results, key=lambda one: (one["image_id"], -one["score"], *one["bbox"])))
+    assert len({one["image_id"] for one in found[0]}) == 3
+    assert found[0] == found[1]

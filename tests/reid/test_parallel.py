@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from reid.training.engine import KeepEngine
 from reid.training.loop import train
 
 pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parents[1]
 
 VARIANTS = {"shared": [], "local_batchnorm": ["sync_batchnorm=false"]}
 SETTINGS = ["arch=torchreid:osnet_x0_25", "p=1.0", "identities=4", "images=2"]
@@ -156,3 +161,34 @@ def test_shared_batchnorm_alone_is_batchnorm() -> None:
     assert isinstance(network[1], SynchronizedBatchNorm)
     assert list(network.state_dict()) == keys
     torch.testing.assert_close(network(images), expected)
+
+
+def test_a_whole_run_is_that_of_one_process(tmp_path: Path) -> None:
+    """In double precision, where nothing but the order of sums is left; a query more than can be shared."""
+    root = write_market(tmp_path / "m", test=3)
+    options = [
+        f"root={root}", "arch=torchreid:osnet_x0_25", "height=48", "width=32", "padding=2", "identities=2",
+        "images=2", "epochs=2", "lr=0.001", "warmup_epochs=1", "ranked=0", "num_workers=1", "max_steps=4",
+        "tensorboard=false", "pictures=false", "log_every=1", "device=cpu", "precision=float32", "p=1",
+    ]  # fmt: skip
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+    found = []
+    for name, start in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *start, str(TESTS / "in_double.py"), "train-reid", *options]
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / name)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        state = torch.load(tmp_path / name / "weights.pt", weights_only=True)["state_dict"]
+        found.append((state, [json.loads(line) for line in lines]))
+    (one, logged), (two, logged_by_two) = found
+    for key, value in one.items():
+        assert value.dtype in (torch.float64, torch.int64)
+        # A bias before BatchNorm has no gradient but rounding, and Adam divides that by its size.
+        if not key.endswith(("fc.0.bias", "fc.1.running_mean")):
+            torch.testing.assert_close(two[key], value, atol=1e-8, rtol=0)
+    assert len(logged) == 5
+    for ours, theirs in zip(logged, logged_by_two, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8)

@@ -133,6 +133,8 @@ def test_an_engine_keeps_what_its_metrics_are_beside_its_checkpoints(
             out = capsys.readouterr().out
             assert note in out if note else not out
         (tmp_path / "run.json").write_text(about)
+    (tmp_path / "run.json").write_text(about.replace("metrics_lines", "others"))
+    open_it().close()
 
 
 @pytest.mark.parametrize(

@@ -247,13 +247,13 @@ def weights(folder: Path) -> dict[str, Tensor]:
     }
 
 
-def run_tool(*arguments: str, processes: int = 1) -> str:
+def run_tool(*arguments: str, processes: int = 1, tool: str = TOOL) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*start, TOOL, *arguments], env=environment, capture_output=True, text=True, check=False
+        [*start, tool, *arguments], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -294,8 +294,8 @@ def test_killed_and_resumed_is_uninterrupted(drawn: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_two_processes_are_one(drawn: Path, tmp_path: Path) -> None:
-    """Same images, draws, pasted regions, BatchNorm statistics, annealing and loss; equal up to float32
-    rounding.
+    """Same images, draws, pasted regions, BatchNorm statistics, annealing and loss; equal to the order of
+    sums.
     """
     options = [
         f"root={drawn}",
@@ -305,20 +305,23 @@ def test_two_processes_are_one(drawn: Path, tmp_path: Path) -> None:
         "weight=3",
         "log_every=1",
         "saliency=low_resolution",
+        "precision=float32",
     ]
-    run_tool(*options, "--output", str(tmp_path / "one"))
-    run_tool(*options, "--output", str(tmp_path / "two"), processes=2)
+    in_double = str(ROOT / "tests" / "in_double.py")
+    for name, processes in (("one", 1), ("two", 2)):
+        run_tool("train-uda", *options, "--output", str(tmp_path / name), processes=processes, tool=in_double)
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert result["extra"]["world_size"] == 2
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, atol=2e-5, rtol=2e-4)
+        assert value.dtype in (torch.float64, torch.int64)
+        torch.testing.assert_close(two[key], value, atol=1e-11, rtol=0)
     logs = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
     for ours, theirs in zip(*logs, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+        assert ours == pytest.approx(theirs, rel=1e-11)
     run_tool(*options, "sync_batchnorm=false", "--output", str(tmp_path / "apart"), processes=2)
     apart = weights(tmp_path / "apart")
     moved = max(float((apart[key] - one[key]).abs().max()) for key in one if "running_mean" in key)

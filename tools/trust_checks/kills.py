@@ -400,47 +400,38 @@ def cases(
     references: dict[str, Reference],
     pairs: dict[str, Reference],
     *,
-    share: float,
     seed: int,
 ) -> list[Case]:
-    """All of this module, or a share of it."""
+    """All of this module."""
     found = []
-    part = functools.partial(_at_least_one, share=share)
     for run in runs:
         chance, wanted = random.Random(f"{seed} {run.name}"), references[run.name]
-        for moment in part(moments(wanted, 20, chance)):
+        for moment in moments(wanted, 20, chance):
             name = f"{run.name}: {_named(wanted, moment)}"
             found.append(Case(f"SIGKILL: {run.name}", name, functools.partial(killed, run, wanted, moment)))
-        for number in part([signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM]):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             moment = chance.random()
             work = functools.partial(asked, run, wanted, moment, number)
             found.append(Case("SIGTERM and SIGUSR1", f"{run.name}: {number.name} at {moment:.2f}", work))
         limits = [-(2 ** chance.randrange(17, 22)) for _ in range(4)]  # longer than what is printed
-        for count, at in enumerate(part([*range(len(wanted.events)), *limits])):
+        for count, at in enumerate([*range(len(wanted.events)), *limits]):
             work = functools.partial(full_disk, run, wanted, at, again=count % 4 == 0)
             found.append(Case("full disk", f"{run.name}: {_named(wanted, at)}", work))
         if run.name in pairs:
-            for rank in part([0, 1, 0, 1]):
+            for rank in (0, 1, 0, 1):
                 moment = 0.7 * chance.random()
                 work = functools.partial(lost_rank, run, pairs[run.name], rank, moment)
                 found.append(Case("one process of two killed", f"{run.name}: {rank} at {moment:.2f}", work))
-            for first in part([1, 2]):
+            for first in (1, 2):
                 work = functools.partial(other_number, run, chance.randrange(10), first)
                 found.append(Case("resumed by another number of processes", f"{run.name}: {first}", work))
-        if share == 1 and run.name != "detector (torchvision)":
+        if run.name != "detector (torchvision)":
             for victim in ("rank",) if run.option else ("agent", "rank"):
                 work = functools.partial(spawned, run, victim, chance.random())
                 found.append(
                     Case("torchrun's or the launcher's process killed", f"{run.name}: {victim}", work)
                 )
     return found
-
-
-def _at_least_one(items: Sequence[Any], *, share: float) -> list[Any]:
-    if share == 1:
-        return list(items)
-    step = max(1, round(1 / share))
-    return list(items)[:: step * 2] or list(items)[:1]
 
 
 def _named(wanted: Reference, moment: int | float) -> str:
