@@ -20,6 +20,7 @@ from pathlib import Path
 from detection.coco import CocoPaths
 from detection.driver import run
 from detection.prepare import BACKENDS, ENGINES, DetectorJob
+from detection.tool import TOOL
 from keepaug.runs.command import DRY_RUN_HELP, CommandParser, exit_code
 
 
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="DIR", help="run folder; the same as OUTPUT_DIR=DIR")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (--resume: the last checkpoint)")
+    add("--shrink", action="store_true", help="two small steps on a few images: does it run?")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("--num-gpus", type=int, default=1, help="GPUs per machine; without a GPU, processes")
     add("--num-machines", type=int, default=1, help="number of machines")
@@ -132,6 +134,10 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
     if args.config_file is None and args.results_json is None:
         parser.error("--config is needed (`keepaug configs detection` lists what there is)")
     root, opts = settings_of(args.opts)
+    if args.shrink:
+        small = {**TOOL.shrink, "SOLVER.IMS_PER_BATCH": args.num_gpus * args.num_machines}
+        own = {key for key in small if key.endswith("NUM_CLASSES")}  # the data's
+        opts = [str(part) for key in small.keys() - own for part in (key, small[key])] + opts
     if args.output is not None:
         opts += ["OUTPUT_DIR", str(args.output)]
     return DetectorJob(
@@ -147,7 +153,7 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         data_root=args.data_root or root,
         train=splits["train"],
         val=splits["val"],
-        max_images=args.max_images,
+        max_images=4 if args.shrink and args.max_images is None else args.max_images,
         strict_boxes=args.strict_boxes,
         results_json=args.results_json,
         backend=args.evaluator,

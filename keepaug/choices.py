@@ -20,3 +20,4 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # models: where an early head sits; how a ResNet begins
 AFTER = ("stage", "block")
 STEMS = ("imagenet", "cifar")
+DEVICE_HELP = "cpu, cuda, cuda:N; auto: a GPU where there is one"

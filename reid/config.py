@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
+from keepaug.choices import DEVICE_HELP, IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import ARCHITECTURES
 from keepaug.runs.config import ConfigError, option
 from keepaug.runs.loggers import TRACKER_HELP, TRACKERS
@@ -180,7 +180,7 @@ class ReidConfig:
     eval_every: int = option(10, low=1, help="epochs")
     eval_untrained: bool = option(False, help="also score the features before training")
     # machine
-    device: str = option("auto", bookkeeping=True, help="cpu, cuda, cuda:N; auto: a GPU where there is one")
+    device: str = option("auto", bookkeeping=True, help=DEVICE_HELP)
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
     channels_last: bool = option(False, precision=True, help="memory format; the same figures up to rounding")
     sync_batchnorm: bool = option(True, help="several processes normalize over the whole batch, as one does")

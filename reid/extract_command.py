@@ -1,6 +1,6 @@
 """Features of new images by a trained re-identification network, as an npz file.
 
-    keepaug extract-reid --weights runs/x/weights.pt --images FOLDER --output features.npz
+    keepaug extract-reid --weights runs/x/weights.pt --data FOLDER --output features.npz
 
 The file holds images_features (N, D), images_paths (N texts, relative to the folder), and identities and
 cameras of -1; `reid.evaluation.features.load_features` reads it, and `describe_images` is the function.
@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from keepaug.choices import DEVICE_HELP
 from keepaug.runs.command import CommandParser, exit_code
 
 
@@ -19,19 +20,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
     add = parser.add_argument
     add("--weights", type=Path, required=True, metavar="FILE", help="weights.pt or best.pt of a run")
-    add("--images", type=Path, required=True, metavar="DIR", help="images, in folders below too")
+    add("--data", type=Path, required=True, metavar="DIR", help="images, in folders below too")
     add("--output", type=Path, required=True, metavar="FILE", help="an npz file")
-    add("--feature", choices=("after", "before"), default="after", help="the neck")
+    add("--feature", choices=("after", "before"), default="after", help="taken before or after the neck")
     add("--flip-test", action="store_true", help="mean with the mirror image's features")
-    add("--batch-size", type=int, default=128)
-    add("--num-workers", type=int, default=4, help="threads that decode; default 4")
-    add("--device", default="auto")
+    add("--batch-size", type=int, default=128, help="images")
+    add("--num-workers", type=int, default=4, help="threads that decode")
+    add("--device", default="auto", help=DEVICE_HELP)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = vars(build_parser().parse_args(argv))
-    output, weights, images = (options.pop(key) for key in ("output", "weights", "images"))
+    output, weights, images = (options.pop(key) for key in ("output", "weights", "data"))
 
     def act() -> int:
         from reid.evaluation.features import describe_images, save_features

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keepaug.choices import PLACEMENTS, STEMS
+from keepaug.choices import DEVICE_HELP, PLACEMENTS, STEMS
 from keepaug.models.networks import ARCHITECTURES, FAST
 from keepaug.runs.config import ConfigError, option
 from keepaug.runs.loggers import TRACKER_HELP, TRACKERS
@@ -147,7 +147,7 @@ class UdaConfig:
     )
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
     # machine
-    device: str = option("auto", bookkeeping=True, help="cpu, cuda, cuda:N; auto: a GPU where there is one")
+    device: str = option("auto", bookkeeping=True, help=DEVICE_HELP)
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
     channels_last: bool = option(False, precision=True, help="memory format; the same figures up to rounding")
     compile: bool = option(False, precision=True, help="torch.compile")

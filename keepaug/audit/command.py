@@ -3,7 +3,7 @@ r"""What does an augmentation destroy, on your images and for your network? In m
     keepaug audit --model runs/r18/weights.pt --data photos/ \
         --augment cutout:24 rand_augment:2,9 my_transforms:train_transform
     keepaug audit --model torchvision:resnet50 --weights r50.pth --data COCO/val2017 \
-        --boxes instances_val2017.json --augment random_erasing --images 2000 --output audit
+        --boxes instances_val2017.json --augment random_erasing --limit-images 2000 --output audit
 
 Writes OUTPUT/audit.html, a page that begins with a sentence of advice, and OUTPUT/audit.json.
 """
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keepaug.audit.choices import BOUND, NO_KEEP, SETTINGS, check_limits, check_name
+from keepaug.choices import DEVICE_HELP
 from keepaug.runs.command import CommandParser, exit_code
 
 
@@ -66,18 +67,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="AUGMENTATION",
         help="see below; keep_ names the Keep version for --fail-above",
     )
-    add("--output", type=Path, default=Path("audit"), metavar="DIR", help="default audit")
-    add("--images", type=int, default=2000, help="sampled from the data; default 2000")
+    add("--output", type=Path, default=Path("audit"), metavar="DIR", help="folder of the page")
+    add("--limit-images", dest="images", type=int, default=2000, help="so many, sampled from the data")
     add(
         "--sweep",
         type=int,
         default=200,
         metavar="IMAGES",
-        help="to try strengths and tau on; 0: no sweep; default 200",
+        help="to try strengths and tau on; 0: no sweep",
     )
-    add("--tau", type=float, default=0.6, help="quantile of the Keep versions; default 0.6")
-    add("--bound", type=float, default=BOUND, help=f"least fidelity of a recommended one; default {BOUND}")
-    add("--seed", type=int, default=0)
+    add("--tau", type=float, default=0.6, help="quantile of the Keep versions")
+    add("--bound", type=float, default=BOUND, help="least fidelity of a recommended setting")
+    add("--seed", type=int, default=0, help="of images and augmentations")
     add(
         "--mean",
         type=numbers,
@@ -86,7 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--std", type=numbers, metavar="R,G,B", help="likewise")
     add(
-        "--size",
+        "--side",
+        dest="size",
         type=int,
         help="side of the network's images in pixels, likewise; default: the images as they are",
     )
@@ -96,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave class labels aside: the network's answer on the clean image counts as right",
     )
     add("--split", help="folder of the data; default the first of val, test, train")
-    add("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
+    add("--device", default="cpu", help=DEVICE_HELP)
     add("--fresh", action="store_true", help="measure again what is known from earlier audits")
     add(
         "--fail-above",

@@ -9,6 +9,7 @@ from keepaug.choices import (
     AFTER,
     BORDERS,
     CIFAR_MEAN,
+    DEVICE_HELP,
     IMAGENET_MEAN,
     MAGNITUDE_MAXIMA,
     OF,
@@ -296,7 +297,7 @@ class ClassifyConfig:
     )
     mirrored_test: bool = option(False, help="test on the mean output for an image and its mirror image")
     # machine
-    device: str = option("auto", bookkeeping=True, help="cpu, cuda, cuda:N; auto: a GPU where there is one")
+    device: str = option("auto", bookkeeping=True, help=DEVICE_HELP)
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
     channels_last: bool = option(False, precision=True, help="memory format; the same figures up to rounding")
     compile: bool = option(False, precision=True, help="torch.compile")

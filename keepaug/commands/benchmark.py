@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keepaug.choices import DEVICE_HELP
 from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.errors import ConfigError
 from keepaug.runs.files import write_json_atomic
@@ -81,15 +82,15 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"some of {', '.join(SECTIONS)}; default {', '.join(COMMON)}",
     )
     add("--shrink", action="store_true", help="small sizes: does it run?")
-    add("--device", default="auto", help="auto: cuda where there is one, otherwise cpu")
+    add("--device", default="auto", help=DEVICE_HELP)
     add(
         "--arch",
         action="append",
         help="saliency, pipeline, step, uda: a network; may be repeated; default: those of table 3, and wrn28_2",
     )
-    add("--batch", type=int, default=128)
-    add("--side", type=int, default=32, help="pixels")
-    add("--rounds", type=int, default=7)
+    add("--batch-size", dest="batch", type=int, default=128, help="images")
+    add("--side", type=int, default=32, help="of the images, in pixels")
+    add("--rounds", type=int, default=7, help="in which each variant has its turn; their median counts")
     add(
         "--processor-time",
         action="store_true",
@@ -97,7 +98,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--compile", dest="compiled", action="store_true", help="saliency, pipeline: with torch.compile")
-    add("--workers", type=int, default=0, help="pipeline: also with that many decoding processes")
+    add(
+        "--num-workers",
+        dest="workers",
+        type=int,
+        default=0,
+        help="pipeline: also with that many decoding processes",
+    )
     add(
         "--weights",
         type=Path,
@@ -108,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="fidelity: CIFAR-10, whose validation images are looked at; default: drawn images",
     )
-    add("--images", type=int, default=256, help="fidelity: how many")
+    add("--limit-images", dest="images", type=int, default=256, help="fidelity: so many images")
     add(
         "--earlier",
         type=Path,

@@ -15,7 +15,7 @@ from keepaug.runs.command import CommandParser, exit_code
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="whose")
     return parser
 
 

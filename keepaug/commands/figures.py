@@ -2,7 +2,7 @@
 paper.
 
     keepaug figures 2 RUNS --output figure2.png                    from result.json files in RUNS
-    keepaug figures 2 RUNS --commands root=CIFAR precision=bf16    the commands of missing runs
+    keepaug figures 2 RUNS --dry-run root=CIFAR precision=bf16     the commands of missing runs
     keepaug figures 2 RUNS --run --seeds 0 1 2 root=CIFAR          run them here in turn, then draw
     keepaug figures 3 RUNS --run --shrink                          two steps each on drawn images
 
@@ -34,15 +34,15 @@ CONFIG_OF = {"wrn28_10": "cifar10_wrn28_10.yaml"}  # others: cifar10.yaml with a
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
     add = parser.add_argument
-    add("figure", choices=sorted(FIGURES))
+    add("figure", choices=sorted(FIGURES), help="of the paper")
     add("runs", type=Path, metavar="RUNS", help="folder with the runs; --run adds to it")
     add("--output", type=Path, help="default figureN.png")
     add("--arch", default=None, help="default wrn28_10, the paper's; with --shrink resnet8")
     add("--shortened", action="store_true", help="draw shortened runs, without the paper's numbers")
-    add("--commands", action="store_true", help="print what is missing, and draw nothing")
+    add("--dry-run", action="store_true", help="print the commands of what is missing, and draw nothing")
     add("--run", action="store_true", help="run what is missing first")
-    add("--seeds", nargs="+", default=["0"], metavar="N")
-    add("--shrink", action="store_true", help="with --run or --commands: two steps each; implies --shortened")
+    add("--seeds", nargs="+", default=["0"], metavar="SEED", help="with --run or --dry-run: a run each")
+    add("--shrink", action="store_true", help="with --run or --dry-run: two steps each; implies --shortened")
     add("overrides", nargs="*", metavar="key=value", help="for every run, for example root=CIFAR")
     return parser
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparable = not (args.shortened or args.shrink)
 
     def act() -> int:
-        if args.commands:
+        if args.dry_run:
             print("\n".join(shlex.join(command.argv) for job in jobs_of(args) for command in job.commands))
             return 0
         if args.run and (failed := run_here(jobs_of(args), in_process=False)):

@@ -260,7 +260,7 @@ class Quickstart:
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder for everything")
-    parser.add_argument("--jobs", type=int, default=min(3, os.cpu_count() or 1), help="runs side by side")
+    parser.add_argument("--at-once", type=int, default=min(3, os.cpu_count() or 1), help="runs at a time")
     parser.add_argument("--shrink", action="store_true", help="a few images and steps: does it run?")
     return parser
 
@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     def act() -> int:
-        work = Quickstart(args.output.resolve(), SHRUNK if args.shrink else FULL, args.jobs)
+        work = Quickstart(args.output.resolve(), SHRUNK if args.shrink else FULL, args.at_once)
         stages, started = work.stages(), time.monotonic()
         for number, (title, action) in enumerate(stages, start=1):
             print(f"[{number}/{len(stages)}, {time.monotonic() - started:.0f} s] {title}", flush=True)

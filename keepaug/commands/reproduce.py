@@ -2,10 +2,10 @@
 interrupted goes on.
 
     keepaug reproduce 1 root=CIFAR --output runs                  one run after the other here
-    keepaug reproduce 6 root=IMAGENET --gpus 8 --slurm --partition gpu --hours 100    SLURM jobs
+    keepaug reproduce 6 root=IMAGENET --num-gpus 8 --slurm --partition gpu --hours 100    SLURM jobs
     keepaug reproduce 5 root=CIFAR --only "AugMix" --seeds 0 precision=bf16 channels_last=true
     keepaug reproduce 8 root=Market-1501-v15.09.15 weights=resnet101-63fe2227.pth
-    keepaug reproduce 9 root=COCO imagenet=IMAGENET --gpus 8      backbones, conversion, detectors
+    keepaug reproduce 9 root=COCO imagenet=IMAGENET --num-gpus 8      backbones, conversion, detectors
     keepaug reproduce 1 --shrink                                  a step each on drawn images
     keepaug reproduce lab root=CIFAR --output runs --at-once 2    docs/evidence.md's pairs; --only a,b
 
@@ -51,13 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="DIR", help="default runs; with --shrink runs-shrunk")
     add("--shrink", action="store_true", help="a step each, on drawn data where no root is given")
     add(
-        "--gpus",
+        "--num-gpus",
         type=int,
         default=1,
         metavar="N",
-        help="processes per run, by torchrun (table 9: --num-gpus)",
+        help="processes of a run",
     )
-    add("--at-once", type=int, default=1, metavar="N", help="runs at a time on this machine; default 1")
+    add("--at-once", type=int, default=1, metavar="N", help="runs at a time on this machine")
     add("--missing", action="store_true", help="lab: leave out what docs/evidence has a result of")
     add("--dry-run", action="store_true", help="print what would run, and start nothing")
     slurm = parser.add_argument_group("SLURM (needs submitit)")
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--hours", type=float, default=24, help="time limit; a job that reaches it is queued again"
     )
     slurm.add_argument("--cpus", type=int, default=8, metavar="N", help="per GPU")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
     return parser
 
 
@@ -213,7 +213,7 @@ def _job(
     pairs = shrunk(one, path, pairs) if args.shrink else pairs
     resolved = one.load(path, pairs)
     one.check(resolved)
-    command = command_of(one, path, output / name, pairs, processes=args.gpus)
+    command = command_of(one, path, output / name, pairs, processes=args.num_gpus)
     root = str({**given, **settings}.get("data_root", ""))
     return Job(name, output / name, (command,), one, resolved, root)
 
@@ -306,7 +306,7 @@ def submit(jobs: Sequence[Job], args: argparse.Namespace, logs: Path, *, cluster
             logs / job.name,
             name=job.name,
             hours=args.hours,
-            gpus=args.gpus,
+            gpus=args.num_gpus,
             cpus=args.cpus,
             partition=args.partition,
             after=[submitted[name].job_id for name in job.after if name in submitted],
@@ -333,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.slurm:
             submit(jobs, args, args.output / "slurm")
             return 0
-        failed = run_here(jobs, in_process=args.gpus == 1, at_once=args.at_once)
+        failed = run_here(jobs, in_process=args.num_gpus == 1, at_once=args.at_once)
         print(
             f"{len(jobs) - len(failed)} of {len(jobs)} runs of "
             f"{'lab' if args.table == 'lab' else f'table {args.table}'} are there"

@@ -58,7 +58,32 @@ def settings_help(settings: type) -> str:
 
 DRY_RUN_HELP = "check everything, measure a few steps, say settings, runs, hours and memory; write nothing"
 # Options that had another name, in any command.
-RENAMED = {"--max-images": "--limit-images", "--checkpoint": "--eval-only RUN", "--threads": "--num-workers"}
+RENAMED = {
+    "--batch": ["--batch-size"],
+    "--checkpoint": ["--eval-only RUN"],
+    "--commands": ["--dry-run"],
+    "--gpus": ["--num-gpus"],
+    "--images": ["--limit-images", "--data"],
+    "--jobs": ["--at-once"],
+    "--max-images": ["--limit-images"],
+    "--size": ["--side"],
+    "--threads": ["--num-workers"],
+    "--workers": ["--num-workers"],
+}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Says what numbers and files are, and defaults."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X", Path: "PATH"}.get(action.type, action.dest.upper())  # type: ignore[call-overload]
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default, text = action.default, action.help or ""
+        if "default" in text or default is None or default is False or default in ([], argparse.SUPPRESS):
+            return text
+        said = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{text}; default {said}"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -76,7 +101,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(
             description=description,
             epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
 
@@ -94,9 +119,9 @@ class CommandParser(argparse.ArgumentParser):
         """End with exit code 2, and the name that was meant where there is one."""
         for option in re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else ():
             known = [name for name in self._option_string_actions if name.startswith("--")]
-            close = [RENAMED.get(option), *difflib.get_close_matches(option, known, n=1)]
-            meant = next(filter(None, close), None)
-            message += f"; {option}: did you mean {meant}?" if meant else ""
+            now = RENAMED.get(option, [])
+            meant = [*(one for one in now if one in known), *now, *difflib.get_close_matches(option, known)]
+            message += f"; {option}: did you mean {meant[0]}?" if meant else ""
         super().error(message)
 
 
@@ -131,7 +156,7 @@ def config_parser(
     )
     add("--shrink", action="store_true", help="a few steps on a few images: does it run?")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
-    add("overrides", nargs="*", metavar="key=value")
+    add("overrides", nargs="*", metavar="key=value", help="settings, see below")
     return parser
 
 

@@ -258,7 +258,7 @@ def test_features_of_new_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
         [
             "--weights",
             str(tmp_path / "weights.pt"),
-            "--images",
+            "--data",
             str(folder),
             "--output",
             str(tmp_path / "f.npz"),
@@ -285,9 +285,9 @@ def test_features_of_new_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("change", "message"),
     [
         ({"--weights": "absent.pt"}, "no weights file absent.pt"),
-        ({"--images": "absent"}, "no folder absent: give a folder of images"),
-        ({"--images": "empty"}, r"no images in empty \(.jpg"),
-        ({"--images": "broken"}, "x.png"),
+        ({"--data": "absent"}, "no folder absent: give a folder of images"),
+        ({"--data": "empty"}, r"no images in empty \(.jpg"),
+        ({"--data": "broken"}, "x.png"),
         ({"--weights": "plain.pt"}, "holds no trained ReID network"),
     ],
 )
@@ -307,7 +307,7 @@ def test_features_of_what_cannot_be_used(
     Path("broken/x.png").write_bytes(b"no image")
     options = {
         "--weights": "weights.pt",
-        "--images": "images",
+        "--data": "images",
         "--output": "f.npz",
         "--device": "cpu",
     } | change

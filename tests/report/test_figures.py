@@ -110,7 +110,7 @@ def test_command_says_what_is_missing(tool, tmp_path: Path, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "not run: method=cutout size=20" in out
     assert "size=16" not in out
-    assert tool.main(["3", str(tmp_path), "--commands", "root=CIFAR", "--seeds", "0", "1"]) == 0
+    assert tool.main(["3", str(tmp_path), "--dry-run", "root=CIFAR", "--seeds", "0", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * len(wanted_settings("3"))
     policies = ["cifar10_auto_augment.yaml" in line for line in lines]

@@ -77,6 +77,37 @@ def test_refusals_import_nothing_slow(name: str, arguments: str, message: str) -
     assert not imported & SLOW
 
 
+@pytest.mark.parametrize("name", commands())
+def test_every_option_says_what_it_is(name: str) -> None:
+    if not hasattr(module := importlib.import_module(commands()[name].module), "build_parser"):
+        return
+    for action in module.build_parser()._actions:
+        said = action.option_strings or action.dest
+        assert action.help, f"{name} {said} has no help"
+        if action.type in (int, float):
+            assert action.default is None or str(action.default) in module.build_parser().format_help()
+
+
+@pytest.mark.parametrize(
+    ("line", "now"),
+    [
+        ("audit --model m --data d --augment cutout --images 3", "--limit-images"),
+        ("audit --model m --data d --augment cutout --size 3", "--side"),
+        ("benchmark --workers 3", "--num-workers"),
+        ("benchmark --batch 3", "--batch-size"),
+        ("extract-reid --data d --weights w --output o --images d", "--data"),
+        ("figures 2 runs --commands", "--dry-run"),
+        ("quickstart --jobs 3", "--at-once"),
+        ("reproduce 1 --gpus 3", "--num-gpus"),
+    ],
+)
+def test_old_names_are_refused_with_todays(line: str, now: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(line.split())
+    assert end.value.code == 2
+    assert f"did you mean {now}?" in capsys.readouterr().err
+
+
 def test_every_command_is_listed_and_every_script_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out

@@ -14,6 +14,7 @@ from keepaug.__main__ import main
 from keepaug.data.synthetic import write_classification, write_detection
 from keepaug.data.synthetic_reid import write_reid
 from keepaug.runs.rehearsal import in_words, rehearse
+from keepaug.runs.result import read_result
 
 
 @pytest.mark.parametrize(("left", "done", "seconds"), [(1000, 4, 2.0), (2, 2, 2.0), (1, 1, 7.0), (0, 0, 0.0)])
@@ -102,6 +103,16 @@ def contents(folder: Path) -> dict[Path, bytes]:
     """But Detectron2's log, which a process writes to until it ends."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "log.txt")
     return {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("line", ENGINES[3:], indirect=True)
+def test_a_shrunk_detector(line: tuple[list[str], Path, str]) -> None:
+    command, output, _ = line
+    given = [item for item in command if not item.startswith("SOLVER.")]
+    assert main([*given, "--shrink", "MODEL.ROI_HEADS.NUM_CLASSES=4"]) == 0
+    result = read_result(output / "result.json")
+    assert result["shortened"]
+    assert result["config"]["SOLVER"]["MAX_ITER"] == 2
 
 
 @pytest.mark.parametrize("line", ["train-classifier", *ENGINES[3:]], indirect=True)

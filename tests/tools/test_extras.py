@@ -94,7 +94,7 @@ DETECTOR = (
         ("report", f"report {ROOT}/docs/evidence --output {{out}}"),
         ("report", "reproduce 9 root=a imagenet=b --seeds 0 --dry-run"),
         ("audit", "audit --model torchvision:resnet18 --weights RANDOM --data classes --augment cutout "
-                  "--size 32 --images 4 --sweep 0 --no-labels --output {out}"),
+                  "--side 32 --limit-images 4 --sweep 0 --no-labels --output {out}"),
     ],
 )  # fmt: skip
 def test_an_extra_is_enough(name: str, command: str, folder: Path) -> None:

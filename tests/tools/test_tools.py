@@ -29,7 +29,7 @@ def tool(name: str):
 @pytest.mark.slow
 def test_quickstart_from_data_to_report_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     quickstart = tool("quickstart")
-    assert quickstart.main(["--output", str(tmp_path / "q"), "--shrink", "--jobs", "2"]) == 0
+    assert quickstart.main(["--output", str(tmp_path / "q"), "--shrink", "--at-once", "2"]) == 0
     html = (tmp_path / "q" / "report.html").read_text()
     for word in ("keep_cutmix", "engine: torchvision", "Random erasing", "data:image/webp;base64"):
         assert word in html

@@ -393,7 +393,7 @@ def _readers(base: Callable[..., Path], references: Path, runs: dict[str, Run]) 
     torch.save({"state_dict": state, "mean": [0.5] * 3, "std": [0.2] * 3, "epoch": 3}, nets / "resnet.pth")
     save_file(state, nets / "resnet.safetensors")
     (nets / "resnet.pkl").write_bytes(pickle.dumps({key: value.numpy() for key, value in state.items()}))
-    audit = ("--model", "weights.pt", "--data", "classes/val", "--augment", "cutout:6", "--images", "6",
+    audit = ("--model", "weights.pt", "--data", "classes/val", "--augment", "cutout:6", "--limit-images", "6",
              "--sweep", "0", "--fresh", "--output", "a")  # fmt: skip
     image = "classes/val/" + sorted(path.name for path in (nets / "classes/val").iterdir())[0]
     image += "/" + sorted(path.name for path in (nets / image).iterdir())[0]
@@ -447,7 +447,7 @@ def _more_readers(
     boxed = base("boxed", "objects")
     shutil.copyfile(nets / "weights.pt", boxed / "weights.pt")
     truth = "objects/annotations/instances_val2017.json"
-    boxes = ("--model", "weights.pt", "--data", "objects/val2017", "--boxes", truth, "--size", "16", *few)
+    boxes = ("--model", "weights.pt", "--data", "objects/val2017", "--boxes", truth, "--side", "16", *few)
     found.append(Target("COCO annotations", "audit", boxed, truth, "json", boxes))
     known = tuple(item for item in audit if item != "--fresh")
     found.append(
@@ -567,18 +567,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "train-detector": ("--config-file", "config.yaml", "--engine", "torchvision", "--data-root", "objects",
                        "SOLVER.BASE_LR", "0.01", "OUTPUT_DIR", "run"),
     "report": ("runs", "--output", "out"),
-    "figures": ("2", "runs", "--output", "f.png", "--commands", "root=x"),
+    "figures": ("2", "runs", "--output", "f.png", "--dry-run", "root=x"),
     "reproduce": ("1", "root=x", "--seeds", "0", "--output", "out"),
     "convert": ("--weights", "resnet.pth", "--output", "b.pth", "--report"),
-    "audit": ("--model", "weights.pt", "--data", "classes/val", "--augment", "cutout:6", "--images", "4",
-              "--sweep", "0", "--output", "a"),
+    "audit": ("--model", "weights.pt", "--data", "classes/val", "--augment", "cutout:6",
+              "--limit-images", "4", "--sweep", "0", "--output", "a"),
     "show": ("--weights", "weights.pt", "--image", "i.png", "--side", "16", "--output", "o.png"),
     "extract-reid": ("--weights", "reid.pt", "--images", "people/query", "--output", "f.npz", "--num-workers",
                      "1"),
     "benchmark": ("regions", "--shrink", "--rounds", "1", "--output", "b.json"),
     "completion": ("bash",),
     "configs": ("reid", "--copy-to", "copied"),
-    "quickstart": ("--output", "quick", "--jobs", "1", "--shrink"),
+    "quickstart": ("--output", "quick", "--at-once", "1", "--shrink"),
 }  # fmt: skip
 _BASES = {
     "train-classifier": "classifier", "train-uda": "few labels", "train-reid": "re-identification",
