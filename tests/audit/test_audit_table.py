@@ -105,7 +105,7 @@ def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
     )
     assert (
         command.main(
-            ["maps", "--weights", str(weights), "--data", str(root), "--images", "12", "--draws", "3"]
+            ["maps", "--weights", str(weights), "--data", str(root), "--limit-images", "12", "--draws", "3"]
         )
         == 0
     )
@@ -131,7 +131,7 @@ def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
         str(weights),
         "--data",
         str(root),
-        "--images",
+        "--limit-images",
         "24",
     ]
     assert command.main(arguments) == 0

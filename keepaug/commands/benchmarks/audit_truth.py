@@ -132,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
             help="weights.pt whose saliency is judged; for runs: trained without augmentation",
         )
         add("--data", type=Path, required=True, help="image folder")
-        add("--images", type=int, default=500)
+        add("--limit-images", dest="images", type=int, default=500)
         add("--seed", type=int, default=0)
         if name == "maps":
             add("--size", type=int, help="side of the cut squares; default 3/8 of the image's")
