@@ -424,13 +424,8 @@ class Trainer(DefaultTrainer):
                 self._hooks.remove(hook)
                 for writer in hook._writers:
                     writer.close()
+        self.iter = min(self.iter, self.max_iter)  # one more where there was only the evaluation to do
         super().after_train()
-
-    def before_train(self) -> None:
-        """Detectron2's hooks; a run that is only to be evaluated again does that after its last step."""
-        if self.start_iter == self.max_iter:
-            self.storage.iter = self.max_iter - 1
-        super().before_train()
 
     def after_step(self) -> None:
         """Detectron2's hooks; then stop where that is asked for."""
@@ -514,9 +509,14 @@ def run(
         Trainer.test(cfg, model)
         return
     several = comm.get_world_size() > 1
-    trainer = Trainer(cfg, clock, StopSignals() if several else signals, writes=not dry_run)
-    if resume and (found := newest_checkpoint(cfg.OUTPUT_DIR)) is not None:
+    if (found := newest_checkpoint(cfg.OUTPUT_DIR) if resume else None) is not None:
         _refuse_other_engine(*found)
+    if comm.is_main_process() and not dry_run:  # before the trainer opens the file
+        start = 0 if found is None else found[1]["trainer"]["iteration"] + 1
+        _forget_after(Path(cfg.OUTPUT_DIR) / "metrics.json", start)
+    comm.synchronize()
+    trainer = Trainer(cfg, clock, StopSignals() if several else signals, writes=not dry_run)
+    if found is not None:
         with restoring(found[0], "state"):
             trainer.checkpointer.load(str(found[0]))
             check_optimizer(trainer.optimizer)
@@ -537,8 +537,6 @@ def run(
         if comm.is_main_process():
             say(said)
         return
-    if comm.is_main_process():
-        _forget_after(Path(cfg.OUTPUT_DIR) / "metrics.json", trainer.start_iter)
     # It would print the traceback of what is said in one line, and raised, anyway.
     logging.getLogger(TrainerBase.__module__).addFilter(lambda record: record.exc_info is None)
     try:
@@ -609,8 +607,7 @@ def _forget_after(path: Path, start: int) -> None:
     kept, damaged = [], 0
     for number, line in enumerate(lines, start=1):
         try:
-            values = json.loads(line)
-            if values["iteration"] < start - ("total_loss" not in values):  # the last evaluation is its own
+            if json.loads(line)["iteration"] < start:
                 kept.append(line)
         except (ValueError, KeyError, TypeError, RecursionError):
             damaged += number < len(lines)  # the last was cut short

@@ -9,8 +9,9 @@ region below the quantile), `fidelity` (share of regions that an approximation, 
 earlier epoch, allows and the exact map forbids); and, only when named, `step` (float32 and bf16, eager and
 compiled, and the parts of a step), `imagenet` (its input beside timm's), `uda` and `reid` (what Keep adds to
 a step, a minute each), `reid_evaluation`, `reid_reranking` (3 minutes, 10 GB where torchreid is installed),
-`reid_large_gallery` (6 GB) and `coco_evaluation` (every evaluator that is installed). The variants take
-turns, so that a change of the machine's speed hits all of them; the median of the rounds counts.
+`coco_evaluation` (every evaluator that is installed) and `scale` (10 minutes, 6 GB of disk: evaluations and
+starting on a folder, at several sizes). The variants take turns, so that a change of the machine's speed hits
+all of them; the median of the rounds counts.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ SECTIONS: dict[str, Section] = {
     "reid": ("keepaug.commands.benchmarks.reid_step", "reid_section"),
     "reid_evaluation": ("keepaug.commands.benchmarks.reid_evaluation", "evaluation_section"),
     "reid_reranking": ("keepaug.commands.benchmarks.reid_evaluation", "reranking_section"),
-    "reid_large_gallery": ("keepaug.commands.benchmarks.reid_evaluation", "large_gallery_section"),
     "coco_evaluation": ("keepaug.commands.benchmarks.coco_evaluation", "coco_evaluation_section"),
     "uda": ("keepaug.commands.benchmarks.uda_step", "uda_section"),
+    "scale": ("keepaug.commands.benchmarks.scale", "scale_section"),
 }
 """Module and function of each; imported when it runs, with what it compares with."""
 

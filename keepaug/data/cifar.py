@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zlib
@@ -44,9 +45,11 @@ def load_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
     archive = root if root.suffix == ".gz" else root / _ARCHIVE
     if archive.is_file():
         try:
-            with tarfile.open(archive, "r:gz") as tar:
+            with gzip.open(archive) as packed:
+                content = io.BytesIO(packed.read())  # to its end, where the checksum is
+            with tarfile.open(fileobj=content) as tar:
                 return _from_batches(lambda name: _member(tar, f"{_FOLDER}/{name}"), str(archive))
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{archive} is damaged or cut short ({error}); download it again") from error
     if (root / "train").is_dir():
         (train_paths, train_labels), (test_paths, test_labels), classes = open_folder(root)

@@ -130,8 +130,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
                 raise TypeError(f"{key} is {group[key]!r:.60}, expected something like {default!r}")
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            fits = value.shape in (parameter.shape, ()) if isinstance(value, Tensor) else value is None
-            if not fits and not (key == "step" and type(value) in (int, float)):
+            if key == "step":
+                fits = type(value) in (int, float) or (isinstance(value, Tensor) and value.ndim == 0)
+            else:
+                fits = value.shape == parameter.shape if isinstance(value, Tensor) else value is None
+            if not fits:
                 raise TypeError(
                     f"{key} is {value!r:.60}, expected numbers of the shape {tuple(parameter.shape)}"
                 )

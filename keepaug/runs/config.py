@@ -276,6 +276,8 @@ def _check(settings: Any, prefix: str = "") -> None:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"{key} is {value!r}; allowed: {', '.join(map(str, choices))}{hint}")
         for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, list | tuple | Mapping):  # OmegaConf looks at the outer list alone
+                raise ConfigError(f"{key} holds {number!r:.60}; allowed: single values")
             if number is None or isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if isinstance(number, int) and abs(number) > _LARGEST:

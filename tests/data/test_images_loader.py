@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import tarfile
 import time
 from functools import partial
 from pathlib import Path
@@ -314,6 +315,10 @@ def test_cifar_from_archive_and_from_folder(tmp_path: Path, folder: Path) -> Non
         pickle.dump(Evil(), file)
     with pytest.raises(ValueError, match=r"data_batch_1 is not a batch.*builtins\.print"):
         load_cifar10(tmp_path / "c")
+    (batches / "data_batch_1").write_bytes(pickle.dumps({"data": every[0], "labels": [0, 1, 2, 9]}))
+    with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as archive:
+        archive.add(batches, batches.name)
+    assert torch.equal(load_cifar10(tmp_path / "whole.tar.gz")[0][0], train)
     for content in (
         {"data": every[0], "labels": [0, 1, 2]},
         {"data": every[0], "labels": [0, 1, 2, 10]},
@@ -323,8 +328,11 @@ def test_cifar_from_archive_and_from_folder(tmp_path: Path, folder: Path) -> Non
         (batches / "data_batch_1").write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match="data_batch_1 is not a batch"):
             load_cifar10(tmp_path / "c")
+    whole = (tmp_path / "whole.tar.gz").read_bytes()
     packed = gzip.compress(bytes(3000))
-    for number, damaged in enumerate((packed, packed[:20], packed[:12] + b"x" + packed[13:])):
+    for number, damaged in enumerate(
+        (packed, packed[:20], packed[:12] + b"x" + packed[13:], whole[:-8] + b"x" + whole[-7:])
+    ):
         archive = tmp_path / f"{number}.tar.gz"
         archive.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"tar\.gz"):

@@ -39,6 +39,8 @@ def test_file_over_base_over_defaults_and_overrides_over_all(tmp_path: Path) -> 
         ("epochs=0", "epochs is 0; allowed: 1 to inf"),
         (f"epochs={10**400}", r"epochs is 10+\.\.\.; allowed: whole numbers up to 9223372036854775807"),
         ("method=cutot", "method is 'cutot'; allowed: none, cutout, keep_cutout; did you mean cutout"),
+        ("area=[0.1, [[]]]", r"area holds \[\[\]\]; allowed: single values"),
+        ("area=[0.1, {a: 1}]", "area holds .*single values"),
         ("area=[0.1, 2]", r"area is \[0.1, 2.0\]; allowed: 0 to 1"),
         ("inner.rate=-1", r"inner.rate is -1.0; allowed: 0 to inf"),
         ("epochs", "must be key=value"),

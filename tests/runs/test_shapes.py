@@ -86,7 +86,7 @@ def test_an_optimizer_that_cannot_take_a_step_is_found_out() -> None:
     parameter.grad = torch.ones(3)
     optimizer.step()
     check_optimizer(optimizer)
-    for bad in ("", torch.ones(2), [1], -1):
+    for bad in ("", torch.ones(2), [1], -1, torch.tensor(True), torch.tensor(1.0)):
         optimizer.state[parameter]["momentum_buffer"] = bad
         with pytest.raises(TypeError, match="momentum_buffer"):
             check_optimizer(optimizer)

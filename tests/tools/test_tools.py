@@ -298,7 +298,7 @@ def test_benchmark_prints_ratios(
     assert figures["fidelity"]["bfloat16"] < 0.2
     assert figures["fidelity"]["kept in 16 bits, same crop"] < 0.2  # the padding's share alone
     assert figures["fidelity"]["low resolution and early head"] > 0
-    reid = ["reid_evaluation", "reid_reranking", "reid_large_gallery"]
+    reid = ["reid_evaluation", "reid_reranking", "scale"]
     output = ["--output", str(tmp_path / "r.json"), "--device", "cpu"]
     assert benchmark.main([*reid, "--shrink", *output]) == 0
     figures = json.loads((tmp_path / "r.json").read_text())["figures"]

@@ -125,7 +125,7 @@ def product(target: Target, folder: Path) -> dict[str, Any]:
         elif path.is_file():
             text = path.read_bytes().decode("latin1")
             if path.name == "audit.json":
-                text = re.sub(r'"cost": [^\n]*', "", text)  # measured
+                text = re.sub(r'"cost": \{[^}]*\}', "", text)  # measured
             if path.suffix == ".pth":
                 text = str(differences({"": torch.load(path, weights_only=True)}, {}) and path.stat().st_size)
             found[name] = text.replace(str(folder.parent), "")

@@ -24,7 +24,7 @@ def coco_evaluation_section(
     """Seconds for the twelve figures and every class, as multiples of pycocotools, after validation."""
     images = 20 if shrink else 2000
     with tempfile.TemporaryDirectory() as folder:
-        split, results = _drawn(Path(folder), images)
+        split, results = drawn(Path(folder), images)
     truth, ready = _ground_truth(split), validate_results(results, split)
     figures: dict[str, CocoMetrics] = {}
     variants: dict[str, Callable[[], object]] = {}
@@ -50,7 +50,7 @@ def coco_evaluation_section(
     return (["evaluator", "seconds", "of pycocotools", "largest difference, points"], rows), record
 
 
-def _drawn(folder: Path, images: int) -> tuple[CocoDataset, list[dict[str, Any]]]:
+def drawn(folder: Path, images: int) -> tuple[CocoDataset, list[dict[str, Any]]]:
     """COCO's proportions: 7.5 boxes an image of 80 classes, four detections a box."""
     draw = random.Random(0)
     truth: list[dict[str, Any]] = []

@@ -28,7 +28,6 @@ from reid.evaluation.reranking import rerank
 from reid.torchreid_api import torchreid_module
 
 _MARKET = (3368, 15913, 2048)
-_LARGE = (3368, 515913, 2048)
 _SHRUNK = (40, 300, 32)
 _BLOCK = 2048  # as in `rerank`
 
@@ -41,7 +40,12 @@ class _Set(NamedTuple):
     labels: dict[str, Any]
 
 
-def _draw(size: Sequence[int]) -> _Set:
+def draw(size: Sequence[int]) -> _Set:
+    """Features of queries and gallery.
+
+    Args:
+        size: numbers of queries and gallery images, and dimensions.
+    """
     queries, gallery, dimensions = size
     generator = make_generator(0, "benchmark", "features")
     # Of few intrinsic dimensions, as trained features are; at Market-1501's size mAP 0.86, as Bag of Tricks
@@ -173,8 +177,8 @@ def measure(variants: Sequence[str], size: Sequence[int], threads: int, processo
     torch.set_num_threads(threads)
     now = time.process_time if processor_time else time.perf_counter
     for variant in variants:
-        VARIANTS[variant](_draw(_SHRUNK))  # imports and thread pools are no part of it
-    data = _draw(size)
+        VARIANTS[variant](draw(_SHRUNK))  # imports and thread pools are no part of it
+    data = draw(size)
     found = {}
     for variant in variants:
         done, peak = threading.Event(), [0]
@@ -222,7 +226,7 @@ def evaluation_section(
 ) -> tuple[Table, dict[str, Any]]:
     """Scores at Market-1501's size against the matrix product alone and torchreid's."""
     size = _SHRUNK if shrink else _MARKET
-    data = _draw(size)
+    data = draw(size)
     fast = ["matrix product, whole", "matrix product, in chunks", "ours"]
     fast += ["torchreid, Cython"] if _cython() is not None else []
     slow = ["torchreid, Python"] if _torchreid("metrics.rank") is not None else []
@@ -264,17 +268,6 @@ def reranking_section(
         for name, found in figures.items()
     ]
     return ([_title(size), "s", "of ours", "MB beyond the features", "of ours"], rows), figures
-
-
-def large_gallery_section(
-    device: torch.device, *, processor_time: bool = False, shrink: bool = False
-) -> tuple[Table, dict[str, Any]]:
-    """Scores with half a million distractors in the gallery (Market-1501 + 500k)."""
-    size = (_SHRUNK[0], 10 * _SHRUNK[1], _SHRUNK[2]) if shrink else _LARGE
-    names = ["matrix product, in chunks", "ours"]
-    figures: dict[str, Any] = _alone(names, size, processor_time=processor_time, shrink=shrink)
-    rows = [[name, f"{f['seconds']:.2f}", f"{f['megabytes']:.0f}"] for name, f in figures.items()]
-    return ([_title(size), "s", "MB beyond the features"], rows), figures
 
 
 if __name__ == "__main__":
