@@ -184,7 +184,7 @@ class Recorder:
         Args:
             step: steps done.
             save: writes a checkpoint.
-            world: several processes stop together, whichever was asked.
+            world: several processes stop together, whichever was asked, after one step more.
 
         Raises:
             StopRequestedError: any process was asked to stop; the checkpoint is written.

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from keepaug.runs.distributed import Distributed
 from keepaug.runs.errors import StopRequestedError
+from keepaug.transfer import start_reading, to_device
 
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
@@ -30,6 +32,7 @@ class StopSignals:
         self._asked: signal.Signals | None = None
         self._handlers: dict[int, Any] = {}
         self._pass_on = pass_on
+        self._agreed: Callable[[], Tensor] | None = None  # after the last step, by all processes
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._ask) for number in _STOPPING}
 
@@ -52,8 +55,10 @@ class StopSignals:
         """See `Recorder.stop_if_asked`."""
         asked = self._asked is not None
         if world is not None and world.active:
-            flag = torch.tensor([float(asked)], device=world.device)
-            asked = bool(world.sum(flag) > 0)
+            before, flag = self._agreed, torch.tensor([float(asked)])
+            self._agreed = start_reading(world.sum(to_device(flag, world.device)))
+            # What was agreed on after the step before is here by now: nothing waits for this step's.
+            asked = before is not None and bool(before() > 0)
         if asked:
             save()
             reason = self._asked.name if self._asked is not None else "another process"

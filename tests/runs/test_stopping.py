@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from torch.utils.data import DataLoader
 from keepaug.runs.command import exit_code
 from keepaug.runs.config import ConfigError
 from keepaug.runs.distributed import setup
+from keepaug.runs.errors import StopRequestedError
 from keepaug.runs.recorder import Clock
-from keepaug.runs.stopping import iterate
+from keepaug.runs.stopping import StopSignals, iterate
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -34,6 +36,34 @@ def test_a_worker_that_is_asked_with_all_others_goes_on(number: signal.Signals) 
     os.kill(worker.pid, signal.SIGTERM)  # by its parent
     worker.join(10)
     assert not worker.is_alive()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_processes_agree_without_waiting_for_a_step(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, log = [0.0], list[str]()
+    world = SimpleNamespace(
+        active=True, device=torch.device("cpu"), sum=lambda flag: log.append("sum") or flag + others[0]
+    )
+    monkeypatch.setattr(
+        "keepaug.runs.stopping.start_reading", lambda value: lambda: log.append("read") or value
+    )
+    signals = StopSignals()
+    try:
+        signals.stop_if_asked(tmp_path, 1, lambda: log.append("save"), world)
+        assert log == ["sum"]
+        if own:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        else:
+            others[0] = 1.0
+        signals.stop_if_asked(tmp_path, 2, lambda: log.append("save"), world)
+        assert log == ["sum", "sum", "read"]
+        with pytest.raises(StopRequestedError, match="SIGUSR1 after step 3" if own else "another process"):
+            signals.stop_if_asked(tmp_path, 3, lambda: log.append("save"), world)
+        assert log == ["sum", "sum", "read", "sum", "read", "save"]
+    finally:
+        signals.release()
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "mps:0", "cpu:0"])
