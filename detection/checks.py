@@ -93,9 +93,8 @@ def check_name(architecture: Architecture, info: Mapping[str, Any], file_name: s
 
 def _is_untrained(state: Mapping[str, Tensor]) -> bool:
     variances = all(bool((value == 1).all()) for key, value in state.items() if key.endswith("running_var"))
-    return variances and all(
-        bool((value == 0).all()) for key, value in state.items() if key.endswith("running_mean")
-    )
+    means = [value for key, value in state.items() if key.endswith("running_mean")]
+    return variances and all(bool((value == 0).all()) for value in means)
 
 
 def _check_keys(architecture: Architecture, missing: list[str], unknown: list[str]) -> None:

@@ -103,10 +103,7 @@ class _Problems:
 
 
 def find_coco(
-    data_root: str | Path | None,
-    *,
-    train: CocoPaths | None = None,
-    val: CocoPaths | None = None,
+    data_root: str | Path | None, *, train: CocoPaths | None = None, val: CocoPaths | None = None
 ) -> dict[str, CocoPaths]:
     """The paths of `coco_2017_train` and `coco_2017_val`.
 

@@ -62,11 +62,7 @@ def unfreeze(cfg: CfgNode) -> CfgNode:
 
 
 def load_config(
-    path: str | Path | None,
-    opts: Sequence[str] = (),
-    *,
-    known: CfgNode | None = None,
-    check: bool = True,
+    path: str | Path | None, opts: Sequence[str] = (), *, known: CfgNode | None = None, check: bool = True
 ) -> CfgNode:
     """Defaults, then the file (with its `_BASE_`), then `KEY VALUE` pairs; frozen.
 
@@ -128,7 +124,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     bases = bases if isinstance(bases, list) else [bases]
     if wrong := [base for base in bases if not isinstance(base, str)]:
         raise ConfigError(
-            f"{path}: {BASE_KEY} must be the name of a file, or a list of them; got {wrong[0]!r}"
+            f"{path}: {BASE_KEY} must be the name of a file or a list of them; got {wrong[0]!r}"
         )
     for base in bases:
         if "://" in base:
@@ -227,15 +223,10 @@ def check_values(cfg: CfgNode) -> None:
     )
     require(0 <= model.BACKBONE.FREEZE_AT <= 5, "MODEL.BACKBONE.FREEZE_AT", "0 (nothing) to 5 (all stages)")
     for key in (
-        "MODEL.ROI_HEADS.NUM_CLASSES",
-        "MODEL.RETINANET.NUM_CLASSES",
-        "MODEL.RESNETS.NUM_GROUPS",
-        "MODEL.RESNETS.WIDTH_PER_GROUP",
-        "SOLVER.IMS_PER_BATCH",
-        "SOLVER.MAX_ITER",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "TEST.DETECTIONS_PER_IMAGE",
-    ):
+        "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES", "MODEL.RESNETS.NUM_GROUPS",
+        "MODEL.RESNETS.WIDTH_PER_GROUP", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
+        "SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE",
+    ):  # fmt: skip
         require(values[key] >= 1, key, "1 or more")
     require(solver.BASE_LR > 0, "SOLVER.BASE_LR", "above 0")
     steps = list(solver.STEPS)

@@ -192,9 +192,7 @@ def input_settings(
         if isinstance(values, list | tuple):
             values = [_only_number(value) for value in values]
         if not isinstance(values, list) or len(values) != 3 or None in values:
-            raise WeightsError(
-                f"{name} must be three finite numbers (R, G, B), got {values!r}; give --{name}"
-            )
+            raise WeightsError(f"{name} must be 3 finite numbers (R, G, B), got {values!r}; give --{name}")
         if max(values) > 2 or min(values) < 0:
             raise WeightsError(f"{name} must be for pixels in [0, 1], got {list(values)}; divide by 255")
         if name == "std" and min(values) == 0:

@@ -325,12 +325,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(
-        self,
-        cfg: Any,
-        clock: Clock | None = None,
-        signals: StopSignals | None = None,
-        *,
-        writes: bool = True,
+        self, cfg: Any, clock: Clock | None = None, signals: StopSignals | None = None, *, writes: bool = True
     ) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own builds the parts below with fixed choices
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())

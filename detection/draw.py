@@ -22,10 +22,7 @@ def colour_of(index: int) -> tuple[int, int, int]:
 
 
 def draw_boxes(
-    image: Image.Image,
-    boxes: Sequence[tuple[Sequence[float], int, str]],
-    *,
-    scale: float = 1.0,
+    image: Image.Image, boxes: Sequence[tuple[Sequence[float], int, str]], *, scale: float = 1.0
 ) -> Image.Image:
     """A copy of `image`, `scale` times as large, with labelled boxes.
 

@@ -153,9 +153,8 @@ def coco_results(
         dataset: the split.
     """
     sizes = boxes[:, 2:] - boxes[:, :2]
-    rows = zip(
-        torch.cat([boxes[:, :2], sizes], dim=1).tolist(), scores.tolist(), labels.tolist(), strict=True
-    )
+    places = torch.cat([boxes[:, :2], sizes], dim=1)
+    rows = zip(places.tolist(), scores.tolist(), labels.tolist(), strict=True)
     return [
         {
             "image_id": dataset.json_image_ids[image_id - 1],

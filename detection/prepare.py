@@ -15,14 +15,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from detection.coco import (
-    CocoDataError,
-    CocoDataset,
-    CocoPaths,
-    check_same_categories,
-    find_coco,
-    load_coco,
-)
+from detection.coco import CocoDataError, CocoDataset, CocoPaths, check_same_categories, find_coco, load_coco
 from detection.config import ConfigError, NotCarriedError, load_config, unfreeze
 from detection.tool import has_run
 

@@ -16,16 +16,9 @@ from keepaug.runs.result import plain
 # Keys or beginnings of keys. Detectron2's config has no fields of ours to say it on. What the training starts
 # from is compared by its contents (`started_from` of a result), not by its path.
 BOOKKEEPING = (
-    "MODEL.DEVICE",
-    "MODEL.WEIGHTS",
-    "OUTPUT_DIR",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD",
-    "DATALOADER.NUM_WORKERS",
-    "VIS_PERIOD",
-    "VERSION",
-    "SEED",
-)
+    "MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD",
+    "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "VERSION", "SEED",
+)  # fmt: skip
 _PRECISION = ("SOLVER.AMP.", "CUDNN_BENCHMARK", "FLOAT32_PRECISION")
 
 

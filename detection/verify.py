@@ -47,9 +47,8 @@ def default_image(size: int = 224) -> Tensor:
 
     drawn = draw_backgrounds(1, (size, size), generator=torch.Generator().manual_seed(7))[0]
     ramp = torch.linspace(0, 1, size)
-    tint = torch.stack(
-        [ramp.expand(size, size), ramp[:, None].expand(size, size), 1 - ramp.expand(size, size)]
-    )
+    across, down = ramp.expand(size, size), ramp[:, None].expand(size, size)
+    tint = torch.stack([across, down, 1 - across])
     return ((0.7 * drawn + 0.3 * tint).clamp(0, 1) * 255).to(torch.uint8)
 
 

@@ -180,9 +180,8 @@ def _scores(
     """Whole-number scores (N, rows, columns), unit (N,), per image (valid rows, columns, height, width)."""
     num, height, width = saliency.shape
     device = saliency.device
-    rows, columns, num_rows, num_columns, box_height, box_width = _grid(
-        size, num, (height, width), placement, device
-    )
+    grid = _grid(size, num, (height, width), placement, device)
+    rows, columns, num_rows, num_columns, box_height, box_width = grid
     limits = (num_rows, num_columns, box_height, box_width)
     if num == 0:
         empty = torch.zeros(0, rows, columns, dtype=torch.float64, device=device)
@@ -250,9 +249,8 @@ def _draw(
 ) -> Tensor:
     """Uniform float64 in [0, 1) from the generator, on its own device, moved to `device`."""
     source = generator.device if generator is not None else device
-    return to_device(
-        torch.rand(low_level_shape, device=source, dtype=torch.float64, **given(generator)), device
-    )
+    drawn = torch.rand(low_level_shape, device=source, dtype=torch.float64, **given(generator))
+    return to_device(drawn, device)
 
 
 def _index(uniform: Tensor, count: Tensor) -> Tensor:

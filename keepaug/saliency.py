@@ -155,9 +155,8 @@ def _target(output: Any, labels: Tensor | None, num_images: int, of: str) -> Ten
     if labels.ndim == 1:
         labels = labels.to(torch.int64)
     if of == "loss":
-        return F.cross_entropy(
-            logits.float(), labels if labels.ndim == 1 else labels.float(), reduction="sum"
-        )
+        target = labels if labels.ndim == 1 else labels.float()
+        return F.cross_entropy(logits.float(), target, reduction="sum")
     if labels.ndim == 2:  # one-hot: the logit of the class; soft: the logits by their shares
         return (logits * labels.to(logits.dtype)).sum()
     return logits.gather(1, labels[:, None]).sum()

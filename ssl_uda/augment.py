@@ -62,12 +62,7 @@ def draw_step(
     seeds = [torch.randint(2**62, (count,), generator=generator) for count in (labelled, num, num)]
     low, high = config.levels
     policy = draw_policy(
-        num,
-        policy=config.policy,
-        num_ops=config.num_ops,
-        levels=(low, high),
-        p=config.p,
-        generator=generator,
+        num, policy=config.policy, num_ops=config.num_ops, levels=(low, high), p=config.p, generator=generator
     )
     cutout = None
     part = rank_slice(num, rank, world_size)

@@ -19,9 +19,8 @@ from ssl_uda.tool import TOOL
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return config_parser(
-        __doc__, UdaConfig, configs="configs/ssl_uda", output="runs/NAME-ALGORITHM-NUMlabels-seedSEED"
-    )
+    output = "runs/NAME-ALGORITHM-NUMlabels-seedSEED"
+    return config_parser(__doc__, UdaConfig, configs="configs/ssl_uda", output=output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

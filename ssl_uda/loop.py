@@ -141,9 +141,8 @@ def _begun(
 def network_spec(config: UdaConfig, num_classes: int) -> NetworkSpec:
     """How the network is built; Wide ResNets as in UDA's code."""
     options = {"shortcut": "raw"} if config.arch.startswith("wrn") else {}
-    return NetworkSpec(
-        config.arch, num_classes, {"stem": config.stem} if config.arch in ARCHITECTURES else options
-    )
+    own = {"stem": config.stem} if config.arch in ARCHITECTURES else options
+    return NetworkSpec(config.arch, num_classes, own)
 
 
 def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
@@ -170,10 +169,7 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
         # torch.compile wraps; checkpoints are taken from the module inside.
         forward, saliency_network = torch.compile(forward), torch.compile(network)
     optimizer = torch.optim.SGD(
-        _parameter_groups(network, config),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
+        _parameter_groups(network, config), lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
     )
     return _Run(
         config,

@@ -32,12 +32,10 @@ class Detector(nn.Module):
     def __init__(self, cfg: Any, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
-        self.register_buffer(
-            "pixel_mean", torch.tensor(list(cfg.MODEL.PIXEL_MEAN)).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "pixel_std", torch.tensor(list(cfg.MODEL.PIXEL_STD)).view(-1, 1, 1), persistent=False
-        )
+        values = (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+        mean, std = (torch.tensor(list(one)).view(-1, 1, 1) for one in values)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
 
     def batch(self, images: list[Tensor]) -> ImageList:
         """Normalise (3, H, W) images of 0-255 in INPUT.FORMAT, pad them with 0 to one size."""

@@ -306,9 +306,8 @@ def predict(cfg: Any, model: Detector, dataset: CocoDataset) -> list[dict[str, A
         dataset: the images.
     """
     model.eval()
-    images = DataLoader(
-        EvaluationImages(dataset.records, cfg), batch_size=None, num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    data, workers = EvaluationImages(dataset.records, cfg), cfg.DATALOADER.NUM_WORKERS
+    images = DataLoader(data, batch_size=None, num_workers=workers)
     results: list[dict[str, Any]] = []
     bar = progress(iterate(images), "evaluating", total=len(dataset.records))
     for record, image in zip(dataset.records, bar, strict=True):

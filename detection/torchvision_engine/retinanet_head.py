@@ -55,9 +55,8 @@ class DetectronRetinaNetHead(RetinaNetHead):
             truth = match[index][here]
             wanted[index, here, target["labels"][truth]] = 1
             deltas = self.coder.encode_single(target["boxes"][truth], anchors[here])
-            boxes = boxes + box_loss(
-                outputs["bbox_regression"][index][here], deltas, settings.SMOOTH_L1_LOSS_BETA
-            )
+            found = outputs["bbox_regression"][index][here]
+            boxes = boxes + box_loss(found, deltas, settings.SMOOTH_L1_LOSS_BETA)
         classes = sigmoid_focal_loss(
             outputs["cls_logits"][valid],
             wanted[valid],

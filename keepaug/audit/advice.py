@@ -157,18 +157,10 @@ def _strongest(sweep: Mapping[str, Any], bound: float) -> str:
         if entry is None:
             continue
         value = "none of those tried" if entry["value"] is None else f"{entry['value']:g}"
-        span = (
-            ""
-            if entry["low"] == entry["high"]
-            else f" ({_or_none(entry['low'])} to {_or_none(entry['high'])})"
-        )
-        parts.append(f"{name} {value}{span}")
+        low, high = ("none" if entry[end] is None else f"{entry[end]:g}" for end in ("low", "high"))
+        parts.append(f"{name} {value}" + ("" if low == high else f" ({low} to {high})"))
+    if not parts:
+        return ""
     return (
         f" The strongest {sweep['setting']} with a fidelity of at least {percent(bound)}: {', '.join(parts)}."
-        if parts
-        else ""
     )
-
-
-def _or_none(value: Any) -> str:
-    return "none" if value is None else f"{value:g}"

@@ -163,11 +163,8 @@ class Augmentation:
         if self.kind is None and not keep:
             return f"# {self.spec}, as it is"
         if self.kind is None or (keep and KINDS[self.kind].draw is _pasted):
-            augment, call = (
-                repr(KeepPaste(self.settings["paste"], tau)),
-                "images = augment(images, strong, heat)",
-            )
-            call += "  # strong: the augmented view of the same images"
+            augment = repr(KeepPaste(self.settings["paste"], tau))
+            call = "images = augment(images, strong, heat)  # strong: the augmented view of the same images"
         else:
             kind = KINDS[self.kind]
             augment, call = kind.code.format(**self.settings), kind.call
@@ -178,19 +175,16 @@ class Augmentation:
         names = {name for name in re.findall(r"\w+(?=\()", augment) if name in keepaug.__all__}
         names |= {"saliency_map"} if keep else set()
         heat = ["heat = saliency_map(model, images, labels, scale=0.5)"] if keep else []
-        return "\n".join(
-            [f"from keepaug import {', '.join(sorted(names))}", f"augment = {augment}", *heat, call]
-        )
+        imports = f"from keepaug import {', '.join(sorted(names))}"
+        return "\n".join([imports, f"augment = {augment}", *heat, call])
 
     def stronger(self, side: int) -> list[tuple[Any, Augmentation]]:
         """The sweep: strengths with the augmentation at each, rising."""
         if self.kind is None or (strength := KINDS[self.kind].strength) is None:
             return []
         key, values = strength
-        return [
-            (value, dataclasses.replace(self, settings={**self.settings, key: value}))
-            for value in values(side)
-        ]
+        changed = [{**self.settings, key: value} for value in values(side)]
+        return [(settings[key], dataclasses.replace(self, settings=settings)) for settings in changed]
 
 
 def _outcome(
@@ -310,8 +304,8 @@ def _transformed(augmentation: Augmentation, pixels: Tensor, seeds: Tensor) -> _
     return _Views(strong, source, believed, seconds)
 
 
-def _sides(side: int) -> list[int]:
-    return [round(side * part / 8) for part in (2, 3, 4, 5, 6)]
+def _paste_or(plain: Callable[[Settings], Any]) -> Callable[[Settings, bool, float], Any]:
+    return lambda own, keep, tau: KeepPaste(own["paste"], tau) if keep else plain(own)
 
 
 _POLICY_CALL = "images = augment(images, torch.randint(2**42, (len(images),)))  # uint8 images"
@@ -326,7 +320,7 @@ KINDS: dict[str, Kind] = {
             if keep
             else Cutout(settings["size"], settings["placement"])
         ),
-        strength=("size", _sides),
+        strength=("size", lambda side: [round(side * part / 8) for part in (2, 3, 4, 5, 6)]),
     ),
     "random_erasing": Kind(
         "random erasing",
@@ -365,9 +359,7 @@ KINDS: dict[str, Kind] = {
         None,
         SETTINGS["grid_mask"],
         _grid,
-        lambda settings, keep, tau: GridMask(
-            (settings["unit_low"], settings["unit_high"]), settings["ratio"]
-        ),
+        lambda own, keep, tau: GridMask((own["unit_low"], own["unit_high"]), own["ratio"]),
         call="images = augment(images)",
         strength=("ratio", lambda side: [0.8, 0.7, 0.6, 0.5, 0.4]),
     ),
@@ -376,11 +368,7 @@ KINDS: dict[str, Kind] = {
         "KeepRandAugment",
         SETTINGS["rand_augment"],
         _pasted,
-        lambda settings, keep, tau: (
-            KeepPaste(settings["paste"], tau)
-            if keep
-            else BatchPolicy(rand_augment(settings["num_ops"], settings["magnitude"]))
-        ),
+        _paste_or(lambda own: BatchPolicy(rand_augment(own["num_ops"], own["magnitude"]))),
         call=_POLICY_CALL,
         code="BatchPolicy(rand_augment({num_ops}, {magnitude}))",
         strength=("magnitude", lambda side: [3, 9, 15, 21, 27]),
@@ -390,9 +378,7 @@ KINDS: dict[str, Kind] = {
         "KeepAutoAugment",
         SETTINGS["auto_augment"],
         _pasted,
-        lambda settings, keep, tau: (
-            KeepPaste(settings["paste"], tau) if keep else BatchPolicy(auto_augment(settings["policy"]))
-        ),
+        _paste_or(lambda own: BatchPolicy(auto_augment(own["policy"]))),
         call=_POLICY_CALL,
         code="BatchPolicy(auto_augment('{policy}'))",
     ),
@@ -401,9 +387,7 @@ KINDS: dict[str, Kind] = {
         "KeepAugMix",
         SETTINGS["aug_mix"],
         _pasted,
-        lambda settings, keep, tau: (
-            KeepPaste(settings["paste"], tau) if keep else aug_mix(settings["severity"])
-        ),
+        _paste_or(lambda own: aug_mix(own["severity"])),
         call="image = augment(image)  # image by image",
         code="aug_mix({severity})",
         strength=("severity", lambda side: [1, 3, 5, 7, 10]),
@@ -446,10 +430,8 @@ def parse_augmentation(spec: str, side: int) -> Augmentation:
         raise ValueError(f"{spec}: {error}") from error
     for key in ("size", "paste"):
         if settings.get(key, 1) > side or settings.get(key, 1) < 1:
-            raise ValueError(
-                f"{spec}: {key} is {settings[key]} and the images have a side of {side} pixels; give 1 to "
-                f"{side}"
-            )
+            got = f"{settings[key]} and the images have a side of {side} pixels"
+            raise ValueError(f"{spec}: {key} is {got}; give 1 to {side}")
     return augmentation
 
 

@@ -56,39 +56,19 @@ def _own_randomness() -> Iterator[Callable[[int], None]]:
         np.random.set_state(array)
 
 
-def _library(transform: Any) -> str:
-    return type(transform).__module__.partition(".")[0]
+def _array(pixels: Tensor) -> np.ndarray:
+    return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
-def _feed_image(transform: Any, pixels: Tensor) -> Any:
-    return transform(to_pil_image(pixels))
-
-
-def _feed_tensor(transform: Any, pixels: Tensor) -> Any:
-    return transform(pixels)
-
-
-def _feed_array(transform: Any, pixels: Tensor) -> Any:
-    return transform(pixels.permute(1, 2, 0).contiguous().numpy())
-
-
-def _feed_named_array(transform: Any, pixels: Tensor) -> Any:
-    return transform(image=pixels.permute(1, 2, 0).contiguous().numpy())
-
-
-def _feed_float_batch(transform: Any, pixels: Tensor) -> Any:
-    return transform(pixels[None].float() / 255)
-
-
+# In the order in which they are tried.
 _FEEDS: dict[str, Callable[[Any, Tensor], Any]] = {
-    "PIL image": _feed_image,
-    "uint8 tensor": _feed_tensor,
-    "numpy array": _feed_array,
-    "image=array": _feed_named_array,
-    "float tensor in [0, 1], batch of one": _feed_float_batch,
+    "PIL image": lambda transform, pixels: transform(to_pil_image(pixels)),
+    "uint8 tensor": lambda transform, pixels: transform(pixels),
+    "numpy array": lambda transform, pixels: transform(_array(pixels)),
+    "image=array": lambda transform, pixels: transform(image=_array(pixels)),
+    "float tensor in [0, 1], batch of one": lambda transform, pixels: transform(pixels[None].float() / 255),
 }
 _WANTED = {"albumentations": ("image=array",), "kornia": ("float tensor in [0, 1], batch of one",)}
-_ANY = ("PIL image", "uint8 tensor", "numpy array", "image=array", "float tensor in [0, 1], batch of one")
 
 
 class Foreign:
@@ -104,11 +84,8 @@ class Foreign:
 
     def __init__(self, transform: Any, name: str) -> None:
         if isinstance(transform, type) or not callable(transform):
-            raise ValueError(
-                f"{name} is "
-                f"{'a class' if isinstance(transform, type) else f'of type {type(transform).__name__}'}; "
-                "name an object that can be called with an image"
-            )
+            kind = "a class" if isinstance(transform, type) else f"of type {type(transform).__name__}"
+            raise ValueError(f"{name} is {kind}; name an object that can be called with an image")
         self.transform, self.name = transform, name
         self._feed: str | None = None
         self._batched: bool | None = None
@@ -151,15 +128,14 @@ class Foreign:
         return self._checked(_to_pixels(result, self.name), image)
 
     def _find_feed(self, image: Tensor, seed: int, seed_all: Callable[[int], None]) -> str:
-        problems = []
-        for kind in _WANTED.get(_library(self.transform), _ANY):
+        problems, library = [], type(self.transform).__module__.partition(".")[0]
+        for kind in _WANTED.get(library, tuple(_FEEDS)):
             seed_all(seed)
             try:
                 result = _FEEDS[kind](self.transform, image)
             except Exception as error:  # it wants something else
-                problems.append(
-                    f"{kind}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                )
+                first = str(error).splitlines()[0] if str(error) else ""
+                problems.append(f"{kind}: {type(error).__name__}: {first}")
                 continue
             _to_pixels(result, self.name)
             return kind
@@ -217,10 +193,8 @@ def _to_pixels(result: Any, name: str) -> Tensor:
                         "normalisation out, the audit applies the network's own"
                     )
                 return (result.clamp(0, 1) * 255).round().to(torch.uint8)
-    got = f"{type(result).__name__}" + (
-        f" of shape {tuple(result.shape)} and {result.dtype}" if hasattr(result, "shape") else ""
-    )
+    of = f" of shape {tuple(result.shape)} and {result.dtype}" if hasattr(result, "shape") else ""
     raise ValueError(
-        f"{name} returned {got}; expected an RGB image: PIL, a (3, H, W) tensor, a (H, W, 3) array, or a "
-        f"dict with 'image'"
+        f"{name} returned {type(result).__name__}{of}; expected an RGB image: PIL, a (3, H, W) tensor, a "
+        "(H, W, 3) array, or a dict with 'image'"
     )

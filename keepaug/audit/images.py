@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,11 +75,7 @@ class Source:
 
 
 def open_source(
-    data: Any,
-    *,
-    boxes: str | Path | None = None,
-    use_labels: bool = True,
-    split: str | None = None,
+    data: Any, *, boxes: str | Path | None = None, use_labels: bool = True, split: str | None = None
 ) -> Source:
     """What the audit reads.
 
@@ -99,9 +95,7 @@ def open_source(
     source = _opened(data, boxes, split)
     if not len(source):
         raise ValueError(f"no images in {source.name} ({', '.join(EXTENSIONS)})")
-    if use_labels:
-        return source
-    return Source(source.name, source.read, source.keys, objects=source.objects)
+    return source if use_labels else replace(source, labels=None, classes=None)
 
 
 def _opened(data: Any, boxes: str | Path | None, split: str | None) -> Source:
@@ -119,13 +113,10 @@ def _opened(data: Any, boxes: str | Path | None, split: str | None) -> Source:
     if isinstance(data, tuple) and data and isinstance(data[0], Tensor):
         return _tensors(*data)
     if isinstance(data, Sequence) and all(isinstance(item, str | Path) for item in data):
-        paths = [Path(item).expanduser() for item in data]
-        return Source(
-            f"{len(paths)} files", lambda index: read_image(paths[index]), [_key(path) for path in paths]
-        )
+        return _of_files(f"{len(data)} files", [Path(item).expanduser() for item in data])
     raise ValueError(
         f"data is {type(data).__name__}; expected a path, a sequence of paths, or (images uint8 (N, 3, H, "
-        f"W), labels or None)"
+        "W), labels or None)"
     )
 
 
@@ -135,6 +126,15 @@ def _key(path: Path) -> str:
     except OSError as error:
         raise FileNotFoundError(f"no image {path}") from error
     return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def _of_files(name: str, paths: Sequence[Path], *known: Any) -> Source:
+    return Source(name, lambda index: read_image(paths[index]), [_key(path) for path in paths], *known)
+
+
+def _one_box(numbers: Sequence[float], label: str) -> Objects:
+    top, left, height, width = numbers
+    return Objects(torch.tensor([[left, top, left + width, top + height]]).double(), [label], [None])
 
 
 def _cifar(root: Path) -> Source:
@@ -162,22 +162,15 @@ def _tensors(
 
     def objects(index: int) -> Objects:
         assert boxes is not None
-        top, left, height, width = boxes[index].tolist()
         label = "object" if labels is None else _class_name(int(labels[index]), classes)
-        return Objects(torch.tensor([[left, top, left + width, top + height]]).double(), [label], [None])
+        return _one_box(boxes[index].tolist(), label)
 
     keys = [
         f"{number} {hashlib.sha256(image.contiguous().numpy().data).hexdigest()[:16]}"
         for number, image in enumerate(images)
     ]
-    return Source(
-        name,
-        read,
-        keys,
-        None if labels is None else labels.tolist(),
-        classes,
-        None if boxes is None else objects,
-    )
+    known = None if labels is None else labels.tolist()
+    return Source(name, read, keys, known, classes, None if boxes is None else objects)
 
 
 def _class_name(label: int, classes: Sequence[str] | None) -> str:
@@ -200,9 +193,7 @@ def _folder(root: Path, split: str | None) -> Source:
     name = root.name if chosen == root else f"{root.name}/{chosen.name}"
     drawn = root / "boxes.json"
     objects = _drawn_boxes(drawn, root, paths) if drawn.is_file() else None
-    return Source(
-        name, lambda index: read_image(paths[index]), [_key(path) for path in paths], labels, classes, objects
-    )
+    return _of_files(name, paths, labels, classes, objects)
 
 
 def _drawn_boxes(file: Path, root: Path, paths: Sequence[Path]) -> Callable[[int], Objects]:
@@ -215,11 +206,7 @@ def _drawn_boxes(file: Path, root: Path, paths: Sequence[Path]) -> Callable[[int
         )
 
     def objects(index: int) -> Objects:
-        path = paths[index]
-        top, left, height, width = known[names[index]]
-        return Objects(
-            torch.tensor([[left, top, left + width, top + height]]).double(), [path.parent.name], [None]
-        )
+        return _one_box(known[names[index]], paths[index].parent.name)
 
     return objects
 
@@ -245,9 +232,7 @@ def _listed(file: Path) -> Source:
         names.append(label.strip() if tab else "")
     classes = sorted(set(names)) if names and all(names) else None
     labels = [classes.index(name) for name in names] if classes else None
-    return Source(
-        file.name, lambda index: read_image(paths[index]), [_key(path) for path in paths], labels, classes
-    )
+    return _of_files(file.name, paths, labels, classes)
 
 
 def _find_boxes(root: Path, boxes: Path) -> Path:
@@ -295,13 +280,8 @@ def _check_box(annotation: Mapping[str, Any], image: Mapping[str, Any], file: Pa
         left, top, width, height = (float(value) for value in annotation["bbox"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: annotation {annotation.get('id')} has no box of four numbers") from error
-    inside = (
-        left >= -1
-        and top >= -1
-        and left + width <= image["width"] + 1
-        and top + height <= image["height"] + 1
-    )
-    if not (inside and width > 0 and height > 0):
+    inside = left + width <= image["width"] + 1 and top + height <= image["height"] + 1
+    if not (inside and min(left, top) >= -1 and min(width, height) > 0):
         raise ValueError(
             f"{file}: the box [{left:g}, {top:g}, {width:g}, {height:g}] (left, top, width, height) of "
             f"annotation {annotation.get('id')} does not lie within its image {image['file_name']} of "

@@ -15,7 +15,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +157,10 @@ def _completed(
     found: AuditedNetwork, mean: Sequence[float] | None, std: Sequence[float] | None, size: int | None
 ) -> AuditedNetwork:
     if (mean is None and not found.mean) or (std is None and not found.std):
-        imagenet = (
-            f"ImageNet's are {','.join(map(str, IMAGENET_MEAN))} and {','.join(map(str, IMAGENET_STD))}"
-        )
+        imagenet = " and ".join(",".join(map(str, three)) for three in (IMAGENET_MEAN, IMAGENET_STD))
         raise ValueError(
             f"{found.name}: the normalisation that the network was trained with is not known: give mean and "
-            f"std, RGB in [0, 1] ({imagenet}; 0,0,0 and 1,1,1 for none)"
+            f"std, RGB in [0, 1] (ImageNet's are {imagenet}; 0,0,0 and 1,1,1 for none)"
         )
     if size is not None and not 8 <= size <= 4096:
         raise ValueError(f"size is the side of the network's images in pixels, 8 to 4096, got {size}")
@@ -172,9 +170,7 @@ def _completed(
         if len(three) != 3 or (name == "std" and min(three) <= 0) or max(map(abs, three)) > 10:
             raise ValueError(f"{name} must be three numbers, RGB in [0, 1], got {three}")
         values.append(three)
-    return AuditedNetwork(
-        found.module, values[0], values[1], size or found.size, found.classes, found.name, found.identity
-    )
+    return replace(found, mean=values[0], std=values[1], size=size or found.size)
 
 
 def _from_code(text: str) -> AuditedNetwork:
@@ -192,9 +188,8 @@ def _from_code(text: str) -> AuditedNetwork:
     side = config.get("input_size", (3, None, None))[-1]
     wrapped = found if isinstance(found, nn.Module) else _Called(found)
     identity = _state_checksum(wrapped) if isinstance(found, nn.Module) else None
-    return AuditedNetwork(
-        wrapped, tuple(config.get("mean", ())), tuple(config.get("std", ())), side, None, text, identity
-    )
+    mean, std = tuple(config.get("mean", ())), tuple(config.get("std", ()))
+    return AuditedNetwork(wrapped, mean, std, side, None, text, identity)
 
 
 def _named(text: str, weights: str | Path) -> AuditedNetwork:
@@ -214,12 +209,9 @@ def _named(text: str, weights: str | Path) -> AuditedNetwork:
     else:
         timm = import_timm()
         build_network(f"timm:{name.partition('.')[0]}", 10)
-        config = timm.get_pretrained_cfg(name)
-        mean, std = (
-            (IMAGENET_MEAN, IMAGENET_STD) if config is None else (tuple(config.mean), tuple(config.std))
-        )
-        side = 224 if config is None else int(config.input_size[-1])
-        classes = None
+        mean, std, side, classes = IMAGENET_MEAN, IMAGENET_STD, 224, None
+        if (config := timm.get_pretrained_cfg(name)) is not None:
+            mean, std, side = tuple(config.mean), tuple(config.std), int(config.input_size[-1])
 
         def downloaded(**kwargs: Any) -> dict[str, Tensor]:
             return timm.create_model(name, pretrained=True).state_dict()
@@ -238,8 +230,7 @@ def _named(text: str, weights: str | Path) -> AuditedNetwork:
     else:
         state, label = _read_state(Path(weights).expanduser()), f"{text}, {Path(weights).name}"
     module = _fitting(text, state, weights)
-    num_classes = _num_outputs(module)
-    if classes is not None and num_classes != len(classes):
+    if classes is not None and _num_outputs(module) != len(classes):
         classes = None
     return AuditedNetwork(module, mean, std, side, classes, label, _state_checksum(module))
 
@@ -289,26 +280,15 @@ def _state_checksum(module: nn.Module) -> str:
 
 def _from_file(path: Path) -> AuditedNetwork:
     kind = _kind_of(path)
-    if kind == "TorchScript":
-        return AuditedNetwork(
-            _load_torchscript(path), (), (), None, None, f"{path.name} (TorchScript)", sha256_of(path)[:32]
-        )
-    if kind == "torch.export":
-        return AuditedNetwork(
-            _load_exported(path), (), (), None, None, f"{path.name} (torch.export)", sha256_of(path)[:32]
-        )
+    if kind != "weights":
+        module = _load_torchscript(path) if kind == "TorchScript" else _load_exported(path)
+        return AuditedNetwork(module, (), (), None, None, f"{path.name} ({kind})", sha256_of(path)[:32])
     content = read_weights_only(path)
     if isinstance(content, dict) and {"arch", "classes", "mean", "std"} <= content.keys():
         loaded = load_classifier(path)
-        return AuditedNetwork(
-            loaded.network,
-            loaded.mean,
-            loaded.std,
-            None,
-            list(loaded.classes),
-            _run_name(path),
-            _state_checksum(loaded.network),
-        )
+        module, checksum = loaded.network, _state_checksum(loaded.network)
+        classes = list(loaded.classes)
+        return AuditedNetwork(module, loaded.mean, loaded.std, None, classes, _run_name(path), checksum)
     if isinstance(content, dict) and {"model", "step"} <= content.keys():
         return _from_checkpoint(path, content)
     raise ValueError(
@@ -335,7 +315,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
         config = yaml.safe_load(file.read_text()) if file.is_file() else None
         if not isinstance(config, dict) or "arch" not in config:
             raise ValueError(
-                f"{path} is a checkpoint and needs the weights.pt or config.yaml of its run beside it"
+                f"{path} is a checkpoint and needs its run's weights.pt or config.yaml beside it"
             )
         matrices = [one for one in content["model"].values() if isinstance(one, Tensor) and one.ndim == 2]
         options = {"stem": config["stem"]} if "stem" in config else {}

@@ -9,7 +9,7 @@ import io
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from keepaug.audit.advice import advise, headline, warnings
 from keepaug.audit.augmentations import Augmentation, foreign_augmentation, parse_augmentation
 from keepaug.audit.choices import BOUND, MEASURES, PERCENT, check_limits
-from keepaug.audit.images import Sample, open_source
+from keepaug.audit.images import Sample, Source, open_source
 from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
 from keepaug.audit.table import clean_figures, destroyed_difference, recommended, row_of, sweep_points
 from keepaug.audit.trials import Picture, Trial, run_trials
@@ -84,27 +84,20 @@ class Audit:
 
     def table(self) -> str:
         """The rows as text, a few of the measures."""
-        names = [name for name in ("importance_lost", "destroyed", "fidelity", "flipped") if self._has(name)]
+        measures = ("importance_lost", "destroyed", "fidelity", "flipped")
+        names = [name for name in measures if any(row[name] is not None for row in self.rows)]
         lines = [f"{'':44}" + "".join(f"{name:>26}" for name in names)]
         for row in self.rows:
             cells = []
             for name in names:
-                interval = row[name]
-                text = (
-                    "-"
-                    if interval is None
-                    else (
-                        f"{100 * interval['mean']:.1f} % "
-                        f"({100 * interval['low']:.1f}-{100 * interval['high']:.1f})"
-                    )
-                )
+                text = "-"
+                if row[name] is not None:
+                    mean, low, high = (100 * row[name][part] for part in ("mean", "low", "high"))
+                    text = f"{mean:.1f} % ({low:.1f}-{high:.1f})"
                 cells.append(f"{text:>26}")
             name = row["augmentation"] + (", Keep" if row["keep"] else "")
             lines.append(f"{name:44}" + "".join(cells))
         return "\n".join(lines)
-
-    def _has(self, name: str) -> bool:
-        return any(row[name] is not None for row in self.rows)
 
     def save(self, output: str | Path) -> Path:
         """Write `audit.json` and `audit.html`.
@@ -196,7 +189,7 @@ def audit(
         opened = wrap_network(network, mean=mean, std=std, size=size, classes=classes)
     source = open_source(data, boxes=boxes, use_labels=use_labels, split=split)
     names = list(classes) if classes else opened.classes
-    source = _matched_classes(source, opened, names)
+    source = _matched_classes(source, names)
     sample = Sample(source, images, opened.size, seed)
     side = min(sample.shape)
     named = [
@@ -222,15 +215,14 @@ def audit(
     content = _content(
         opened, sample, trials, clean, found, names or source.classes, tau=tau, bound=bound, seed=seed
     )
-    result = Audit(
-        content, [(trials[number][0].augmentation.title(), own) for number, own in enumerate(pictures)]
-    )
+    titles = [own[0].augmentation.title() for own in trials]
+    result = Audit(content, list(zip(titles, pictures, strict=True)))
     if output is not None:
         result.save(output)
     return result
 
 
-def _matched_classes(source: Any, network: AuditedNetwork, names: list[str] | None) -> Any:
+def _matched_classes(source: Source, names: list[str] | None) -> Source:
     """The labels by the network's numbering, where both have names.
 
     Raises:
@@ -240,19 +232,12 @@ def _matched_classes(source: Any, network: AuditedNetwork, names: list[str] | No
         return source
     if not (missing := [name for name in source.classes if name not in names]):
         order = [names.index(name) for name in source.classes]
-        return type(source)(
-            source.name,
-            source.read,
-            source.keys,
-            [order[label] for label in source.labels],
-            names,
-            source.objects,
-        )
+        return replace(source, labels=[order[label] for label in source.labels], classes=names)
     raise ValueError(
         f"the network's {len(names)} classes ({', '.join(names[:3])} ...) do not fit the "
-        f"{len(source.classes)} of the images: it does not have "
-        f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; give the network that was trained on "
-        "them, or leave the labels aside (--no-labels)"
+        f"{len(source.classes)} of the images: it does not have {', '.join(missing[:3])}"
+        f"{' ...' if len(missing) > 3 else ''}; give the network that was trained on them, or leave the "
+        "labels aside (--no-labels)"
     )
 
 
@@ -267,12 +252,8 @@ def _trials_of(augmentation: Augmentation, images: int, sweep: int, tau: float, 
     for keep in (False, True) if augmentation.has_keep else (False,):
         trials += [Trial(stronger, keep, tau, sweep, value) for value, stronger in strengths]
     if augmentation.has_keep and strengths:
-        key = augmentation.strength_name
-        trials += [
-            Trial(augmentation, True, other, sweep, augmentation.settings[key])
-            for other in TAUS
-            if other != tau
-        ]
+        value = augmentation.settings[augmentation.strength_name]
+        trials += [Trial(augmentation, True, other, sweep, value) for other in TAUS if other != tau]
     return trials
 
 
@@ -290,16 +271,8 @@ class _Key:
             return None
         network = [self.network.identity, self.network.mean, self.network.std, self.network.size]
         told = self.sample.source.labels is not None
-        whole = [
-            _CACHE_VERSION,
-            torch.__version__,
-            network,
-            self.sample.checksum,
-            told,
-            self.seed,
-            len(self.sample),
-            *parts,
-        ]
+        sample = [self.sample.checksum, told, self.seed, len(self.sample)]
+        whole = [_CACHE_VERSION, torch.__version__, network, *sample, *parts]
         return cache_file("audit", json.dumps(whole, default=str), suffix=".pt")
 
     def of(self, trials: Sequence[Trial], num_worst: int) -> Path | None:

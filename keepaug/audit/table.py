@@ -59,9 +59,8 @@ def row_of(
     object_names: Sequence[str],
 ) -> dict[str, Any]:
     """One row of `audit.json`."""
-    measured = bootstrap(
-        _ratios(clean, columns, trial.keep), generator=make_generator(seed, "audit", "bootstrap")
-    )
+    generator = make_generator(seed, "audit", "bootstrap")
+    measured = bootstrap(_ratios(clean, columns, trial.keep), generator=generator)
     augmentation = trial.augmentation
     return {
         "augmentation": augmentation.spec,
@@ -196,16 +195,13 @@ def recommended(
         "value" (None: not even the weakest), "low" and "high" (over 90 % of 1,000 bootstrap samples of the
         images) and "share", how many of the samples recommend the same; None where nothing was swept.
     """
-    chosen = [
-        (trial, columns) for trial, columns in trials if trial.keep == keep and (not keep or trial.tau == tau)
-    ]
+    chosen = [one for one in trials if one[0].keep == keep and (not keep or one[0].tau == tau)]
     if not chosen:
         return None
     after = torch.stack([columns["images"]["correct"] for _, columns in chosen])
     before = clean["images"]["correct"][: after.shape[1]]
-    picked = torch.randint(
-        after.shape[1], (1000, after.shape[1]), generator=make_generator(seed, "audit", "bootstrap")
-    )
+    generator = make_generator(seed, "audit", "bootstrap")
+    picked = torch.randint(after.shape[1], (1000, after.shape[1]), generator=generator)
     right = before[picked].sum(dim=1).clamp(min=1)
     resampled = torch.stack([row[picked].sum(dim=1) / right for row in after], dim=1)
     values: list[Any] = [None, *(trial.value for trial, _ in chosen)]

@@ -49,8 +49,7 @@ class Columns:
     """A value for each image, and for each object, in the order of the sample."""
 
     def __init__(self) -> None:
-        # Plain arrays: thousands of small tensors would lie scattered between the large ones and keep their
-        # memory.
+        # Plain arrays: thousands of small tensors would lie between the large ones and keep their memory.
         self._values: dict[str, dict[str, array[float]]] = {"images": {}, "objects": {}}
         self._types: dict[str, torch.dtype] = {}
 
@@ -145,19 +144,8 @@ def run_trials(
     starts = range(0, len(sample), size)
     with evaluating(module), _features(module) as features:
         for start in progress(starts, "auditing", total=len(starts), disable=quiet):
-            _batch(
-                network,
-                module,
-                features,
-                sample,
-                (start, start + size),
-                trials,
-                clean,
-                found,
-                worst,
-                seed,
-                device,
-            )
+            part = (start, start + size)
+            _batch(network, module, features, sample, part, trials, clean, found, worst, seed, device)
     return clean.joined(), [columns.joined() for columns in found], [heap.sorted() for heap in worst]
 
 
@@ -225,12 +213,7 @@ def _batch(
                 "moved": (moved - vectors).norm(dim=1).double(),
                 "seconds": torch.full((len(pixels),), outcome.seconds / len(pixels), dtype=torch.float64),
             },
-            {
-                "hidden": hidden,
-                "known": known[owners],
-                "image": owners + part[0],
-                "kind": kinds,
-            },
+            {"hidden": hidden, "known": known[owners], "image": owners + part[0], "kind": kinds},
         )
         if worst[number].num:
             for index in range(len(pixels)):
@@ -242,7 +225,12 @@ def _batch(
                         Picture(
                             score,
                             part[0] + index,
-                            _panels(pixels, heat, masks, owners, outcome, network, index),
+                            {
+                                "image": pixels[index].clone(),  # not a view, which would keep its batch
+                                "saliency": grey_map(heat[index]),
+                                "plain": _uint8(_shown(outcome.inputs[index : index + 1], network))[0],
+                                "objects": masks[owners == index].any(dim=0).to(torch.uint8),
+                            },
                             {
                                 "lost": float(lost[index]),
                                 "hidden": float(shares.max()) if len(shares) else None,
@@ -274,53 +262,29 @@ def _add_keep_panels(
     for number, trial in enumerate(trials):
         if not worst[number].num:
             continue
-        twin = next(
-            (
-                other
-                for other, candidate in enumerate(trials)
-                if candidate.keep and candidate.value is None and candidate.augmentation is trial.augmentation
-            ),
-            None,
-        )
-        if twin is None or twin not in outcomes:
+        twins = [
+            outcomes[other]
+            for other, candidate in enumerate(trials)
+            if candidate.keep and candidate.value is None and candidate.augmentation is trial.augmentation
+            if other in outcomes
+        ]
+        if not twins:
             continue
-        outcome = outcomes[twin]
+        outcome = twins[0]
         for picture in worst[number].sorted():
             index = picture.position - start
             if 0 <= index < len(heat) and "keep" not in picture.panels:
                 visible = visible_pixels(outcome.source[index : index + 1], close=outcome.close)
                 picture.panels["keep"] = _uint8(_shown(outcome.inputs[index : index + 1], network))[0]
                 picture.facts["kept_lost"] = float(importance_lost(heat[index : index + 1], visible))
-                picture.facts["kept_after"] = int(
-                    features.of(outcome.inputs[index : index + 1].to(device))[0].argmax()
-                )
-
-
-def _panels(
-    pixels: Tensor,
-    heat: Tensor,
-    masks: Tensor,
-    owners: Tensor,
-    outcome: Outcome,
-    network: AuditedNetwork,
-    index: int,
-) -> dict[str, Tensor]:
-    own = heat[index]
-    objects = masks[owners == index].any(dim=0) if len(owners) else masks.new_zeros(own.shape)
-    return {
-        "image": pixels[index].clone(),  # not a view, which would keep its batch
-        "saliency": grey_map(own),
-        "plain": _uint8(_shown(outcome.inputs[index : index + 1], network))[0],
-        "objects": objects.to(torch.uint8),
-    }
+                logits, _ = features.of(outcome.inputs[index : index + 1].to(device))
+                picture.facts["kept_after"] = int(logits[0].argmax())
 
 
 def _shown(inputs: Tensor, network: AuditedNetwork) -> Tensor:
     """Normalised images in [0, 1] again."""
-    shape = (1, 3, 1, 1)
-    return (inputs * torch.tensor(network.std).view(shape) + torch.tensor(network.mean).view(shape)).clamp(
-        0, 1
-    )
+    std, mean = (torch.tensor(three).view(1, 3, 1, 1) for three in (network.std, network.mean))
+    return (inputs * std + mean).clamp(0, 1)
 
 
 def _uint8(images: Tensor) -> Tensor:

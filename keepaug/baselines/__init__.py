@@ -16,21 +16,7 @@ from keepaug.baselines.hidden import HiddenMix, ManifoldMixup, mix_hidden_featur
 from keepaug.baselines.mixing import AttentiveCutMix, CutMix, MixedLabels, Mixup, mixed_cross_entropy
 
 __all__ = [
-    "FILLS",
-    "AttentiveCutMix",
-    "ConsistentLabels",
-    "CutMix",
-    "Cutout",
-    "GridMask",
-    "Grids",
-    "HiddenMix",
-    "ManifoldMixup",
-    "MixedLabels",
-    "Mixup",
-    "RandomErasing",
-    "consistent_cross_entropy",
-    "jensen_shannon",
-    "mix_hidden_features",
-    "mixed_cross_entropy",
-    "three_views",
-]
+    "FILLS", "AttentiveCutMix", "ConsistentLabels", "CutMix", "Cutout", "GridMask", "Grids", "HiddenMix",
+    "ManifoldMixup", "MixedLabels", "Mixup", "RandomErasing", "consistent_cross_entropy", "jensen_shannon",
+    "mix_hidden_features", "mixed_cross_entropy", "three_views",
+]  # fmt: skip

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keepaug.baselines.common import (
-    Draw,
-    applied_to,
-    check_images,
-    check_probability,
-    regions_for,
-    uniform,
-)
+from keepaug.baselines.common import Draw, applied_to, check_images, check_probability, regions_for, uniform
 from keepaug.ops import cut
 from keepaug.regions import Regions, check_placement, check_size, given
 from keepaug.transfer import to_device

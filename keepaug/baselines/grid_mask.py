@@ -61,7 +61,7 @@ class GridMask:
             raise ValueError(f"unit must be (low, high) in pixels with 2 <= low <= high, got {self.unit}")
         if not 0 < self.ratio < 1:
             raise ValueError(
-                f"ratio is a unit's kept share of its side and must be in (0, 1), got {self.ratio}"
+                f"ratio is a unit's kept share of its side, it must be in (0, 1), got {self.ratio}"
             )
         if not 1 <= self.rotate <= 360:
             raise ValueError(f"rotate must be in [1, 360] degrees (1: no rotation), got {self.rotate}")

@@ -19,9 +19,8 @@ from keepaug.runs.command import config_parser, run_seeds
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return config_parser(
-        __doc__, ClassifyConfig, configs="configs/classify", output="runs/NAME-METHOD-seedSEED"
-    )
+    output = "runs/NAME-METHOD-seedSEED"
+    return config_parser(__doc__, ClassifyConfig, configs="configs/classify", output=output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -59,9 +59,7 @@ class ClassifyConfig:
         bookkeeping=True,  # what it changes is told by the settings below
     )
     image_size: int = option(224, low=16, help="side after cropping", used_by=("loading=files",))
-    padding: int = option(
-        4, low=0, high=1024, help="of the random crop, in pixels", used_by=("loading=memory",)
-    )
+    padding: int = option(4, low=0, high=1024, help="of the random crop, pixels", used_by=("loading=memory",))
     border: str = option(
         "zero",
         choices=(*BORDERS, "mean"),
@@ -75,9 +73,7 @@ class ClassifyConfig:
         used_by=("loading=memory",),
     )
     jitter: float = option(0.0, low=0, high=1, help="colour jitter, one draw for all views of an image")
-    lighting: float = option(
-        0.0, low=0, help="strength of the PCA colour noise, one draw for all views of an image"
-    )
+    lighting: float = option(0.0, low=0, help="strength of the PCA colour noise, one draw for all views")
     limit_train: int = option(0, low=0, help="only that many training images; 0: all")
     limit_val: int = option(0, low=0, help="only that many validation images; 0: all")
     num_workers: int = option(
@@ -147,11 +143,9 @@ class ClassifyConfig:
         ),
     )
     area: list[float] = option(
-        [0.02, 0.4], low=0, high=1, help="random erasing: share of the image", used_by=("random_erasing",)
+        [0.02, 0.4], low=0, high=1, help="share of the image", used_by=("random_erasing",)
     )
-    aspect: list[float] = option(
-        [0.3, 3.3333], low=0, help="random erasing: height / width", used_by=("random_erasing",)
-    )
+    aspect: list[float] = option([0.3, 3.3333], low=0, help="height / width", used_by=("random_erasing",))
     fill: str = option(
         "random",
         choices=("random", "zero", "bot"),
@@ -165,11 +159,11 @@ class ClassifyConfig:
     magnitude_max: int = option(
         30,
         choices=MAGNITUDE_MAXIMA,
-        help="rand_augment: the magnitude of the whole range; 10 in Google's code",
+        help="the magnitude of the whole range; 10 in Google's code",
         used_by=("rand_augment",),
     )
     operations: str = option(
-        "rand_augment", choices=OPERATIONS, help="rand_augment: whose operations", used_by=("rand_augment",)
+        "rand_augment", choices=OPERATIONS, help="whose operations", used_by=("rand_augment",)
     )
     policy: str = option(
         "cifar10",
@@ -200,39 +194,28 @@ class ClassifyConfig:
         0, low=0, help="cutout of that side after an image-level policy; 0: none", used_by=("policy",)
     )
     grid_unit: list[int] = option(
-        [24, 32], low=2, help="grid_mask: smallest and largest unit in pixels", used_by=("grid_mask",)
+        [24, 32], low=2, help="smallest and largest unit in pixels", used_by=("grid_mask",)
     )
     grid_ratio: float = option(
-        0.4, low=0.01, high=0.99, help="grid_mask: kept share of a unit's side", used_by=("grid_mask",)
+        0.4, low=0.01, high=0.99, help="kept share of a unit's side", used_by=("grid_mask",)
     )
-    grid_rotate: int = option(
-        360, low=1, high=360, help="grid_mask: angles below that; 1: none", used_by=("grid_mask",)
-    )
+    grid_rotate: int = option(360, low=1, high=360, help="angles below that; 1: none", used_by=("grid_mask",))
     grid_ramp: float = option(
-        0.8,
-        low=0,
-        high=1,
-        help="grid_mask: share of the run over which p rises from 0",
-        used_by=("grid_mask",),
+        0.8, low=0, high=1, help="share of the run over which p rises from 0", used_by=("grid_mask",)
     )
     severity: int = option(3, low=1, high=10, help="largest strength of the operations", used_by=("aug_mix",))
-    all_ops: bool = option(False, help="aug_mix: colour operations too", used_by=("aug_mix",))
+    all_ops: bool = option(False, help="colour operations too", used_by=("aug_mix",))
     consistency: float = option(
-        12.0,
-        low=0,
-        help="aug_mix: weight of the Jensen-Shannon loss; 0: none, one view",
-        used_by=("aug_mix",),
+        12.0, low=0, help="weight of the Jensen-Shannon loss; 0: none, one view", used_by=("aug_mix",)
     )
     attention: str = option(
         "saliency",
         choices=("saliency", "features"),
-        help="attentive_cutmix: gradient, or last feature map",
+        help="gradient, or last feature map",
         used_by=("attentive_cutmix",),
     )
-    attention_grid: int = option(
-        7, low=1, help="attentive_cutmix: cells per side", used_by=("attentive_cutmix",)
-    )
-    num_patches: int = option(6, low=1, help="attentive_cutmix: cells pasted", used_by=("attentive_cutmix",))
+    attention_grid: int = option(7, low=1, help="cells per side", used_by=("attentive_cutmix",))
+    num_patches: int = option(6, low=1, help="cells pasted", used_by=("attentive_cutmix",))
     teacher: str = option(
         "",
         help="attentive_cutmix: weights.pt whose attention it is; empty: the network's",
@@ -240,10 +223,7 @@ class ClassifyConfig:
         bookkeeping=True,
     )
     hidden_layers: int = option(
-        3,
-        low=1,
-        help="manifold_mixup: layers to draw from, the images one of them",
-        used_by=("manifold_mixup",),
+        3, low=1, help="layers to draw from, the images one of them", used_by=("manifold_mixup",)
     )
     early_after: str = option("stage", choices=AFTER, help="where the early head sits", used_by=("early",))
     early_weight: float = option(0.3, low=0, help="its loss weight", used_by=("early",))
@@ -278,8 +258,8 @@ class ClassifyConfig:
         "end",
         used_by=("triangle",),
     )
-    milestones: list[int] = option([], low=1, help="multistep: epochs", used_by=("multistep",))
-    gamma: float = option(0.1, low=0, help="multistep: factor", used_by=("multistep",))
+    milestones: list[int] = option([], low=1, help="epochs", used_by=("multistep",))
+    gamma: float = option(0.1, low=0, help="factor", used_by=("multistep",))
     warmup_epochs: float = option(0.0, low=0, help="epochs in which the learning rate rises")
     label_smoothing: float = option(0.0, low=0, high=1, help="share of a label that goes to all classes")
     clip_norm: float = option(0.0, low=0, help="gradient norm; 0: no clipping")
@@ -343,9 +323,7 @@ def network_spec(config: ClassifyConfig, num_classes: int) -> NetworkSpec:
     """The network of the settings."""
     from keepaug.models.weights import NetworkSpec
 
-    drops = {
-        key: getattr(config, key) for key in ("dropout", "drop_path", "drop_block") if getattr(config, key)
-    }
+    drops = {key: own for key in ("dropout", "drop_path", "drop_block") if (own := getattr(config, key))}
     return NetworkSpec(config.arch, num_classes, {"stem": config.stem, **drops})
 
 

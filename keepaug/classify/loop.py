@@ -417,9 +417,8 @@ def _views(run: _Run, batch: Batch, generator: torch.Generator) -> tuple[Tensor,
     images = to_device(batch.images, device)
     strong = None if batch.strong is None else to_device(batch.strong, device)
     if config.jitter or config.lighting:
-        colours = draw_colours(
-            len(images), jitter=config.jitter, lighting=config.lighting, generator=generator
-        )
+        strength = {"jitter": config.jitter, "lighting": config.lighting}
+        colours = draw_colours(len(images), **strength, generator=generator)
         images, strong = change_colours(images, strong, colours)
     return _pixels(run, images), None if strong is None else _pixels(run, strong)
 

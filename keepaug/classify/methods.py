@@ -332,7 +332,7 @@ def compute_saliency(
         forward = model.forward_early if isinstance(model, EarlyHeadNetwork) else forward_early
         if forward is None:
             raise ValueError(
-                f"saliency {mode} needs a network with an early head, got {type(model).__name__}"
+                f"saliency {mode} needs a network with an early head; got {type(model).__name__}"
             )
         return keepaug.saliency_map(
             model, images, labels, only=only, of=early_map, forward=forward_early or forward, scale=scale

@@ -59,9 +59,8 @@ def run_section(name: str, options: dict[str, Any], device: torch.device) -> tup
     """A section takes those of the options that it has a keyword for."""
     module, function = SECTIONS[name]
     section = getattr(importlib.import_module(module), function)
-    return section(
-        device, **{key: options[key] for key in inspect.signature(section).parameters if key in options}
-    )
+    wanted = inspect.signature(section).parameters
+    return section(device, **{key: options[key] for key in wanted if key in options})
 
 
 def show(table: Table) -> str:

@@ -130,13 +130,11 @@ def policy_sheet(path: Path, args: argparse.Namespace) -> list[tuple[str, list[I
         pictures = [views[0][0], *(strong for _, strong in views)]
         rows.append((label, [enlarged(pil_to_tensor(one), scale) for one in pictures]))
     pixels = pil_to_tensor(image)[None].expand(len(SHARES), -1, -1, -1)
-    drawn = draw_colours(
-        len(SHARES), jitter=0.4, lighting=0.1, generator=make_generator(args.seed, "colours")
-    )
+    generator = make_generator(args.seed, "colours")
+    drawn = draw_colours(len(SHARES), jitter=0.4, lighting=0.1, generator=generator)
     changed = change_colours(pixels, None, drawn)[0].round().clamp(0, 255).to(torch.uint8)
-    rows.append(
-        ("no policy\njitter 0.4, lighting 0.1", [enlarged(one, scale) for one in (pixels[0], *changed)])
-    )
+    cells = [enlarged(one, scale) for one in (pixels[0], *changed)]
+    rows.append(("no policy\njitter 0.4, lighting 0.1", cells))
     return rows
 
 

@@ -243,10 +243,7 @@ class Quickstart:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
             done = subprocess.run(
-                [sys.executable, *command],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                check=False,
+                [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, check=False
             )
         text = log.read_text()
         if done.returncode:

@@ -284,13 +284,7 @@ def _run(
             train(job.settings, job.folder, resume=True)
         else:
             Commands(job.commands)()
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-        NonFiniteLossError,
-        subprocess.CalledProcessError,
-    ) as error:
+    except (ValueError, OSError, ImportError, NonFiniteLossError, subprocess.CalledProcessError) as error:
         print(f"{head}: failed: {error}", file=sys.stderr, flush=True)
         failed.append(job.name)
 

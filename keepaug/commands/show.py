@@ -38,11 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights.pt of a run, or a ResNet in any checkpoint that keepaug convert reads; with --model its file",
     )
     weights.add_argument("--torchvision", type=Path, metavar="W", help="a ResNet's state dict; see --arch")
-    add(
-        "--arch",
-        choices=ARCHITECTURES,
-        help="of a file that is not of a run; with --torchvision resnet50",
-    )
+    add("--arch", choices=ARCHITECTURES, help="of a file that is not of a run; with --torchvision resnet50")
     add("--key", help="which part of such a file, where it holds several sets of weights (state_dict_ema)")
     add("--prefix", help="of the keys, where one part holds several networks (backbone.)")
     add(

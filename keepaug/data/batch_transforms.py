@@ -118,13 +118,11 @@ def undo_crop_flip(images: Tensor, place: CropFlip) -> tuple[Tensor, Tensor]:
     """
     height, width = images.shape[2:]
     # Without the flip, the way back is the crop of the padded crop at the opposite place.
-    straight = torch.where(
-        to_device(place.mirrored, images.device).view(-1, 1, 1, 1), images.flip(-1), images
-    )
+    mirrored = to_device(place.mirrored, images.device).view(-1, 1, 1, 1)
+    straight = torch.where(mirrored, images.flip(-1), images)
     opposite = 2 * place.padding
-    back = CropFlip(
-        opposite - place.top, opposite - place.left, torch.zeros_like(place.mirrored), place.padding, "zero"
-    )
+    left, mirrored = opposite - place.left, torch.zeros_like(place.mirrored)
+    back = CropFlip(opposite - place.top, left, mirrored, place.padding, "zero")
     shown = crop_flip(straight.new_ones(len(images), 1, height, width), back)[:, 0] > 0
     return crop_flip(straight, back), shown
 

@@ -182,9 +182,8 @@ class FileImages:
             if self.policy is not None:
                 picture = Image.fromarray(images[-1].permute(1, 2, 0).numpy())
                 strong.append(_as_tensor(_run(self.policy, picture, seed + 1)))
-        return Batch(
-            torch.stack(images), torch.stack(strong) if strong else None, self.labels[indices], indices
-        )
+        augmented = torch.stack(strong) if strong else None
+        return Batch(torch.stack(images), augmented, self.labels[indices], indices)
 
 
 def decode_all(paths: Sequence[Path], description: str) -> Tensor:

@@ -390,7 +390,7 @@ def write_detection(
             "images": images,
             "annotations": annotations,
             "categories": [
-                {"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(classes)
+                {"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(classes, 1)
             ],
         }
         (partial / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document) + "\n")

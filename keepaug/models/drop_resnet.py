@@ -145,9 +145,8 @@ def drop_resnet(
             raise ValueError(f"{name} must be in [0, 1), got {value}")
     kind, layers = LAYERS[arch]
     # Building draws the same random weights as torchvision's function.
-    network = ResNet(
-        _DropBasicBlock if kind is BasicBlock else _DropBottleneck, layers, num_classes=num_classes
-    )
+    block = _DropBasicBlock if kind is BasicBlock else _DropBottleneck
+    network = ResNet(block, layers, num_classes=num_classes)
     for stage, share in ((network.layer3, 0.25), (network.layer4, 1.0)):
         for block in stage:
             drops: list[nn.Module] = []

@@ -15,8 +15,7 @@ from keepaug.models.staged import StagedNetwork, conv
 
 # Channels of the three groups; the paper's networks for 94 % and for 95 %.
 WIDTHS = {"lab": (64, 256, 256), "lab_large": (128, 384, 384)}
-# The network's output is divided by this: with it a learning rate serves the last layer as well as the
-# others.
+# The network's output is divided by this: a learning rate then serves the last layer as well as the others.
 _DIVISOR = 9.0
 _PATCH = 2
 
@@ -107,12 +106,9 @@ def lab_network(arch: str, num_classes: int) -> LabNetwork:
 
 
 def _group(in_channels: int, out_channels: int) -> nn.Sequential:
-    first = nn.Sequential(
-        _identity_conv(in_channels, out_channels), nn.MaxPool2d(2), *_normalised(out_channels)
-    )
-    return nn.Sequential(
-        first, nn.Sequential(_identity_conv(out_channels, out_channels), *_normalised(out_channels))
-    )
+    out = out_channels
+    first = nn.Sequential(_identity_conv(in_channels, out), nn.MaxPool2d(2), *_normalised(out))
+    return nn.Sequential(first, nn.Sequential(_identity_conv(out, out), *_normalised(out)))
 
 
 def _normalised(channels: int) -> tuple[nn.Module, nn.Module]:

@@ -53,9 +53,7 @@ def check_arch(arch: str) -> None:
         found = name in known
     else:
         known = [*ARCHITECTURES, *PAPER, *FAST]
-        found = arch in (*ARCHITECTURES, *FAST) or any(
-            re.fullmatch(pattern, arch) for pattern, _ in _PATTERNS
-        )
+        found = arch in (*ARCHITECTURES, *FAST) or any(re.fullmatch(one, arch) for one, _ in _PATTERNS)
     if found:
         return
     if source in ("timm", "torchvision"):

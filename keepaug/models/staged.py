@@ -52,15 +52,8 @@ def conv(
     in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
     """A convolution without bias that keeps the size at stride 1."""
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        groups=groups,
-        bias=False,
-    )
+    pad = kernel_size // 2
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad, groups=groups, bias=False)
 
 
 @torch.no_grad()

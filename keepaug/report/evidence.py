@@ -228,11 +228,7 @@ def _paired(
     )
 
 
-def evidence_page(
-    plan: Evidence,
-    wanted: Mapping[str, Wanted],
-    results: Sequence[Mapping[str, Any]],
-) -> str:
+def evidence_page(plan: Evidence, wanted: Mapping[str, Wanted], results: Sequence[Mapping[str, Any]]) -> str:
     """The page in Markdown: every number of it comes from a result.
 
     Args:
@@ -241,11 +237,7 @@ def evidence_page(
         results: of `read_results`.
     """
     found = {name: of_run(results, one) for name, one in wanted.items()}
-    parts = [
-        _HEAD.format(about=plan.about),
-        *_answers(plan, found),
-        *_planned(plan, found),
-    ]
+    parts = [_HEAD.format(about=plan.about), *_answers(plan, found), *_planned(plan, found)]
     for question in plan.questions:
         parts += ["", f"## ({question.id}) {question.title}", ""]
         parts += _differences(plan, question, found)
@@ -429,10 +421,7 @@ def _made_with(found: _Found) -> list[str]:
 
 
 def collect(
-    plan: Evidence,
-    wanted: Mapping[str, Wanted],
-    results: Sequence[Mapping[str, Any]],
-    folder: Path,
+    plan: Evidence, wanted: Mapping[str, Wanted], results: Sequence[Mapping[str, Any]], folder: Path
 ) -> list[Path]:
     """Keep the result files of planned runs, `folder/RUN/seedN/result.json`; what is there already stays.
 

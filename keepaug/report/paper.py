@@ -122,9 +122,7 @@ def _other_sizes(run: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
 
 
 def fill_table(
-    table: Mapping[str, Any],
-    groups: Sequence[Group],
-    recipes: Mapping[tuple[str, str], Wanted],
+    table: Mapping[str, Any], groups: Sequence[Group], recipes: Mapping[tuple[str, str], Wanted]
 ) -> FilledTable:
     """Put our means into a table: of runs of the cell's whole recipe; others near with what differs.
 

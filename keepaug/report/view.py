@@ -325,9 +325,8 @@ def _paper_table(table: FilledTable) -> dict[str, Any]:
             where = f"{name} / {column}: "
             near = [text.removeprefix(where) for text in table.near if text.startswith(where)]
             shown = "" if ours == NOT_RUN and near else ours
-            row.append(
-                {"printed": printed, "ours": shown, "remark": remark, "near": near, "none": ours == NOT_RUN}
-            )
+            texts = {"printed": printed, "ours": shown, "remark": remark, "near": near}
+            row.append({**texts, "none": ours == NOT_RUN})
         rows.append((name, row))
     return {
         "id": table.id,

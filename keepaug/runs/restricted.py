@@ -214,11 +214,7 @@ _ARRAYS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
-_PICKLED = {
-    **_ARRAYS,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
-}
+_PICKLED = {**_ARRAYS, ("collections", "OrderedDict"): OrderedDict, ("_codecs", "encode"): _encode}
 
 
 class _ArrayUnpickler(pickle.Unpickler):

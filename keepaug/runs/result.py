@@ -21,15 +21,8 @@ FILE_NAME = "result.json"
 SCHEMA = 2
 KINDS = ("classify", "convert", "detection", "fidelity", "reid", "ssl_uda")
 _PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "detectron2",
-    "torchreid",
-    "pycocotools",
-    "faster-coco-eval",
-    "timm",
-)
+    "torch", "torchvision", "numpy", "detectron2", "torchreid", "pycocotools", "faster-coco-eval", "timm",
+)  # fmt: skip
 DATASET = {"name": str, "sizes": {str: int}, "checksum": str, str: Any}
 """What is said of the data, see `keepaug.data.identity`."""
 STARTED_FROM = ({"file": str, "sha256": str, "provenance?": {str: Any}, str: Any}, None)

@@ -89,9 +89,8 @@ class IdentitySampler:
                 identity = next(others)
                 if identity not in present:
                     member = self.members[identity]
-                    batch.append(
-                        _filled(member[torch.randperm(len(member), generator=generator)], self.num_images)
-                    )
+                    mixed = member[torch.randperm(len(member), generator=generator)]
+                    batch.append(_filled(mixed, self.num_images))
         shuffled = torch.randperm(self.num_batches, generator=generator).tolist()
         return [torch.cat(dealt[number]) for number in shuffled]
 
@@ -203,9 +202,8 @@ class IdentityLoader(Loader):
         """
         plan, total = self._plan(), len(self)
         with ThreadPoolExecutor(1) as reader:
-            ahead = deque(
-                reader.submit(self._read, *plan[place]) for place in range(self.position, total)[:_AHEAD]
-            )
+            jobs = [plan[place] for place in range(self.position, total)[:_AHEAD]]
+            ahead = deque(reader.submit(self._read, *job) for job in jobs)
             for place in range(self.position, total):
                 batch = ahead.popleft().result()
                 if place + _AHEAD < total:

@@ -145,10 +145,8 @@ def _sheet(
             x = _GAP + column * (cell_width + _GAP) + (_GAP if column else 0)
             frame = (x, y, x + width + 2 * _FRAME - 1, y + height + 2 * _FRAME - 1)
             pen.rectangle(frame, fill=colour)
-            image = ImageOps.pad(
-                read_image(path), (width, height), Image.Resampling.BICUBIC, color=(255, 255, 255)
-            )
-            sheet.paste(image, (x + _FRAME, y + _FRAME))
+            shown = ImageOps.pad(read_image(path), (width, height), Image.Resampling.BICUBIC, color="white")
+            sheet.paste(shown, (x + _FRAME, y + _FRAME))
             while font.getlength(text) > cell_width + _GAP:
                 text = text[:-2] + "…"
             pen.text((x, y + height + 2 * _FRAME + 1), text, fill="black", font=font)
@@ -221,9 +219,8 @@ def draw_erasing(
     sizes = f"{area[0]:.0%} to {area[1]:.0%} of the image"
     names = ("", "saliency", f"RandomErasing, {sizes}", f"KeepRandomErasing, {sizes}, tau {tau:g}")
     width, height = rows[0][0].size
-    sheet = Image.new(
-        "RGB", (len(images) * (width + 4) + 4, len(rows) * (height + _TEXT + _GAP) + 4), "white"
-    )
+    side = (len(images) * (width + 4) + 4, len(rows) * (height + _TEXT + _GAP) + 4)
+    sheet = Image.new("RGB", side, "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_TEXT - 1)
     for line, (name, row) in enumerate(zip(names, rows, strict=True)):
         y = line * (height + _TEXT + _GAP)

@@ -260,9 +260,8 @@ def load_network(path: str | Path, config: ReidConfig | None = None) -> tuple[Re
 
 
 def _load_foreign(path: str | Path, config: ReidConfig) -> tuple[ReidNetwork, dict[str, Any]]:
-    found = {
-        match[1]: one for key, one in _tensors(_read(path), path).items() if (match := _NECK.search(key))
-    }
+    tensors = _tensors(_read(path), path)
+    found = {match[1]: one for key, one in tensors.items() if (match := _NECK.search(key))}
     told = ("arch", "last_stride", "first_relu", "height", "width", "mean", "std")
     about: dict[str, Any] = {key: getattr(config, key) for key in told}
     about["neck"] = "bnneck" if len(found) == 4 else "none"

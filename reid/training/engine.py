@@ -49,11 +49,7 @@ class KeepEngine(_Engine):
     """
 
     def __init__(
-        self,
-        manager: DataManager,
-        network: ReidNetwork,
-        config: ReidConfig,
-        world: Distributed,
+        self, manager: DataManager, network: ReidNetwork, config: ReidConfig, world: Distributed
     ) -> None:
         super().__init__(manager, use_gpu=False)  # placement is ours: torchreid knows DataParallel alone
         self.config, self.world = config, world
@@ -248,9 +244,8 @@ class KeepEngine(_Engine):
             return
         first = results[self.datamanager.targets[0]].metrics
         self.history.append({"step": float(self.step), **first})
-        values = {
-            f"{name}/{key}": value for name, one in results.items() for key, value in one.metrics.items()
-        }
+        scores = [(name, one.metrics) for name, one in results.items()]
+        values = {f"{name}/{key}": value for name, own in scores for key, value in own.items()}
         self.recorder.log(self.step, values)
         shown = ", ".join(f"{key} {first[key]:.1f}" for key in ("rank1", "mAP"))
         say(f"step {self.step}: {shown} %")

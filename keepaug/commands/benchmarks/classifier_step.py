@@ -53,9 +53,8 @@ class _Case:
         self.images = pixels.contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(10, (batch,), device=device)
         self.device, self.bf16 = device, bf16
-        self.name = (
-            f"{arch}, batch {batch}, {side} px{', bf16' if bf16 else ''}{', compiled' if compiled else ''}"
-        )
+        how = (", bf16" if bf16 else "") + (", compiled" if compiled else "")
+        self.name = f"{arch}, batch {batch}, {side} px{how}"
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -165,9 +164,8 @@ def pipeline_section(
         "the same and AutoAugment's view": BatchPolicy(auto_augment("cifar10")),
     }
     for name, policy in views.items():
-        data = MemoryImages(
-            pixels, torch.zeros(num, dtype=torch.int64), ["x"], padding=4, flip=True, policy=policy
-        )
+        labels = torch.zeros(num, dtype=torch.int64)
+        data = MemoryImages(pixels, labels, ["x"], padding=4, flip=True, policy=policy)
         for processes in sorted({0, workers}):
             loader = make_loader(data, batch, shuffle=True, num_workers=processes)
 

@@ -60,14 +60,12 @@ def drawn(folder: Path, images: int) -> tuple[CocoDataset, list[dict[str, Any]]]
             box = [draw.uniform(0, 400), draw.uniform(0, 300), draw.uniform(4, 200), draw.uniform(4, 160)]
             category = min(80, int(draw.expovariate(1 / 15)) + 1)
             crowd = int(draw.random() < 0.01)
-            truth.append(
-                {"id": len(truth), "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
-            )
+            entry = {"image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
+            truth.append({"id": len(truth), **entry})
             for _ in range(4):
                 near = [value * draw.uniform(0.8, 1.2) for value in box]
-                results.append(
-                    {"image_id": image, "category_id": category, "bbox": near, "score": draw.random()}
-                )
+                entry = {"image_id": image, "category_id": category, "bbox": near}
+                results.append({**entry, "score": draw.random()})
     data = {
         "images": [
             {"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(1, images + 1)

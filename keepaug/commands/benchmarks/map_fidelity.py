@@ -165,9 +165,8 @@ def _approximations(network: nn.Module, images: Tensor, labels: Tensor, exact: T
     }
     if isinstance(network, EarlyHeadNetwork):
         maps["early head"] = compute_saliency(network, images, labels, "early_head")
-        maps["low resolution and early head"] = compute_saliency(
-            network, images, labels, "low_resolution_early"
-        )
+        mixed = compute_saliency(network, images, labels, "low_resolution_early")
+        maps["low resolution and early head"] = mixed
     return maps
 
 

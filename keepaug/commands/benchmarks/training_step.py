@@ -23,9 +23,8 @@ PARTS = {
 
 
 def _part(name: str) -> str:
-    return next(
-        (part for part, words in PARTS.items() if any(word in name.lower() for word in words)), "rest"
-    )
+    low = name.lower()
+    return next((part for part, words in PARTS.items() if any(word in low for word in words)), "rest")
 
 
 def _shares(step: Step, device: torch.device) -> dict[str, float]:
@@ -66,19 +65,12 @@ def step_section(
         seconds = interleaved(steps, 1 if shrink else rounds, device, processor_time=processor_time)
         base = seconds["float32, eager"]
         figures[network] = {name: {"ratio": value / base} for name, value in seconds.items()}
-        rows.append(
-            [f"{network}, batch {len(cases['float32, eager'].images)}", "", "", *[""] * (len(PARTS) + 1)]
-        )
+        title = f"{network}, batch {len(cases['float32, eager'].images)}"
+        rows.append([title, *[""] * (len(PARTS) + 3)])
         for name, value in seconds.items():
             shares = _shares(steps[name], device) if name.endswith("eager") else {}
             figures[network][name] |= shares
             parts = [f"{shares[part]:.2f}" if shares else "" for part in (*PARTS, "rest")]
             rows.append([f"  {name}", f"{1000 * value:.1f}", f"{value / base:.2f}", *parts])
-    head = [
-        f"{device.type}, {torch.get_num_threads()} thread(s), channels_last",
-        "ms",
-        "ratio",
-        *PARTS,
-        "rest",
-    ]
-    return (head, rows), figures
+    machine = f"{device.type}, {torch.get_num_threads()} thread(s), channels_last"
+    return ([machine, "ms", "ratio", *PARTS, "rest"], rows), figures
