@@ -140,32 +140,3 @@ def bootstrap(
         low, high = torch.quantile(values, tails).tolist() if len(values) else (mean, mean)
         found[name] = Interval(mean, min(low, mean), max(high, mean))
     return found
-
-
-def correlation(first: Tensor, second: Tensor) -> float:
-    """Pearson's, in [-1, 1]; NaN where one of them is constant."""
-    first, second = first.double() - first.double().mean(), second.double() - second.double().mean()
-    scale = first.norm() * second.norm()
-    return float((first * second).sum() / scale) if scale > 0 else float("nan")
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's, in [-1, 1]: Pearson's of the ranks, ties sharing their mean rank."""
-    return correlation(_ranks(first), _ranks(second))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    below = (values[None] < values[:, None]).sum(dim=1)
-    equal = (values[None] == values[:, None]).sum(dim=1)
-    return below.double() + (equal.double() - 1) / 2
-
-
-def calibration(told: Tensor, truth: Tensor, *, bins: int = 5) -> list[tuple[float, float, int]]:
-    """Mean told, mean true, and their number, in equal bins over [0, 1]; empty ones left out."""
-    place = (told.double() * bins).long().clamp(0, bins - 1)
-    rows = []
-    for number in range(bins):
-        inside = place == number
-        if bool(inside.any()):
-            rows.append((float(told[inside].mean()), float(truth[inside].mean()), int(inside.sum())))
-    return rows

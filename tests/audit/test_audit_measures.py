@@ -7,18 +7,16 @@ import math
 
 import pytest
 import torch
+from audit_truth import calibration, correlation, rank_correlation
 from scipy import stats
 from torchvision.transforms.v2 import functional as TF
 
 from keepaug.audit.measures import (
     bootstrap,
-    calibration,
     colour_change,
-    correlation,
     hidden_share,
     identity_source,
     importance_lost,
-    rank_correlation,
     visible_pixels,
 )
 from keepaug.audit.probes import probe_images, read_sources

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 
+import audit_truth
 import pytest
 import torch
+from audit_truth import judge_maps
 
 from keepaug.audit.augmentations import parse_augmentation
 from keepaug.audit.measures import identity_source
 from keepaug.audit.table import destroyed_difference, recommended
 from keepaug.audit.trials import Trial
-from keepaug.audit.truth import judge_maps
 from keepaug.models.networks import build_network
 from keepaug.models.weights import NetworkSpec, save_classifier
 from keepaug.runs.result import write_result
@@ -87,10 +87,6 @@ def test_policies_tell_where_pixels_come_from() -> None:
 def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
     from keepaug.data.synthetic import write_classification
 
-    path = Path(__file__).parents[2] / "keepaug" / "commands" / "benchmarks" / "audit_truth.py"
-    spec = importlib.util.spec_from_file_location("tool_audit_truth", path)
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
     root = write_classification(tmp_path / "drawn", num_train=4, num_val=24, size=(32, 32), num_classes=3)
     torch.manual_seed(0)
     classes = sorted(entry.name for entry in (root / "val").iterdir())
@@ -104,7 +100,7 @@ def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
         provenance={},
     )
     assert (
-        command.main(
+        audit_truth.main(
             ["maps", "--weights", str(weights), "--data", str(root), "--limit-images", "12", "--draws", "3"]
         )
         == 0
@@ -134,7 +130,7 @@ def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
         "--limit-images",
         "24",
     ]
-    assert command.main(arguments) == 0
+    assert audit_truth.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["augmentation"] for entry in found["settings"]] == [
         "cutout:16,clipped",

@@ -1,7 +1,7 @@
 """Is the audit true? On drawn data, whose objects are known, and against the accuracy that training gave.
 
-    python -m keepaug.commands.benchmarks.audit_truth maps --weights weights.pt --data DRAWN
-    python -m keepaug.commands.benchmarks.audit_truth runs RUNS --weights RUNS/none/weights.pt --data DATA
+    python tools/audit_truth.py maps --weights weights.pt --data DRAWN
+    python tools/audit_truth.py runs RUNS --weights RUNS/none/weights.pt --data DATA
 
 `maps` compares importance lost with the object's hidden share, for the full, low-resolution and early-head
 maps (where the network has an early head), a constant map, and an untrained network. `runs` compares the
@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,81 @@ from torch import Tensor
 
 from keepaug.audit import audit
 from keepaug.audit.images import Sample, open_source
-from keepaug.audit.measures import rank_correlation
-from keepaug.audit.truth import judge_maps
+from keepaug.audit.measures import hidden_share, importance_lost
 from keepaug.data.batch_transforms import normalize
 from keepaug.models.weights import load_classifier
+from keepaug.regions import random_regions, region_mask
 from keepaug.runs.result import read_results
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
 
 MEASURES = ("fidelity", "importance_lost", "destroyed", "flipped", "logit_drop", "diversity")
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Pearson's, in [-1, 1]; NaN where one of them is constant."""
+    first, second = first.double() - first.double().mean(), second.double() - second.double().mean()
+    scale = first.norm() * second.norm()
+    return float((first * second).sum() / scale) if scale > 0 else float("nan")
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's, in [-1, 1]: Pearson's of the ranks, ties sharing their mean rank."""
+    return correlation(_ranks(first), _ranks(second))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    below = (values[None] < values[:, None]).sum(dim=1)
+    equal = (values[None] == values[:, None]).sum(dim=1)
+    return below.double() + (equal.double() - 1) / 2
+
+
+def calibration(told: Tensor, truth: Tensor, *, bins: int = 5) -> list[tuple[float, float, int]]:
+    """Mean told, mean true, and their number, in equal bins over [0, 1]; empty ones left out."""
+    place = (told.double() * bins).long().clamp(0, bins - 1)
+    rows = []
+    for number in range(bins):
+        inside = place == number
+        if bool(inside.any()):
+            rows.append((float(told[inside].mean()), float(truth[inside].mean()), int(inside.sum())))
+    return rows
+
+
+def judge_maps(
+    maps: Mapping[str, Tensor], masks: Tensor, *, size: int, draws: int, generator: torch.Generator
+) -> dict[str, dict[str, Any]]:
+    """How well the importance that a cut loses tells the share of the object that it hides, image by image.
+
+    Args:
+        maps: saliency (N, H, W) by name.
+        masks: (N, H, W) bool, the object of each image.
+        size: side of the squares that are cut, anywhere within the image; the same for all maps.
+        draws: squares per image.
+        generator: of the draws.
+
+    Returns:
+        By map: "correlation" and "rank_correlation" over all images and draws, "within" (mean correlation
+        over the draws of one image, the image alone deciding nothing), "object" (share of the map's mass on
+        the object) and "calibration" (mean importance lost, mean share hidden, number; five bins).
+    """
+    num, height, width = masks.shape
+    cuts = [random_regions(num, (height, width), size, generator=generator) for _ in range(draws)]
+    visible = [1 - region_mask(regions, (height, width)).float() for regions in cuts]
+    everyone = torch.arange(num)
+    truth = torch.stack([hidden_share(one, masks, everyone) for one in visible], dim=1)
+    found = {}
+    for name, heat in maps.items():
+        lost = torch.stack([importance_lost(heat, one) for one in visible], dim=1)
+        own = [correlation(lost[row], truth[row]) for row in range(num)]
+        told = [value for value in own if value == value]
+        found[name] = {
+            "correlation": correlation(lost.flatten(), truth.flatten()),
+            "rank_correlation": rank_correlation(lost.flatten(), truth.flatten()),
+            "within": sum(told) / len(told) if told else float("nan"),
+            "object": float(importance_lost(heat, 1 - masks.float()).mean()),
+            "calibration": calibration(lost.flatten(), truth.flatten()),
+        }
+    return found
 
 
 def maps(args: argparse.Namespace) -> dict[str, Any]:
@@ -81,10 +147,8 @@ def runs(args: argparse.Namespace) -> dict[str, Any]:
             accuracies.setdefault(name, []).append(result["metrics"]["accuracy"])
     specs = sorted({spec for spec, _ in accuracies})
     if len(accuracies) < 3:
-        raise ValueError(
-            f"{args.runs} holds runs of {len(accuracies)} settings that can be audited; a correlation needs "
-            f"more"
-        )
+        known = f"runs of {len(accuracies)} settings that can be audited"
+        raise ValueError(f"{args.runs} holds {known}; a correlation needs more")
     measured = audit(args.weights, args.data, specs, images=args.images, sweep=0, seed=args.seed, quiet=True)
     rows = [row for row in measured.rows if (row["augmentation"], row["keep"]) in accuracies]
     table = []
