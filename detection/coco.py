@@ -397,9 +397,8 @@ def _annotation(
     """Its typed fields; None where one cannot be meant."""
     before = problems.counts.total()
     if (category := number_of.get(_key(annotation.get("category_id")))) is None:
-        problems.add(
-            "a category id is not among the categories", f"{name}: category {annotation.get('category_id')!r}"
-        )
+        given_id = annotation.get("category_id")
+        problems.add("a category id is not among the categories", f"{name}: category {given_id!r}")
     given = annotation.get("bbox")
     bbox = [_number(value) for value in given] if isinstance(given, list) else []
     if len(bbox) != 4 or None in bbox:

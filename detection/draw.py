@@ -47,9 +47,8 @@ def draw_boxes(
         text_left = min(max(0.0, left), max(0.0, canvas.width - text_width - 4.0))
         above = top - text_height - 3
         text_top = above if above >= 0 else min(max(0.0, top + 1), canvas.height - text_height - 3.0)
-        draw.rectangle(
-            (text_left, text_top, text_left + text_width + 3, text_top + text_height + 2), fill=colour
-        )
+        right, bottom = text_left + text_width + 3, text_top + text_height + 2
+        draw.rectangle((text_left, text_top, right, bottom), fill=colour)
         brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
         draw.text((text_left + 2, text_top), label, fill="black" if brightness > 140 else "white", font=font)
     return canvas

@@ -40,9 +40,8 @@ def _overview(known: dict[str, EntryPoint]) -> str:
     lines = [f"usage: keepaug COMMAND ...\n\n{(__doc__ or '').partition(chr(10) * 2)[0]}\n\ncommands:"]
     for name, command in known.items():
         try:
-            summary = " ".join(
-                (sys.modules[command.load().__module__].__doc__ or "").split("\n\n")[0].split()
-            )
+            about = sys.modules[command.load().__module__].__doc__ or ""
+            summary = " ".join(about.split("\n\n")[0].split())
         except ImportError as error:
             summary = f"({_remedy(command, error)})"
         lines.append(f"  {name:<17} {summary}")

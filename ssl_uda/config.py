@@ -88,9 +88,7 @@ class UdaConfig:
     )
     policy: str = option("uda", choices=POLICIES, help="operations of the strong view", used_by=UNLABELLED)
     num_ops: int = option(2, low=1, used_by=UNLABELLED, help="operations of the strong view")
-    levels: list[int] = option(
-        [1, 9], low=0, high=10, help="smallest and largest magnitude", used_by=UNLABELLED
-    )
+    levels: list[int] = option([1, 9], low=0, high=10, help="least and largest magnitude", used_by=UNLABELLED)
     p: float = option(0.5, low=0, high=1, help="probability of each operation", used_by=UNLABELLED)
     cutout: int = option(16, low=0, help="side, after the policy and the paste; 0: none", used_by=UNLABELLED)
     tau: float = option(0.6, low=0, high=1, help="quantile of the region scores", used_by=("keep",))
@@ -113,9 +111,7 @@ class UdaConfig:
         help="smallest probability that counts; -1: all; FixMatch 0.95",
         used_by=UNLABELLED,
     )
-    consistency: str = option(
-        "kl", choices=CONSISTENCY, used_by=("uda",), help="loss of the unlabelled images"
-    )
+    consistency: str = option("kl", choices=CONSISTENCY, used_by=("uda",), help="loss of unlabelled images")
     weight: float = option(1.0, low=0, help="of the unlabelled images' loss", used_by=UNLABELLED)
     entropy: float = option(0.0, low=0, help="weight of the entropy term", used_by=("uda",))
     tsa: str = option("off", choices=TSA, help="training signal annealing", used_by=("supervised", "uda"))
@@ -128,17 +124,13 @@ class UdaConfig:
     # optimisation
     steps: int = option(500_000, low=1, help="of the whole run")
     batch_size: int = option(64, low=1, help="labelled images, of all processes together")
-    unlabelled_ratio: int = option(
-        7, low=1, help="unlabelled images for each labelled one", used_by=UNLABELLED
-    )
+    unlabelled_ratio: int = option(7, low=1, help="unlabelled images per labelled one", used_by=UNLABELLED)
     lr: float = option(0.03, low=0, help="highest learning rate, of SGD")
     warmup_steps: int = option(0, low=0, help="steps in which the learning rate rises")
     momentum: float = option(0.9, low=0, high=1, help="of SGD")
     nesterov: bool = option(True, help="Nesterov's momentum")
     weight_decay: float = option(5e-4, low=0, help="per step, of SGD")
-    decay: str = option(
-        "all", choices=("all", "kernels"), help="kernels: not on BatchNorm and biases, FixMatch's"
-    )
+    decay: str = option("all", choices=("all", "kernels"), help="kernels: not on norms or biases, FixMatch's")
     ema: float = option(0.9999, low=0, high=0.999999, help="decay of the averaged weights; 0: none")
     ema_ramp: bool = option(
         True,

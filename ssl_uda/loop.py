@@ -208,9 +208,8 @@ def _train(run: _Run, recorder: Recorder) -> None:
             last = run.step == config.steps
             if run.step % config.log_every == 0 or last:
                 values = _mean_over_processes(run, figures)
-                recorder.log(
-                    run.step, {f"train/{key}": one for key, one in values.items()} | {"train/lr": rate}
-                )
+                named = {f"train/{key}": one for key, one in values.items()}
+                recorder.log(run.step, named | {"train/lr": rate})
                 shown = values
             bar.step(**shown)
             if run.step % config.eval_every == 0 or last:

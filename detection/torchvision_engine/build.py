@@ -68,9 +68,8 @@ class FasterRCNN(Detector):
         c4 = cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
         width = channels["res4"] if c4 else cfg.MODEL.FPN.OUT_CHANNELS
         self.rpn = DetectronRPN(cfg, cfg.MODEL.RPN.IN_FEATURES, width)
-        self.roi_heads = DetectronRoIHeads(
-            cfg, network.layer4 if c4 else None, channels["res5"] if c4 else width
-        )
+        block, inputs = (network.layer4, channels["res5"]) if c4 else (None, width)
+        self.roi_heads = DetectronRoIHeads(cfg, block, inputs)
 
     def _run(
         self, images: list[Tensor], targets: Targets | None

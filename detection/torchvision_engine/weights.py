@@ -44,9 +44,8 @@ def _theirs(model: Detector, key: str) -> str:
     """Detectron2's name of one of the model's tensors."""
     fpn = model.backbone.fpn is not None
     if key.startswith("backbone.body."):
-        return ("backbone.bottom_up." if fpn else "backbone.") + detectron2_key(
-            key.removeprefix("backbone.body.")
-        )
+        below = detectron2_key(key.removeprefix("backbone.body."))
+        return ("backbone.bottom_up." if fpn else "backbone.") + below
     if key.startswith("roi_heads.box_head.layer4."):
         return "roi_heads." + detectron2_key(key.removeprefix("roi_heads.box_head."))
     for theirs, ours in _PAIRS:

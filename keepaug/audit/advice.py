@@ -52,14 +52,12 @@ def headline(rows: Sequence[Row]) -> str:
         if len(kinds) == 1 and kinds[0][1] == worst["images"]:
             text = f"{title} hides at least half of the {kinds[0][0]} in {percent(destroyed)} of your images"
         else:
-            text = (
-                f"{title} destroys {percent(destroyed)} of the objects in your images (at least half hidden)"
-            )
+            share = percent(destroyed)
+            text = f"{title} destroys {share} of the objects in your images (at least half hidden)"
             within = ""
     elif half is not None and half >= 0.005:
-        text = (
-            f"{title} takes away at least half of what the network looks at in {percent(half)} of your images"
-        )
+        share = percent(half)
+        text = f"{title} takes away at least half of what the network looks at in {share} of your images"
         rest = _mean(keep, "half_lost")
     else:
         lost, flipped = _mean(worst, "importance_lost"), _mean(worst, "flipped") or 0.0
@@ -161,6 +159,5 @@ def _strongest(sweep: Mapping[str, Any], bound: float) -> str:
         parts.append(f"{name} {value}" + ("" if low == high else f" ({low} to {high})"))
     if not parts:
         return ""
-    return (
-        f" The strongest {sweep['setting']} with a fidelity of at least {percent(bound)}: {', '.join(parts)}."
-    )
+    setting, what = sweep["setting"], ", ".join(parts)
+    return f" The strongest {setting} with a fidelity of at least {percent(bound)}: {what}."

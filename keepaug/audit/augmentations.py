@@ -200,9 +200,8 @@ def _outcome(
     num, height, width = hidden.shape
     source = torch.where(hidden, -1, identity_source(num, height, width))
     everything = torch.ones(num)
-    return Outcome(
-        inputs, source, everything.bool(), False, partner, everything if share is None else share, seconds
-    )
+    share = everything if share is None else share
+    return Outcome(inputs, source, everything.bool(), False, partner, share, seconds)
 
 
 def _cut(

@@ -375,9 +375,8 @@ class Sample:
         found = []
         for box, label, outline in zip(objects.boxes.tolist(), objects.labels, objects.outlines, strict=True):
             self.num_objects += 1
-            x0, y0, x1, y1 = (
-                (value - shift) * scale for value, shift in zip(box, (left, top) * 2, strict=True)
-            )
+            pairs = zip(box, (left, top) * 2, strict=True)
+            x0, y0, x1, y1 = ((value - shift) * scale for value, shift in pairs)
             inside = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
             sides = (inside[2] - inside[0], inside[3] - inside[1])
             whole = max((x1 - x0) * (y1 - y0), 1e-9)
@@ -403,9 +402,8 @@ def _filled(
     canvas = Image.new("1", (shape[1], shape[0]))
     pen = ImageDraw.Draw(canvas)
     for polygon in outline:
-        points = [
-            ((x - left) * scale, (y - top) * scale) for x, y in zip(polygon[::2], polygon[1::2], strict=False)
-        ]
+        pairs = zip(polygon[::2], polygon[1::2], strict=False)
+        points = [((x - left) * scale, (y - top) * scale) for x, y in pairs]
         if len(points) >= 3:
             pen.polygon(points, fill=1)
     return torch.from_numpy(np.array(canvas))

@@ -212,9 +212,8 @@ def audit(
         device=device,
         quiet=quiet,
     )
-    content = _content(
-        opened, sample, trials, clean, found, names or source.classes, tau=tau, bound=bound, seed=seed
-    )
+    known = names or source.classes
+    content = _content(opened, sample, trials, clean, found, known, tau=tau, bound=bound, seed=seed)
     titles = [own[0].augmentation.title() for own in trials]
     result = Audit(content, list(zip(titles, pictures, strict=True)))
     if output is not None:

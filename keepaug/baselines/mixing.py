@@ -276,9 +276,8 @@ class Mixup:
             lam = self.sample(len(images), generator=generator)
         permutation = partners(images, permutation, generator)
         mixed = blend(images, permutation, lam)
-        return mixed, MixedLabels(
-            labels, labels[to_device(permutation, labels.device)], to_device(lam, labels.device)
-        )
+        own, other = to_device(lam, labels.device), labels[to_device(permutation, labels.device)]
+        return mixed, MixedLabels(labels, other, own)
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,7 @@ class ClassifyConfig:
     name: str = option("", help="of the run; empty: dataset-arch-method", bookkeeping=True)
     seed: int = option(0, low=0, help="of all that is drawn")
     # data
-    dataset: str = option(
-        "image_folder", choices=("cifar10", "image_folder", "imagenet"), help="the data's form"
-    )
+    dataset: str = option("image_folder", choices=("cifar10", "image_folder", "imagenet"), help="data's form")
     root: str = option("", help="folder of the data", bookkeeping=True)
     loading: str = option(
         "auto",
@@ -142,9 +140,7 @@ class ClassifyConfig:
             "attentive_cutmix",
         ),
     )
-    area: list[float] = option(
-        [0.02, 0.4], low=0, high=1, help="share of the image", used_by=("random_erasing",)
-    )
+    area: list[float] = option([0.02, 0.4], low=0, high=1, help="of the image", used_by=("random_erasing",))
     aspect: list[float] = option([0.3, 3.3333], low=0, help="height / width", used_by=("random_erasing",))
     fill: str = option(
         "random",
@@ -153,9 +149,7 @@ class ClassifyConfig:
         used_by=("random_erasing",),
     )
     num_ops: int = option(2, low=1, help="operations per image", used_by=("rand_augment",))
-    magnitude: int = option(
-        9, low=0, help="of the operations, out of magnitude_max", used_by=("rand_augment",)
-    )
+    magnitude: int = option(9, low=0, help="of the operations, of magnitude_max", used_by=("rand_augment",))
     magnitude_max: int = option(
         30,
         choices=MAGNITUDE_MAXIMA,
@@ -193,12 +187,8 @@ class ClassifyConfig:
     cutout_after: int = option(
         0, low=0, help="cutout of that side after an image-level policy; 0: none", used_by=("policy",)
     )
-    grid_unit: list[int] = option(
-        [24, 32], low=2, help="smallest and largest unit in pixels", used_by=("grid_mask",)
-    )
-    grid_ratio: float = option(
-        0.4, low=0.01, high=0.99, help="kept share of a unit's side", used_by=("grid_mask",)
-    )
+    grid_unit: list[int] = option([24, 32], low=2, help="least, largest in pixels", used_by=("grid_mask",))
+    grid_ratio: float = option(0.4, low=0.01, high=0.99, help="kept share of a side", used_by=("grid_mask",))
     grid_rotate: int = option(360, low=1, high=360, help="angles below that; 1: none", used_by=("grid_mask",))
     grid_ramp: float = option(
         0.8, low=0, high=1, help="share of the run over which p rises from 0", used_by=("grid_mask",)
@@ -281,9 +271,7 @@ class ClassifyConfig:
     precision: str = option("auto", choices=PRECISIONS, help=PRECISION_HELP, precision=True)
     channels_last: bool = option(False, precision=True, help="memory format; the same figures up to rounding")
     compile: bool = option(False, precision=True, help="torch.compile")
-    sync_batchnorm: bool = option(
-        False, help="BatchNorm over all processes, so that N equal one", precision=True
-    )
+    sync_batchnorm: bool = option(False, help="BatchNorm over all processes: N equal one", precision=True)
     # bookkeeping
     log_every: int = option(50, low=1, help="steps", bookkeeping=True)
     eval_every: int = option(1, low=1, help="epochs")

@@ -198,9 +198,8 @@ def _cutmix(config: ClassifyConfig) -> dict[str, Any]:
 
 
 def _grid_mask(config: ClassifyConfig) -> GridMask:
-    return keepaug.GridMask(
-        _pair(config.grid_unit), config.grid_ratio, config.grid_rotate, config.p, config.grid_ramp
-    )
+    unit, ratio = _pair(config.grid_unit), config.grid_ratio
+    return keepaug.GridMask(unit, ratio, config.grid_rotate, config.p, config.grid_ramp)
 
 
 def _after(config: ClassifyConfig) -> Cutout | None:

@@ -71,9 +71,8 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     jobs = {}
     for seed in args.seeds:
         for _, _, settings in wanted_settings(args.figure):
-            name = "-".join(
-                [args.arch, *(f"{key}_{value}" for key, value in settings.items()), f"seed{seed}"]
-            )
+            parts = [f"{key}_{value}" for key, value in settings.items()]
+            name = "-".join([args.arch, *parts, f"seed{seed}"])
             config, given = config_of(args.arch, settings), given_of(args, settings, seed)
             command = command_of(tool(TOOL), config, args.runs / name, given)
             jobs[name] = Job(name, args.runs / name, (command,), tool(TOOL), tool(TOOL).load(config, given))
@@ -91,9 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.run and (failed := run_here(jobs_of(args), in_process=False)):
             raise ValueError(f"failed: {', '.join(failed)}; the same command tries them again")
-        points = find_points(
-            args.figure, aggregate(results(args.runs)), arch=args.arch, comparable=comparable
-        )
+        groups = aggregate(results(args.runs))
+        points = find_points(args.figure, groups, arch=args.arch, comparable=comparable)
         for point in points:
             if point.group is None:
                 print("not run: " + " ".join(f"{key}={value}" for key, value in point.settings.items()))

@@ -48,9 +48,8 @@ class FilledTable:
 
 def load_paper() -> list[dict[str, Any]]:
     """The tables as printed."""
-    tables: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())[
-        "tables"
-    ]
+    content = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
+    tables: list[dict[str, Any]] = content["tables"]
     return tables
 
 
@@ -153,9 +152,8 @@ def fill_table(
                     if not apart:
                         inside.append(group)
                     elif title == own:
-                        near.append(
-                            f"{row['name']} / {title}: {group.cell(metric)}, differs in {'; '.join(apart)}"
-                        )
+                        where = f"{row['name']} / {title}"
+                        near.append(f"{where}: {group.cell(metric)}, differs in {'; '.join(apart)}")
             num_run += bool(inside)
             ours = "; ".join(_ours(group, metric, table) for group in inside) if metric else ""
             cells.append((printed, ours or NOT_RUN, "; ".join(_remark(group) for group in inside)))

@@ -198,9 +198,8 @@ def _read_msmt17(root: Path) -> ReidData:
 
 def _read_csv(path: Path) -> ReidData:
     if not path.is_file():
-        there = (
-            f"; it holds {', '.join(one.name for one in sorted(path.glob('*.csv')))}" if path.is_dir() else ""
-        )
+        tables = ", ".join(one.name for one in sorted(path.glob("*.csv")))
+        there = f"; it holds {tables}" if path.is_dir() else ""
         raise FileNotFoundError(f"no file {path}; with layout=csv, root is the CSV file{there}")
     rows = [row for row in _csv_rows(path) if not Path(row["path"]).name.startswith("._")]
     wrong = [

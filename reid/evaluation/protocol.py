@@ -19,9 +19,7 @@ from torch import Tensor
 
 METRICS = ("cosine", "euclidean")
 TIES = ("pessimistic", "optimistic")
-_BLOCK = (
-    2048  # gallery rows multiplied (15 % faster than all of them at once), converted or squared at a time
-)
+_BLOCK = 2048  # gallery rows multiplied (15 % faster than all at once), converted or squared at a time
 _CHUNK_NUMBERS = 2**23  # numbers in a chunk of distances, 32 MB in float32 ...
 _MOST_NUMBERS = 2**27  # ... or up to 512 MB, where that takes fewer than _FEW_QUERIES
 _FEW_QUERIES = 128  # with fewer the product is slower: the whole gallery is read for each chunk

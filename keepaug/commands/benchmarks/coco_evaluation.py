@@ -68,7 +68,7 @@ def drawn(folder: Path, images: int) -> tuple[CocoDataset, list[dict[str, Any]]]
                 results.append({**entry, "score": draw.random()})
     data = {
         "images": [
-            {"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(1, images + 1)
+            {"id": i + 1, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(images)
         ],
         "categories": [{"id": k, "name": str(k)} for k in range(1, 81)],
         "annotations": truth,
