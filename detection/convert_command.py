@@ -17,30 +17,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
     add = parser.add_argument
     add(
-        "--weights",
-        type=Path,
-        required=True,
-        metavar="W",
-        help="the classifier: .pth, .pt, .tar, .safetensors",
+        "--weights", type=Path, required=True, metavar="W", help="a classifier: .pth, .pt, .tar, .safetensors"
     )
     add("--output", type=Path, required=True, metavar="OUT", help="the backbone; its sidecar is OUT.json")
     add("--format", choices=("pth", "pkl"), help="default: by the suffix of OUT")
     add("--key", help="which part of the file, where it holds several sets of weights (state_dict_ema)")
     add("--prefix", help="of the keys, where one part holds several networks (backbone.); '' for none")
     add("--arch", help="what the network is, where the file calls it something else (resnet50)")
-    add(
-        "--mean",
-        type=float,
-        nargs=3,
-        metavar=("R", "G", "B"),
-        help="the classifier's, in [0, 1]; default ImageNet's",
-    )
+    add("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="its own, in [0, 1]; default ImageNet's")
     add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="the same")
     add("--color-order", choices=("RGB", "BGR"), help="the classifier's; default RGB")
     add(
-        "--verify",
-        action="store_true",
-        help="compare features with torchvision's and, if installed, Detectron2's",
+        "--verify", action="store_true", help="compare features with torchvision's and Detectron2's, if there"
     )
     add("--image", type=Path, help="the picture for --verify; default: a drawn one")
     add("--report", action="store_true", help="print what was done")

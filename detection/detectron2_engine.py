@@ -149,8 +149,7 @@ def compare_loaded(model: Mapping[str, torch.Tensor], file: Mapping[str, torch.T
     return LoadReport(loaded, unequal, missing, unused)
 
 
-def _is_backbone(key: str) -> bool:
-    return bare_key(key).startswith(("stem.", "res2.", "res3.", "res4.", "res5."))
+_RESNET = ("stem.", "res2.", "res3.", "res4.", "res5.")
 
 
 def check_loaded(report: LoadReport, weights: str | Path, *, whole_detector: bool) -> None:
@@ -161,7 +160,7 @@ def check_loaded(report: LoadReport, weights: str | Path, *, whole_detector: boo
     """
     wanted = report.missing + report.unequal
     if not whole_detector:
-        wanted = [key for key in wanted if _is_backbone(key)]
+        wanted = [key for key in wanted if bare_key(key).startswith(_RESNET)]
     if wanted:
         what = "the detector" if whole_detector else "the backbone"
         remedy = (

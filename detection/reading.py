@@ -175,11 +175,8 @@ def _read(path: Path, key: str | None, prefix: str | None) -> Loaded:
         )
         raise ArchitectureError(f"{what}{called}")
     if found is None:
-        return Loaded(
-            _without_common_prefix(state),
-            _described(content, path, parts),
-            [f"taken from {part!r}"] if part else [],
-        )
+        about = [f"taken from {part!r}"] if part else []
+        return Loaded(_without_common_prefix(state), _described(content, path, parts), about)
     return _take(found, parts, prefix is not None, _described(content, path, parts))
 
 

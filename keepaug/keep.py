@@ -110,14 +110,9 @@ class KeepPaste:
         self, images: Tensor, saliency: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Regions:
         """The regions that a call would paste."""
+        tau, placement = self.tau, self.placement
         return regions_for(
-            images,
-            saliency,
-            self.size,
-            tau=self.tau,
-            prefer="high",
-            placement=self.placement,
-            generator=generator,
+            images, saliency, self.size, tau=tau, prefer="high", placement=placement, generator=generator
         )
 
     def __call__(

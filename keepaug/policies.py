@@ -148,15 +148,8 @@ def rand_augment(
     kind: Any = v2.RandAugment
     if operations == "auto_augment" or ranges == "google":
         like = v2.AutoAugment if operations == "auto_augment" else v2.RandAugment
-        again = functools.partial(
-            rand_augment,
-            num_ops,
-            magnitude,
-            magnitude_max=magnitude_max,
-            operations=operations,
-            ranges=ranges,
-            fill=fill,
-        )
+        how: dict[str, Any] = {"operations": operations, "ranges": ranges, "fill": fill}
+        again = functools.partial(rand_augment, num_ops, magnitude, magnitude_max=magnitude_max, **how)
         kind = _variant(v2.RandAugment, like, ranges, again)
     return kind(
         num_ops=num_ops,

@@ -67,11 +67,7 @@ class ReidConfig:
     seed: int = option(0, low=0, help="of all that is drawn")
     # data
     layout: str = option("market1501", choices=LAYOUTS, help="the data's form")
-    root: str = option(
-        "",
-        help="folder of the data, or a CSV file with the columns path, identity, camera, split",
-        bookkeeping=True,
-    )
+    root: str = option("", help="folder, or a CSV file of path, identity, camera, split", bookkeeping=True)
     data_name: str = option("", help="of the results; empty: told from the sizes", bookkeeping=True)
     also_evaluate: list[str] = option([], help="other test sets, each LAYOUT:ROOT", bookkeeping=True)
     cameras: str = option(
@@ -109,9 +105,7 @@ class ReidConfig:
     first_relu: bool = option(True, help="the released Bag of Tricks lacks the ReLU after the first norm")
     # the recipe and its tricks
     recipe: str = option(
-        "bag_of_tricks_keep",
-        choices=(*RECIPES, "custom"),
-        help="a name for six tricks; custom: as they are given",
+        "bag_of_tricks_keep", choices=(*RECIPES, "custom"), help="a name for six tricks; custom: as given"
     )
     last_stride: int | None = option(None, choices=(None, 1, 2), help="of the last stage; null: the recipe's")
     neck: str | None = option(
@@ -162,19 +156,10 @@ class ReidConfig:
     rerank: bool = option(False, help="k-reciprocal re-ranking, at the end", bookkeeping=True)
     k1: int = option(20, low=1, bookkeeping=True, used_by=("rerank=true",), help="neighbours, of re-ranking")
     k2: int = option(
-        6,
-        low=1,
-        bookkeeping=True,
-        used_by=("rerank=true",),
-        help="neighbours that are averaged, of re-ranking",
+        6, low=1, bookkeeping=True, used_by=("rerank=true",), help="neighbours averaged, of re-ranking"
     )
     rerank_lambda: float = option(
-        0.3,
-        low=0,
-        high=1,
-        bookkeeping=True,
-        used_by=("rerank=true",),
-        help="weight of the distance as it was",
+        0.3, low=0, high=1, bookkeeping=True, used_by=("rerank=true",), help="weight of the distance before"
     )
     eval_batch_size: int = option(128, low=1, bookkeeping=True, help="images")
     eval_every: int = option(10, low=1, help="epochs")

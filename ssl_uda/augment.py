@@ -70,13 +70,8 @@ def draw_step(
         whole = torch.empty(1).expand(num, 3, *image_size)
         regions = Cutout(config.cutout).sample(whole, generator=generator)
         cutout = Regions(*(values[part] for values in regions))
-    return StepDraws(
-        seeds[0][rank_slice(labelled, rank, world_size)],
-        seeds[1][part],
-        seeds[2][part],
-        policy.rows(part),
-        cutout,
-    )
+    first = seeds[0][rank_slice(labelled, rank, world_size)]
+    return StepDraws(first, seeds[1][part], seeds[2][part], policy.rows(part), cutout)
 
 
 def weak_view(images: Tensor, seeds: Tensor, config: UdaConfig) -> Tensor:

@@ -81,10 +81,7 @@ class UdaConfig:
     padding: int = option(4, low=0, high=1024, help="reflected border of the random crop")
     flip: bool = option(True, help="mirror half of the images")
     crops: str = option(
-        "shared",
-        choices=("shared", "independent"),
-        help="of the two views; independent: Google's",
-        used_by=UNLABELLED,
+        "shared", choices=("shared", "independent"), help="of both; independent: Google's", used_by=UNLABELLED
     )
     policy: str = option("uda", choices=POLICIES, help="operations of the strong view", used_by=UNLABELLED)
     num_ops: int = option(2, low=1, used_by=UNLABELLED, help="operations of the strong view")
@@ -105,11 +102,7 @@ class UdaConfig:
     # objective
     temperature: float = option(0.4, low=1e-3, help="of the target; below 1 sharpens", used_by=("uda",))
     confidence: float = option(
-        0.8,
-        low=-1,
-        high=1,
-        help="smallest probability that counts; -1: all; FixMatch 0.95",
-        used_by=UNLABELLED,
+        0.8, low=-1, high=1, help="least probability that counts; -1: all; FixMatch 0.95", used_by=UNLABELLED
     )
     consistency: str = option("kl", choices=CONSISTENCY, used_by=("uda",), help="loss of unlabelled images")
     weight: float = option(1.0, low=0, help="of the unlabelled images' loss", used_by=UNLABELLED)

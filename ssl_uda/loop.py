@@ -229,8 +229,7 @@ def _pixels(run: _Run, images: Tensor) -> Tensor:
 def _step(run: _Run, step: int, rate: float, recorder: Recorder) -> dict[str, Tensor]:
     config, world, data = run.config, run.world, run.data
     device = world.device
-    # Every step has its own streams, so that a resumed run goes on as the first one, however many processes
-    # there are.
+    # Every step has its own streams, so that a resumed run goes on as the first, on however many processes.
     torch.manual_seed(derive_seed(config.seed, "network", step, world.rank))
     draws = draw_step(config, step, data.image_size, rank=world.rank, world_size=world.world_size)
     chosen = run.labelled.batch(step)[rank_slice(config.batch_size, world.rank, world.world_size)]

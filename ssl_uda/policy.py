@@ -146,10 +146,6 @@ def _scaled(group: _Group, maximum: int) -> Tensor:
 # Operations on the colours that drop the transparency, as `convert("RGB")` does.
 
 
-def _invert(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
-    return 255 - images, torch.zeros_like(blank)
-
-
 def _auto_contrast(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
     low = images.amin(dim=(2, 3), keepdim=True).double()
     high = images.amax(dim=(2, 3), keepdim=True).double()
@@ -195,19 +191,11 @@ def _blend(degenerate: Tensor, images: Tensor, group: _Group) -> Tensor:
     return (degenerate.float() + strength * change).clamp(0, 255).to(torch.uint8)
 
 
-def _color(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
-    return _blend(_grey(images), images, group), blank
-
-
 def _contrast(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
     grey = _grey(images)
     pixels = grey[0].numel()
     mean = (2 * grey.sum(dim=(1, 2, 3), keepdim=True) + pixels) // (2 * pixels)
     return _blend(mean, images, group), blank
-
-
-def _brightness(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
-    return _blend(images.new_zeros(1, 1, 1, 1), images, group), blank
 
 
 def _sharpness(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tensor]:
@@ -283,7 +271,7 @@ def _cutout(images: Tensor, blank: Tensor, group: _Group) -> tuple[Tensor, Tenso
 
 
 _APPLY: dict[str, Operation] = {
-    "Invert": _invert,
+    "Invert": lambda images, blank, _: (255 - images, torch.zeros_like(blank)),
     "Cutout": _cutout,
     "Sharpness": _sharpness,
     "AutoContrast": _auto_contrast,
@@ -295,9 +283,9 @@ _APPLY: dict[str, Operation] = {
     "Rotate": _geometry("Rotate"),
     "Equalize": _equalize,
     "Contrast": _contrast,
-    "Color": _color,
+    "Color": lambda images, blank, group: (_blend(_grey(images), images, group), blank),
     "Solarize": _solarize,
-    "Brightness": _brightness,
+    "Brightness": lambda images, blank, group: (_blend(images.new_zeros(1, 1, 1, 1), images, group), blank),
 }
 OPERATIONS = tuple(_APPLY)
 """The recipe's fifteen operations, in its order."""

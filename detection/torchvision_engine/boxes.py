@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
 Targets = list[dict[str, Tensor]]
+Sizes = list[tuple[int, int]]
 
 
 def box_loss(predicted: Tensor, wanted: Tensor, beta: float) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
 from torch.utils.data import DataLoader
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -44,7 +45,7 @@ CHECKPOINT = {
 _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
-def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.SGD:
+def build_optimizer(cfg: Any, model: nn.Module) -> SGD:
     """SGD with Detectron2's groups: no weight decay on norms, its own factors for biases."""
     solver = cfg.SOLVER
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -59,7 +60,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.SGD:
                 rate = solver.BIAS_LR_FACTOR
                 decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
             groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.SGD(
+    return SGD(
         [
             {"params": parameters, "weight_decay": decay, "factor": rate}
             for (rate, decay), parameters in groups.items()
@@ -91,9 +92,7 @@ def learning_rate(cfg: Any, iteration: int) -> float:
     return float(solver.BASE_LR * (start * (1 - share) + multiplier(length) * share))
 
 
-def _save(
-    path: Path, model: Detector, optimizer: torch.optim.SGD, iteration: int, seed: int, clock: Clock
-) -> None:
+def _save(path: Path, model: Detector, optimizer: SGD, iteration: int, seed: int, clock: Clock) -> None:
     """A file that Detectron2 can evaluate too: its names under "model"."""
     normaliser = float(model.head.normaliser) if isinstance(model, RetinaNet) else None
     content = {
@@ -113,9 +112,7 @@ def _save(
     clock.keep()
 
 
-def _restore(
-    path: Path, content: dict[str, Any], model: Detector, optimizer: torch.optim.SGD
-) -> tuple[int, int]:
+def _restore(path: Path, content: dict[str, Any], model: Detector, optimizer: SGD) -> tuple[int, int]:
     """Number of iterations done, and the seed."""
     if "engine_state" not in content:
         raise ValueError(f"{path} was written by Detectron2; resume it with --engine detectron2")
@@ -150,7 +147,7 @@ class _Run:
     """A run before its first step; `checkpoint` is the last one that was read or written."""
 
     model: Detector
-    optimizer: torch.optim.SGD
+    optimizer: SGD
     batches: Iterator[list[Sample]]
     start: int
     seed: int
@@ -261,7 +258,7 @@ def _set_precision(cfg: Any) -> None:
 def _iterate(
     cfg: Any,
     model: Detector,
-    optimizer: torch.optim.SGD,
+    optimizer: SGD,
     batch: list[Sample],
     iteration: int,
     checkpoint: Path | None,

@@ -12,7 +12,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
-from detection.torchvision_engine.boxes import Targets, box_loss
+from detection.torchvision_engine.boxes import Sizes, Targets, box_loss
 
 
 class Pooler(nn.Module):
@@ -120,7 +120,7 @@ class DetectronRoIHeads(RoIHeads):
         self,
         features: dict[str, Tensor],
         proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
+        image_shapes: Sizes,
         targets: Targets | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Detections in evaluation, losses in training."""
@@ -156,7 +156,7 @@ class DetectronRoIHeads(RoIHeads):
         class_logits: Tensor,
         box_regression: Tensor,
         proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
+        image_shapes: Sizes,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes, scores and labels (from 1) of each image.
 

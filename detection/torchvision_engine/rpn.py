@@ -12,7 +12,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from detection.torchvision_engine.boxes import Anchors, box_loss
+from detection.torchvision_engine.boxes import Anchors, Sizes, box_loss
 
 
 class DetectronRPN(RegionProposalNetwork):
@@ -49,7 +49,7 @@ class DetectronRPN(RegionProposalNetwork):
         self,
         proposals: Tensor,
         objectness: Tensor,
-        image_shapes: list[tuple[int, int]],
+        image_shapes: Sizes,
         num_anchors_per_level: list[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The best proposals of each image and their logits.

@@ -32,10 +32,8 @@ def _twin(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def _harm(row: Row) -> tuple[float, float]:
-    for measure in ("destroyed", "half_lost"):
-        if (share := _mean(row, measure)) is not None:
-            return (share, 1 - (_mean(row, "fidelity") or 0))
-    return (0.0, 1 - (_mean(row, "fidelity") or 0))
+    shares = (_mean(row, "destroyed"), _mean(row, "half_lost"), 0.0)
+    return next(share for share in shares if share is not None), 1 - (_mean(row, "fidelity") or 0)
 
 
 def headline(rows: Sequence[Row]) -> str:

@@ -55,11 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="image folder (CLASS/*, {val,test,train}/CLASS/*, or images alone), CIFAR-10's archive, or "
         "a text file that lists images",
     )
-    add(
-        "--boxes",
-        metavar="JSON",
-        help="COCO annotations: their boxes or masks are the objects that may be destroyed",
-    )
+    add("--boxes", metavar="JSON", help="COCO annotations: boxes or masks of what may be destroyed")
     add(
         "--augment",
         required=True,
@@ -86,12 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the normalisation in [0, 1], where the network does not say it",
     )
     add("--std", type=numbers, metavar="R,G,B", help="likewise")
-    add(
-        "--side",
-        dest="size",
-        type=int,
-        help="side of the network's images in pixels, likewise; default: the images as they are",
-    )
+    add("--side", dest="size", type=int, help="of the network's images in pixels; default: as they are")
     add(
         "--no-labels",
         action="store_true",

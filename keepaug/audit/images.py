@@ -162,7 +162,7 @@ def _tensors(
 
     def objects(index: int) -> Objects:
         assert boxes is not None
-        label = "object" if labels is None else _class_name(int(labels[index]), classes)
+        label = "object" if labels is None else class_name(int(labels[index]), classes)
         return _one_box(boxes[index].tolist(), label)
 
     keys = [
@@ -173,7 +173,8 @@ def _tensors(
     return Source(name, read, keys, known, classes, None if boxes is None else objects)
 
 
-def _class_name(label: int, classes: Sequence[str] | None) -> str:
+def class_name(label: int, classes: Sequence[str] | None) -> str:
+    """Where there is one."""
     return classes[label] if classes is not None and label < len(classes) else f"class {label}"
 
 

@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from keepaug.audit.advice import percent
 from keepaug.audit.choices import MEASURES, PERCENT
+from keepaug.audit.images import class_name
 from keepaug.audit.trials import Picture
 from keepaug.runs import pages
 
@@ -158,13 +159,10 @@ def _value(value: Any) -> str:
     return "none of those tried" if value is None else f"{value:g}"
 
 
-def _chart(
-    title: str,
-    axis: str,
-    measure: str,
-    lines: Sequence[tuple[str, Sequence[Mapping[str, Any]], str]],
-    bound: float | None,
-) -> dict[str, Any]:
+_Lines = Sequence[tuple[str, Sequence[Mapping[str, Any]], str]]
+
+
+def _chart(title: str, axis: str, measure: str, lines: _Lines, bound: float | None) -> dict[str, Any]:
     xs = sorted({float(point[key]) for _, points, key in lines for point in points})
     top = max(
         [1.0, *(point[measure]["high"] for _, points, _ in lines for point in points if point[measure])]
@@ -185,11 +183,7 @@ def _chart(
                 "kind": kind,
                 "points": " ".join(f"{across(float(p[key]))},{down(p[measure]['mean'])}" for p in known),
                 "whiskers": [
-                    {
-                        "x": across(float(p[key])),
-                        "low": down(p[measure]["low"]),
-                        "high": down(p[measure]["high"]),
-                    }
+                    {"x": across(float(p[key])), **{end: down(p[measure][end]) for end in ("low", "high")}}
                     for p in known
                 ],
             }
@@ -221,9 +215,7 @@ def _picture(picture: Picture, classes: Sequence[str] | None) -> dict[str, Any]:
         image = torch.where(objects, image, image * 0.55)
     shown = [
         image.to(torch.uint8),
-        panels["saliency"],
-        panels["plain"],
-        *([panels["keep"]] if "keep" in panels else []),
+        *(panels[name] for name in ("saliency", "plain", "keep") if name in panels),
     ]
     blank = [torch.full_like(shown[0], 255)] * (4 - len(shown))
     sheet = torch.cat([F.pad(_scaled(panel), (0, 2), value=255) for panel in [*shown, *blank]], dim=2)
@@ -248,15 +240,12 @@ def _embedded(sheet: Tensor) -> str:
 
 
 def _caption(facts: Mapping[str, Any], classes: Sequence[str] | None) -> str:
-    def name(label: int) -> str:
-        return classes[label] if classes and label < len(classes) else f"class {label}"
-
-    shown = f"{name(facts['label'])}: " if classes else ""
+    shown = f"{class_name(facts['label'], classes)}: " if classes else ""
     parts = [f"{shown}{percent(facts['lost'])} of the importance lost"]
     if "kept_lost" in facts:
         parts[0] += f", {percent(facts['kept_lost'])} with Keep"
     if facts["hidden"] is not None:
         parts.append(f"{percent(facts['hidden'])} of the {facts['object']} hidden")
     if facts["after"] != facts["prediction"]:
-        parts.append(f"then taken for {name(facts['after'])}")
+        parts.append(f"then taken for {class_name(facts['after'], classes)}")
     return "; ".join(parts) + "."

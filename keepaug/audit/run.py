@@ -202,15 +202,9 @@ def audit(
         raise ValueError(f"an augmentation is named twice: {', '.join(one.spec for one in named)}")
     trials = [_trials_of(one, len(sample), min(sweep, len(sample)), tau, side) for one in named]
     key = _Key(opened, sample, seed, cache)
+    worst = -(-NUM_WORST // len(named))
     clean, found, pictures = _measured(
-        opened,
-        sample,
-        trials,
-        key,
-        seed=seed,
-        num_worst=-(-NUM_WORST // len(named)),
-        device=device,
-        quiet=quiet,
+        opened, sample, trials, key, seed=seed, num_worst=worst, device=device, quiet=quiet
     )
     known = names or source.classes
     content = _content(opened, sample, trials, clean, found, known, tau=tau, bound=bound, seed=seed)

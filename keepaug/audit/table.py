@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepaug.audit.images import class_name
 from keepaug.audit.measures import SHARES, Interval, bootstrap
 from keepaug.audit.trials import Trial
 from keepaug.runs.seeds import make_generator
@@ -116,7 +117,7 @@ def _by_class(clean: Table, columns: Table, classes: Sequence[str] | None) -> li
         told = float(known[own].sum())
         found.append(
             {
-                "class": classes[label] if classes and label < len(classes) else f"class {label}",
+                "class": class_name(label, classes),
                 "images": int(own.sum()),
                 "fidelity": round(float(images["correct"][own].sum()) / right, 6),
                 "flipped": round(float(images["flipped"][own].mean()), 6),

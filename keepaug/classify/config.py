@@ -66,9 +66,7 @@ class ClassifyConfig:
     )
     flip: bool = option(True, help="mirror half of the images")
     alternate_flips: bool = option(
-        False,
-        help="each image is mirrored in every second epoch instead of half the time",
-        used_by=("loading=memory",),
+        False, help="each image is mirrored in every second epoch, not at random", used_by=("loading=memory",)
     )
     jitter: float = option(0.0, low=0, high=1, help="colour jitter, one draw for all views of an image")
     lighting: float = option(0.0, low=0, help="strength of the PCA colour noise, one draw for all views")
@@ -89,10 +87,7 @@ class ClassifyConfig:
     # augmentation
     method: str = option("none", choices=METHODS, help="the augmentation; keep_: with Keep")
     saliency: str = option(
-        "full",
-        choices=SALIENCY,
-        help="how the keep methods see what is important",
-        used_by=("keep", "attention"),
+        "full", choices=SALIENCY, help="how keeping sees what is important", used_by=("keep", "attention")
     )
     reuse_every: int = option(
         1,
@@ -104,7 +99,7 @@ class ClassifyConfig:
     size: int = option(
         16,
         low=1,
-        help="cut or paste side in pixels; paper: 16 on CIFAR-10, 40 on ImageNet",
+        help="cut or paste side; paper: 16 on CIFAR-10, 40 on ImageNet",
         used_by=("cutout", "paste"),
     )
     placement: str = option(
@@ -143,10 +138,7 @@ class ClassifyConfig:
     area: list[float] = option([0.02, 0.4], low=0, high=1, help="of the image", used_by=("random_erasing",))
     aspect: list[float] = option([0.3, 3.3333], low=0, help="height / width", used_by=("random_erasing",))
     fill: str = option(
-        "random",
-        choices=("random", "zero", "bot"),
-        help="what erased regions hold",
-        used_by=("random_erasing",),
+        "random", choices=("random", "zero", "bot"), help="of erased regions", used_by=("random_erasing",)
     )
     num_ops: int = option(2, low=1, help="operations per image", used_by=("rand_augment",))
     magnitude: int = option(9, low=0, help="of the operations, of magnitude_max", used_by=("rand_augment",))
@@ -162,7 +154,7 @@ class ClassifyConfig:
     policy: str = option(
         "cifar10",
         choices=("cifar10", "imagenet"),
-        help="the data that it was found for",
+        help="the data it was found for",
         used_by=("auto_augment",),
     )
     ranges: str = option(

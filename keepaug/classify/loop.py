@@ -295,8 +295,7 @@ def _train(run: _Run, recorder: Recorder) -> None:
 
 def _step(run: _Run, batch: Batch, last_checkpoint: Path | None) -> float:
     config, device = run.config, run.world.device
-    # Every step has its own streams, so that a resumed run, whatever it drew before, goes on as the first
-    # one.
+    # Every step has its own streams: a resumed run, whatever it drew before, goes on as the first one.
     torch.manual_seed(derive_seed(config.seed, "network", run.step, run.world.rank))
     generator = make_generator(config.seed, "augment", run.step, run.world.rank)
     labels = to_device(batch.labels, device)

@@ -220,13 +220,8 @@ def _moved(config: ClassifyConfig) -> dict[str, Any]:
 
 
 def _rand_augment(config: ClassifyConfig) -> Policy:
-    return keepaug.rand_augment(
-        config.num_ops,
-        config.magnitude,
-        magnitude_max=config.magnitude_max,
-        operations=config.operations,
-        **_moved(config),
-    )
+    how = {"magnitude_max": config.magnitude_max, "operations": config.operations, **_moved(config)}
+    return keepaug.rand_augment(config.num_ops, config.magnitude, **how)
 
 
 def _auto_augment(config: ClassifyConfig) -> Policy:

@@ -75,12 +75,8 @@ def show(table: Table) -> str:
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
     add = parser.add_argument
-    add(
-        "sections",
-        nargs="*",
-        metavar="SECTION",
-        help=f"some of {', '.join(SECTIONS)}; default {', '.join(COMMON)}",
-    )
+    names = f"some of {', '.join(SECTIONS)}; default {', '.join(COMMON)}"
+    add("sections", nargs="*", metavar="SECTION", help=names)
     add("--shrink", action="store_true", help="small sizes: does it run?")
     add("--device", default="auto", help=DEVICE_HELP)
     add(
@@ -91,38 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch-size", dest="batch", type=int, default=128, help="images")
     add("--side", type=int, default=32, help="of the images, in pixels")
     add("--rounds", type=int, default=7, help="in which each variant has its turn; their median counts")
-    add(
-        "--processor-time",
-        action="store_true",
-        help="saliency, pipeline, step, uda: of this process, where others run too",
-    )
+    add("--processor-time", action="store_true", help="saliency, pipeline, step, uda: of this process alone")
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--compile", dest="compiled", action="store_true", help="saliency, pipeline: with torch.compile")
-    add(
-        "--num-workers",
-        dest="workers",
-        type=int,
-        default=0,
-        help="pipeline: also with that many decoding processes",
-    )
-    add(
-        "--weights",
-        type=Path,
-        help="fidelity: weights.pt of keepaug train-classifier, best with an early head",
-    )
-    add(
-        "--data",
-        type=Path,
-        help="fidelity: CIFAR-10, whose validation images are looked at; default: drawn images",
-    )
+    workers = "pipeline: also with that many decoding processes"
+    add("--num-workers", dest="workers", type=int, default=0, help=workers)
+    add("--weights", type=Path, help="fidelity: weights.pt of train-classifier, best with an early head")
+    add("--data", type=Path, help="fidelity: CIFAR-10, its validation images; default: drawn images")
     add("--limit-images", dest="images", type=int, default=256, help="fidelity: so many images")
-    add(
-        "--earlier",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="fidelity: earlier checkpoint.pt of the run of --weights",
-    )
+    earlier = "fidelity: earlier checkpoint.pt of the run of --weights"
+    add("--earlier", type=Path, nargs="+", default=[], help=earlier)
     add("--output", type=Path, help="also write the figures as JSON")
     return parser
 

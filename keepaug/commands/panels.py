@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
@@ -43,7 +44,7 @@ TITLES = ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandA
 FIGURE4 = ("image", "half resolution", "its saliency", "KeepCutout", "early head's saliency", "KeepCutout")
 
 
-def load_network(args: argparse.Namespace) -> tuple[torch.nn.Module, Sequence[float], Sequence[float]]:
+def load_network(args: argparse.Namespace) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     if args.model:
         audited = open_network(args.model, weights=args.weights, mean=args.mean, std=args.std)
         return audited.module, audited.mean, audited.std
@@ -68,11 +69,7 @@ def read(path: Path, args: argparse.Namespace) -> Image.Image:
 
 
 def figure4(
-    path: Path,
-    args: argparse.Namespace,
-    network: torch.nn.Module,
-    mean: Sequence[float],
-    std: Sequence[float],
+    path: Path, args: argparse.Namespace, network: nn.Module, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[str, list[Image.Image]]:
     """KeepCutout by a half-resolution copy, and by the early head where the network has one."""
     clean = pil_to_tensor(read(path, args))[None].float()
@@ -139,7 +136,7 @@ def policy_sheet(path: Path, args: argparse.Namespace) -> list[tuple[str, list[I
 
 
 def panels(
-    path: Path, args: argparse.Namespace, network: torch.nn.Module, mean: object, std: object
+    path: Path, args: argparse.Namespace, network: nn.Module, mean: object, std: object
 ) -> tuple[str, list[Image.Image]]:
     """The label of a row, and its pictures."""
     image = read(path, args)

@@ -151,11 +151,8 @@ class Quickstart:
             colour_cue=0.8,
             noise=0.03,
         )
-        write_reid(
-            self.people,
-            num_train_identities=self.scale.num_people,
-            num_test_identities=self.scale.num_people // 2,
-        )
+        num = self.scale.num_people
+        write_reid(self.people, num_train_identities=num, num_test_identities=num // 2)
 
     def train_networks(self) -> None:
         """One run folder for each; the longest first, so that no core waits at the end."""

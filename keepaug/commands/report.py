@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         metavar="runs|tableN|evidence",
-        help="folder of run folders; or table1, table1b ... table9; or evidence",
+        help="folder of run folders; table1, table1b ... table9; evidence",
     )
     parser.add_argument(
         "--runs",

@@ -50,17 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--mean", type=numbers, metavar="R,G,B", help="of the normalisation, where --model does not say it")
     add("--std", type=numbers, metavar="R,G,B", help="likewise")
     add("--output", type=Path, default=Path("regions.png"), help="the picture")
-    add(
-        "--side",
-        type=int,
-        default=224,
-        help="the middle of the images is resized to this square for the network",
-    )
+    add("--side", type=int, default=224, help="the middle of the images is resized to this square")
     add(
         "--size",
         type=int,
         default=0,
-        help="side of the regions; default: side * 40 / 224, as the paper's for ImageNet",
+        help="of the regions; default: side * 40 / 224, the paper's for ImageNet",
     )
     add("--tau", type=float, default=0.6, help="quantile")
     add("--saliency", choices=("full", "low_resolution"), default="full", help="of figure 1; half resolution")

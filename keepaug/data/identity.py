@@ -78,8 +78,5 @@ def describe_files(
         else:
             for path in paths:
                 digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-    return {
-        "name": name,
-        "sizes": {split: len(paths) for split, paths in splits.items()},
-        "checksum": digest.hexdigest()[:32],
-    }
+    sizes = {split: len(paths) for split, paths in splits.items()}
+    return {"name": name, "sizes": sizes, "checksum": digest.hexdigest()[:32]}

@@ -132,12 +132,9 @@ class Loader:
             workers: dict[str, Any] = {"num_workers": self.num_workers}
             if self.num_workers:
                 workers |= {"prefetch_factor": 4, "persistent_workers": True}
+            rest = _Rest(weakref.proxy(self))
             self._batches = DataLoader(
-                _Batches(self.images),
-                None,
-                sampler=_Rest(weakref.proxy(self)),
-                pin_memory=self.pin_memory,
-                **workers,
+                _Batches(self.images), None, sampler=rest, pin_memory=self.pin_memory, **workers
             )
         for batch in iterate(self._batches):
             self.position += 1
@@ -154,12 +151,8 @@ class Loader:
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands: epoch, batches taken, and what they were cut from."""
-        return {
-            "epoch": self.epoch,
-            "position": self.position,
-            "num_images": len(self.images),
-            "batch_size": self.batch_size,
-        }
+        place = {"epoch": self.epoch, "position": self.position}
+        return {**place, "num_images": len(self.images), "batch_size": self.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there.

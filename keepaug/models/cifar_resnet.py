@@ -19,9 +19,7 @@ class CifarBlock(nn.Module):
     (`shortcut="padded"`, the paper's option A), or a 1 x 1 convolution and BatchNorm ("projection", B).
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int = 1, shortcut: str = "padded"
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, shortcut: str) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, out_channels, 3, stride=stride)
         self.bn1 = nn.BatchNorm2d(out_channels)

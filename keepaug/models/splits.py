@@ -13,8 +13,11 @@ from keepaug.choices import AFTER
 from keepaug.models.staged import StagedNetwork
 from keepaug.modes import evaluating
 
-# Children that run first, the child that ends with the first stage, how many of its elements belong there
-# (None: all).
+_INCEPTION = (
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
+    "maxpool2",
+)  # fmt: skip
+# Children that run first, the child that ends with the first stage, how many of its elements (None: all).
 _TORCHVISION: dict[type[nn.Module], tuple[tuple[str, ...], str, int | None]] = {
     tv.ResNet: (("conv1", "bn1", "relu", "maxpool"), "layer1", None),
     tv.AlexNet: ((), "features", 3),
@@ -22,19 +25,7 @@ _TORCHVISION: dict[type[nn.Module], tuple[tuple[str, ...], str, int | None]] = {
     tv.DenseNet: ((), "features", 5),
     tv.EfficientNet: ((), "features", 2),
     tv.GoogLeNet: (("conv1", "maxpool1", "conv2", "conv3", "maxpool2"), "inception3a", None),
-    tv.Inception3: (
-        (
-            "Conv2d_1a_3x3",
-            "Conv2d_2a_3x3",
-            "Conv2d_2b_3x3",
-            "maxpool1",
-            "Conv2d_3b_1x1",
-            "Conv2d_4a_3x3",
-            "maxpool2",
-        ),
-        "Mixed_5b",
-        None,
-    ),
+    tv.Inception3: (_INCEPTION, "Mixed_5b", None),
     tv.MNASNet: ((), "layers", 9),
     tv.MobileNetV2: ((), "features", 2),
     tv.MobileNetV3: ((), "features", 2),

@@ -20,13 +20,7 @@ class WideBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int = 1,
-        dropout: float = 0.0,
-        shortcut: str = "activated",
+        self, in_channels: int, out_channels: int, *, stride: int, dropout: float, shortcut: str
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)

@@ -78,8 +78,7 @@ class Point:
 
 
 _TRAIN_AND_TEST = (Curve("train (augmented images)", "train_accuracy"), Curve("test"))
-# Cutout's recipe has dropout and no Cutout after a policy; RandAugment's, as AutoAugment's, the other way
-# round.
+# Cutout's recipe has dropout and no Cutout after a policy; RandAugment's, as AutoAugment's, the reverse.
 _RAND_AUGMENT = {"num_ops": 3, "dropout": 0.0, "cutout_after": 16}
 FIGURES: dict[str, tuple[Panel, Panel]] = {
     "2": (

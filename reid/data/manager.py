@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,7 +138,8 @@ def open_manager(config: ReidConfig, world: Distributed) -> DataManager:
     # In a CSV file the names of the images do not say whose they are.
     texts = {split: [_label(data, record) for record in data.split(split)] for split in SPLITS}
     identity = describe_files(name, data.root, splits, labels=texts if data.layout == "csv" else None)
-    return DataManager(train, sets, labels, identity, synthetic=_synthetic(data.root))
+    synthetic = is_synthetic(data.root) or is_synthetic(data.root.parent)
+    return DataManager(train, sets, labels, identity, synthetic=synthetic)
 
 
 def open_test_sets(config: ReidConfig) -> list[TestSet]:
@@ -215,7 +215,3 @@ def _limited(data: ReidData, config: ReidConfig) -> ReidData:
     if config.limit_queries:
         data.query = data.query[: config.limit_queries]
     return data
-
-
-def _synthetic(root: Path) -> bool:
-    return is_synthetic(root) or is_synthetic(root.parent)

@@ -214,8 +214,7 @@ def _squares(name: str, features: Tensor) -> Tensor:
     """(N,) squared lengths, in float32 at least, by which infinite features and NaN are found too."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     squares = torch.empty(len(features), dtype=dtype, device=features.device)
-    # Into a vector that is there: small results between large temporary ones would fragment the heap by
-    # gigabytes.
+    # Into a vector that is there: small results between large ones would fragment the heap by gigabytes.
     for part, target in zip(features.detach().split(_BLOCK), squares.split(_BLOCK), strict=True):
         torch.sum(part.to(dtype).square(), dim=1, out=target)
     if not bool(torch.isfinite(squares).all()):
@@ -389,8 +388,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
     wanted = array.dtype if array.dtype.kind == "f" else np.dtype(np.int64)
     if wanted.itemsize > 8:  # extended precision, which torch lacks
         wanted = np.dtype(np.float64)
-    # Torch takes neither foreign byte orders nor negative strides, and warns about arrays it could not write
-    # to.
+    # Torch takes neither foreign byte orders nor negative strides, and warns about read-only arrays.
     return torch.from_numpy(np.require(array, wanted.newbyteorder("="), ["C", "W"]))
 
 

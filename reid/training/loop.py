@@ -153,15 +153,9 @@ def _finish(engine: KeepEngine, recorder: Recorder) -> dict[str, float]:
     artifacts = {"weights": WEIGHTS}
     if (recorder.path / BEST).is_file():
         artifacts["best"] = BEST
+    images, device = manager.train_loader, engine.world.device
     artifacts |= write_artifacts(
-        recorder.path,
-        config,
-        engine.network,
-        tested,
-        scored,
-        manager.train_loader,
-        engine.world.device,
-        manager.labels,
+        recorder.path, config, engine.network, tested, scored, images, device, manager.labels
     )
     sampler = manager.train_loader.sampler
     extra: dict[str, Any] = {

@@ -89,7 +89,7 @@ def fidelity_section(
 
     figures = {name: share(heat) for name, heat in _approximations(network, inputs, labels, exact).items()}
     with torch.no_grad():
-        best = _logits(network, inputs).argmax(dim=1)
+        best = torch.cat([network(part) for part in inputs.split(128)]).argmax(dim=1)
     wrong = best != labels
     largest = compute_saliency(network, inputs, best, "full")
     figures["max logit"] = share(largest)
@@ -134,10 +134,6 @@ def _earlier(path: Path, network: nn.Module) -> tuple[nn.Module, str]:
 def _classes(network: nn.Module) -> int:
     inner = network.network if isinstance(network, EarlyHeadNetwork) else network
     return [module for module in inner.modules() if isinstance(module, nn.Linear)][-1].out_features
-
-
-def _logits(network: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([network(part) for part in images.split(128)])
 
 
 def _images(root: Path | None, num: int, num_classes: int) -> tuple[Tensor, Tensor, str]:

@@ -73,19 +73,11 @@ def draw(size: Sequence[int]) -> _Set:
     return _Set(features(query_ids), features(gallery_ids), labels)
 
 
-def _ours(data: _Set) -> object:
-    return evaluate(data.query, data.gallery, **data.labels)
-
-
 def _matmul(data: _Set) -> object:
     """The distances alone, in the chunks that keep memory low."""
     for part in data.query.split(512):
         part @ data.gallery.T
     return None
-
-
-def _whole_matmul(data: _Set) -> object:
-    return data.query @ data.gallery.T
 
 
 def _torchreid(name: str) -> Any:
@@ -120,14 +112,6 @@ def _torchreid_python(data: _Set) -> object:
     return score(_cosine_distances(data.query, data.gallery), *_labels(data), max_rank=50)
 
 
-def _torchreid_cython(data: _Set) -> object:
-    return _cython()(_cosine_distances(data.query, data.gallery), *_labels(data), 50)
-
-
-def _reranked(data: _Set) -> object:
-    return rerank(data.query, data.gallery)
-
-
 def _symmetric_products(data: _Set) -> object:
     """What no exact re-ranking from features goes without: each block of the symmetric product once."""
     features = torch.cat([data.query, data.gallery])
@@ -144,19 +128,16 @@ def _torchreid_distances(data: _Set) -> list[Any]:
     return [(2 * torch.from_numpy(_cosine_distances(*pair))).clamp_(min=0).sqrt_().numpy() for pair in pairs]
 
 
-def _torchreid_reranked(data: _Set) -> object:
-    re_ranking = _torchreid("utils.rerank").re_ranking
-    return re_ranking(*_torchreid_distances(data))
-
-
 VARIANTS: dict[str, Callable[[_Set], object]] = {
     "matrix product, in chunks": _matmul,
-    "matrix product, whole": _whole_matmul,
-    "ours": _ours,
-    "torchreid, Cython": _torchreid_cython,
+    "matrix product, whole": lambda data: data.query @ data.gallery.T,
+    "ours": lambda data: evaluate(data.query, data.gallery, **data.labels),
+    "torchreid, Cython": lambda data: _cython()(
+        _cosine_distances(data.query, data.gallery), *_labels(data), 50
+    ),
     "torchreid, Python": _torchreid_python,
-    "re-ranking, ours": _reranked,
-    "re-ranking, torchreid": _torchreid_reranked,
+    "re-ranking, ours": lambda data: rerank(data.query, data.gallery),
+    "re-ranking, torchreid": lambda data: _torchreid("utils.rerank").re_ranking(*_torchreid_distances(data)),
     "ours, products alone": _symmetric_products,
     "torchreid, distances alone": _torchreid_distances,
 }
