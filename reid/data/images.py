@@ -49,7 +49,7 @@ class ResizedImages:
         description: str = "reading images",
     ) -> None:
         if len(paths) != len(labels):
-            raise ValueError(f"expected a label per image, got {len(paths)} images, {len(labels)} labels")
+            raise ValueError(f"each image needs a label, got {len(paths)} images and {len(labels)} labels")
         self.paths, self.labels, self.size = list(paths), labels, size
         self.classes = [str(label) for label in sorted(set(labels.tolist()))]
         self.padding, self.flip, self.threads = padding, flip, threads
