@@ -173,7 +173,6 @@ class IdentityLoader(Loader):
             sampler.num_identities * sampler.num_images,
             seed=seed,
             shuffle=True,
-            drop_last=True,
             rank=rank,
             world_size=world_size,
             pin_memory=pin_memory,
