@@ -349,8 +349,9 @@ def test_help_says_who_uses_a_setting() -> None:
     lines = settings_help(Settings).splitlines()
     assert lines[lines.index("used by keep:") + 1].startswith("  tau=0.6")
     assert lines.index("  lr=0.1") < lines.index("used by keep:")
-    assert next(line for line in lines if line.startswith("bookkeeping"))
-    assert lines[-1] == "  device=cpu"
+    assert "those with * may change on resume" in lines[0]
+    assert lines.index("* device=cpu") < lines.index("used by keep:")
+    assert [line for line in lines if line.startswith("* ")] == ["* device=cpu"]
 
 
 @pytest.mark.parametrize("resume", [False, True])
