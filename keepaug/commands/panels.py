@@ -41,7 +41,7 @@ from keepaug.runs.seeds import make_generator
 SHARES = (0.2, 0.5, 0.7, 0.9, 1.0)  # of the largest magnitude
 TITLES = ("image", "Cutout", "RandAugment", "saliency", "KeepCutout", "KeepRandAugment")
 
-FIGURE4 = ("image", "half resolution", "its saliency", "KeepCutout", "early head's saliency", "KeepCutout")
+FIGURE4 = ("image", "half resolution", "its saliency", "KeepCutout", "early head's map", "KeepCutout")
 
 
 def load_network(args: argparse.Namespace) -> tuple[nn.Module, Sequence[float], Sequence[float]]:

@@ -102,7 +102,7 @@ def test_show_regions_draws_figure_4_and_all_policies(
         given = ["--weights", str(tmp_path / f"{name}.pt"), "--show", "figure4"]
         assert show.main([*base, *given]) == 0
         picture = Image.open(tmp_path / "o.png").convert("L")
-        picture = picture.crop((0, 30, picture.width, picture.height))  # without the titles
+        picture = picture.crop((0, 36, picture.width, picture.height))  # without the titles
         widths.append(picture.point(lambda value: 255 * (value < 250)).getbbox()[2])  # the last picture's end
     assert widths[0] - widths[1] > 300  # two pictures more, of the early head
     assert show.main([*base, "--show", "policies"]) == 0

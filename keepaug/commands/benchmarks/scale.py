@@ -90,9 +90,8 @@ def scale_section(device: torch.device, *, shrink: bool = False) -> tuple[Table,
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "KEEPAUG_CACHE": str(Path(folder) / "cache")}
         for kind, whole in (_SHRUNK if shrink else SIZES).items():
-            sizes, times = [whole // part for part in _PARTS], ("",)
-            if kind == "images in a folder":
-                times = ("first start", "second start")
+            sizes = [whole // part for part in _PARTS]
+            times = ["first start", "second start"] if kind == "images in a folder" else [""]
             for before, size in zip([0, *sizes], sizes, strict=False):
                 if kind == "images in a folder":
                     _write_images(Path(folder) / "images", before, size)
