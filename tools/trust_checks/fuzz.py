@@ -398,7 +398,7 @@ def _readers(base: Callable[..., Path], references: Path, runs: dict[str, Run]) 
     image = "classes/val/" + sorted(path.name for path in (nets / "classes/val").iterdir())[0]
     image += "/" + sorted(path.name for path in (nets / image).iterdir())[0]
     show = ("--weights", "weights.pt", "--image", image, "--side", "16", "--output", "o.png")
-    features = ("--weights", "reid.pt", "--images", "people/query", "--output", "f.npz", "--num-workers", "1")
+    features = ("--weights", "reid.pt", "--data", "people/query", "--output", "f.npz", "--num-workers", "1")
     for tool, file, codec, arguments, products in (
         ("audit", "weights.pt", "torch", audit, ()),
         ("audit", "checkpoint.pt", "torch", ("--model", "checkpoint.pt", *audit[2:]), ()),
@@ -573,7 +573,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "audit": ("--model", "weights.pt", "--data", "classes/val", "--augment", "cutout:6",
               "--limit-images", "4", "--sweep", "0", "--output", "a"),
     "show": ("--weights", "weights.pt", "--image", "i.png", "--side", "16", "--output", "o.png"),
-    "extract-reid": ("--weights", "reid.pt", "--images", "people/query", "--output", "f.npz", "--num-workers",
+    "extract-reid": ("--weights", "reid.pt", "--data", "people/query", "--output", "f.npz", "--num-workers",
                      "1"),
     "benchmark": ("regions", "--shrink", "--rounds", "1", "--output", "b.json"),
     "completion": ("bash",),
