@@ -69,7 +69,7 @@ try:
         default_setup,
     )
     from detectron2.engine import launch as launch_processes
-    from detectron2.engine.hooks import PeriodicWriter
+    from detectron2.engine.hooks import PeriodicCheckpointer, PeriodicWriter
     from detectron2.evaluation import DatasetEvaluator
     from detectron2.structures import BoxMode
     from detectron2.utils.events import EventStorage
@@ -375,6 +375,10 @@ class Trainer(DefaultTrainer):
             generator=torch.Generator(),  # else it would take a number from those of the first step
         )
 
+    def build_hooks(self) -> list[Any]:
+        """Detectron2's, the checkpoint last: no line of metrics is missing of what it has done."""
+        return sorted(super().build_hooks(), key=lambda hook: isinstance(hook, PeriodicCheckpointer))
+
     def build_writers(self) -> list[Any]:
         """Detectron2's."""
         return super().build_writers() if self.writes else []
@@ -490,11 +494,11 @@ def run(
         WeightsNotLoadedError: the backbone (or with `eval_only` the detector) did not come from the file.
         RuntimeError: a loss became infinite or NaN; names the last good checkpoint.
     """
-    fix_order_if_asked()  # in each process
     register(cfg.DATASETS.TEST[0], val)
     if train is not None:
         register(cfg.DATASETS.TRAIN[0], train)
     _set_up(cfg, eval_only=eval_only, dry_run=dry_run)
+    fix_order_if_asked()  # in each process, whatever CUDNN_BENCHMARK says
     if eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = _Checkpointer(model, cfg.OUTPUT_DIR)

@@ -23,6 +23,7 @@ from detection.torchvision_engine.build import Detector, RetinaNet, build_model
 from detection.torchvision_engine.data import EvaluationImages, Sample, TrainingBatches, usable
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
 from keepaug.runs.checkpoint import check_optimizer, first_non_finite, restoring
+from keepaug.runs.distributed import fix_order_if_asked
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic, write_text_atomic
 from keepaug.runs.guard import check_finite
@@ -253,6 +254,7 @@ def _set_precision(cfg: Any) -> None:
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+    fix_order_if_asked()
 
 
 def _iterate(

@@ -410,6 +410,30 @@ def test_detectron2_stopped_and_resumed_is_uninterrupted(
     assert [key for key, value in whole.items() if not torch.equal(value, stopped[key])] == []
 
 
+def test_a_checkpoint_of_detectron2_has_all_lines_of_metrics(
+    drawn: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within the last step, right after its checkpoint."""
+    from detection import detectron2_engine
+
+    cfg = config("fpn", "OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", "0", "SOLVER.MAX_ITER", "2",
+                 "SOLVER.STEPS", "(1,)", "MODEL.FPN.OUT_CHANNELS", "32")  # fmt: skip
+    save = detectron2_engine._Checkpointer.save
+
+    def stop(self, name, **extra):
+        save(self, name, **extra)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detectron2_engine._Checkpointer, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            detectron2_engine.run(to_detectron2(cfg), drawn, drawn)
+    assert (tmp_path / "model_final.pth").is_file()
+    detectron2_engine.run(to_detectron2(cfg), drawn, drawn, resume=True)
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
+
+
 def test_lines_of_detectron2s_metrics_that_are_lost_are_told_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

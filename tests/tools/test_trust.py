@@ -36,6 +36,43 @@ def test_a_tenth_of_all_that_is_tried(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+TWICE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tools!r})
+import torch
+from trust_checks.runs import all_runs, differences, digest, write_data
+folder = Path({folder!r})
+write_data(folder / "data")
+run = all_runs(folder / "data")[{name!r}]
+more = ("CUDNN_BENCHMARK", "True") if run.tool == "train-detector" else ()  # must not win
+for number in "12":
+    assert run.main(run.argv(folder / number, *more)) == 0
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+assert not (wrong := differences(digest(folder / "1"), digest(folder / "2"))), wrong
+"""
+LOOPS = ["classifier", "few labels", "re-identification", "detector (torchvision)"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [*LOOPS, pytest.param("detector (Detectron2)", marks=pytest.mark.detectron2)]
+)
+def test_every_loop_takes_the_algorithms_with_a_fixed_order(name: str, tmp_path: Path) -> None:
+    script = TWICE.format(tools=str(TOOLS), folder=str(tmp_path), name=name)
+    environment = {
+        **os.environ,
+        "KEEPAUG_CACHE": str(tmp_path / "cache"),
+        "KEEPAUG_DETERMINISTIC": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=TOOLS.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def test_verdicts(tmp_path: Path) -> None:
     from trust_checks.processes import HANG, REFUSED, TRACEBACK, call, verdict
 
