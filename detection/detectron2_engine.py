@@ -37,7 +37,7 @@ from detection.config import ConfigError
 from detection.evaluation import coco_results, evaluate, save_results
 from detection.tool import checkpoints
 from keepaug.data.reading import read_image
-from keepaug.runs.checkpoint import check_optimizer, first_non_finite, restoring
+from keepaug.runs.checkpoint import checked, first_non_finite, restoring
 from keepaug.runs.distributed import Distributed, fix_order_if_asked
 from keepaug.runs.errors import EXIT_STOPPED, LostProcessError, StopRequestedError
 from keepaug.runs.files import write_atomic, write_text_atomic
@@ -515,9 +515,8 @@ def run(
     comm.synchronize()
     trainer = Trainer(cfg, clock, StopSignals() if several else signals, writes=not dry_run)
     if found is not None:
-        with restoring(found[0], "state"):
+        with restoring(found[0], "state"), checked(trainer.optimizer):
             trainer.checkpointer.load(str(found[0]))
-            check_optimizer(trainer.optimizer)
         trainer.start_iter = trainer.iter + 1
         if trainer.start_iter > cfg.SOLVER.MAX_ITER:
             raise ValueError(

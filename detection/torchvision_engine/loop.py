@@ -22,7 +22,7 @@ from detection.tool import checkpoints
 from detection.torchvision_engine.build import Detector, RetinaNet, build_model
 from detection.torchvision_engine.data import EvaluationImages, Sample, TrainingBatches, usable
 from detection.torchvision_engine.weights import load_backbone, load_detectron2_state, to_detectron2_state
-from keepaug.runs.checkpoint import check_optimizer, first_non_finite, restoring
+from keepaug.runs.checkpoint import checked, first_non_finite, restoring
 from keepaug.runs.distributed import fix_order_if_asked
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.files import write_atomic, write_text_atomic
@@ -122,8 +122,8 @@ def _restore(path: Path, content: dict[str, Any], model: Detector, optimizer: SG
     with restoring(path, "state"):
         load_detectron2_state(model, content["model"])
         model.load_state_dict(content["counters"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-        check_optimizer(optimizer)
+        with checked(optimizer):
+            optimizer.load_state_dict(state["optimizer"])
         if isinstance(model, RetinaNet):
             model.head.normaliser.fill_(state["normaliser"])
     return content["iteration"] + 1, state["seed"]

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from keepaug.audit.foreign import load_object
@@ -29,6 +28,7 @@ from keepaug.models.networks import build_network, import_timm
 from keepaug.models.weights import load_classifier, misfit_of
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import sha256_of
+from keepaug.runs.shapes import check_shape, read_yaml
 
 _UNKNOWN = "what the network expects is not known: give mean, std ({known}) and size"
 
@@ -303,6 +303,7 @@ def _run_name(path: Path) -> str:
 
 def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
     """A checkpoint of a run; what its network is stands in the weights.pt or config.yaml beside it."""
+    check_shape(content, {"model": {str: Any}, str: Any}, path)
     beside = path.parent / "weights.pt"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -312,12 +313,13 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
         module, mean, std, classes = like.spec.build(), like.mean, like.std, list(like.classes)
     else:
         file = path.parent / "config.yaml"
-        config = yaml.safe_load(file.read_text()) if file.is_file() else None
-        if not isinstance(config, dict) or "arch" not in config:
+        config = read_yaml(file) if file.is_file() else {}
+        matrices = [one for one in content["model"].values() if isinstance(one, Tensor) and one.ndim == 2]
+        if "arch" not in config or not matrices:
             raise ValueError(
                 f"{path} is a checkpoint and needs its run's weights.pt or config.yaml beside it"
             )
-        matrices = [one for one in content["model"].values() if isinstance(one, Tensor) and one.ndim == 2]
+        check_shape(config, {"arch": str, "stem?": str, str: Any}, file)
         options = {"stem": config["stem"]} if "stem" in config else {}
         module = build_network(config["arch"], len(matrices[-1]), **options)
     state = {

@@ -117,17 +117,23 @@ def _odd(tensor: Tensor) -> str | None:
     return next((kind for kind, has in kinds.items() if has), None)
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise unless an optimizer can take a step: its `load_state_dict` takes anything.
+@contextlib.contextmanager
+def checked(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Raise unless an optimizer can take a step after it was given a state within: it takes any.
 
     Raises:
-        TypeError: a setting that is another kind than its default, or a state that is not of its parameter.
+        TypeError: a setting of a group that is missing or of another kind than before, or a state that is
+            not of its parameter.
     """
-    for group in optimizer.param_groups:
-        for key, default in optimizer.defaults.items():
-            numbers = all(type(one) in (int, float) for one in (default, group.get(key)))
-            if key in group and not numbers and type(group[key]) is not type(default):
-                raise TypeError(f"{key} is {group[key]!r:.60}, expected something like {default!r}")
+    before = [dict(group) for group in optimizer.param_groups]
+    yield
+    for group, own in zip(optimizer.param_groups, before, strict=True):
+        for key, value in own.items():  # torch itself adds what earlier versions lack
+            if key not in group:
+                raise TypeError(f"{key} is missing, expected something like {value!r:.60}")
+            numbers = all(type(one) in (int, float) for one in (value, group[key]))
+            if not numbers and type(group[key]) is not type(value):
+                raise TypeError(f"{key} is {group[key]!r:.60}, expected something like {value!r:.60}")
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if key == "step":

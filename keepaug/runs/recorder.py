@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from keepaug.runs.checkpoint import FILE_NAME as CHECKPOINT
 from keepaug.runs.checkpoint import (
-    check_optimizer,
+    checked,
     has_checkpoint,
     load_checkpoint,
     restoring,
@@ -477,9 +477,8 @@ def _state_of(part: Any) -> Any:
 
 def _restore(part: Any, state: Any) -> None:
     if hasattr(part, "load_state_dict"):
-        part.load_state_dict(state)
-        if isinstance(part, torch.optim.Optimizer):
-            check_optimizer(part)
+        with checked(part) if isinstance(part, torch.optim.Optimizer) else contextlib.nullcontext():
+            part.load_state_dict(state)
     elif isinstance(part, Tensor):
         part.copy_(state)
     else:

@@ -58,6 +58,21 @@ def test_our_files(tmp_path: Path) -> None:
     assert torch.equal(again.module.eval()(images), network(images))
     assert again.identity == found.identity
     assert "step 7" in again.name
+    for model in ({3: torch.ones(1)}, [], "x"):
+        torch.save({"model": model, "step": 7}, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=r"checkpoint\.pt has"):
+            open_network(tmp_path / "checkpoint.pt")
+    (tmp_path / "weights.pt").unlink()
+    for model, config in (
+        ({"fc.weight": torch.ones(3, 3)}, "arch: [1]"),
+        ({"fc.weight": torch.ones(3, 3)}, "[" * 3000),
+        ({"fc.weight": torch.ones(3, 3)}, "arch: 3"),
+        ({}, "arch: resnet8"),
+    ):
+        torch.save({"model": model, "step": 7}, tmp_path / "checkpoint.pt")
+        (tmp_path / "config.yaml").write_text(config)
+        with pytest.raises(ValueError, match=r"config\.yaml"):
+            open_network(tmp_path / "checkpoint.pt")
 
 
 @pytest.mark.parametrize(("name", "wrapped"), [("torchvision:resnet18", False), ("timm:resnet18", True)])

@@ -140,6 +140,10 @@ def test_resume_refuses_another_config_and_goes_on_with_its_own(root: Path, tmp_
     assert metrics is not None
     with pytest.raises(ConfigError, match=r"would change the run.*SOLVER\.BASE_LR \(was 0.01, is 0.5\)"):
         run(job(root, tmp_path / "run", *steps, "SOLVER.BASE_LR", "0.5", resume=True))
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    with pytest.raises(ValueError, match=r"has done 2 iterations, more than SOLVER\.MAX_ITER 1"):
+        run(job(root, tmp_path / "run", *steps, "SOLVER.MAX_ITER", "1", resume=True))
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
     (tmp_path / "run" / "last_checkpoint").unlink()  # as where it was killed just before writing it
     for only in (False, True):
         again = run(job(root, tmp_path / "run", *steps, resume=True, eval_only=only))

@@ -432,6 +432,10 @@ def test_a_checkpoint_of_detectron2_has_all_lines_of_metrics(
     detectron2_engine.run(to_detectron2(cfg), drawn, drawn, resume=True)
     lines = (tmp_path / "metrics.json").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, ()
+    with pytest.raises(ValueError, match=r"has done 2 iterations, more than SOLVER\.MAX_ITER 1"):
+        detectron2_engine.run(to_detectron2(cfg), drawn, drawn, resume=True)
 
 
 def test_lines_of_detectron2s_metrics_that_are_lost_are_told_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,14 @@ def test_mean_and_sample_deviation() -> None:
     assert shown({"accuracy": 50.0, "top5": 99.126}) == "accuracy 50.00, top5 99.13"
     assert summary([{"accuracy": 1.0}, {"accuracy": 3.0}]) == "accuracy: 2.00 ± 1.41 (2 seeds)"
     assert summary([{"accuracy": 1.0}]) == "accuracy: 1.00 (1 seed)"
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".x", "/x"])
+@pytest.mark.parametrize("tool", ["train-classifier", "train-uda", "train-reid"])
+def test_a_name_leads_nowhere_else(
+    tool: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert commands()[tool].load()([f"root={tmp_path}", f"name={name}"]) == 2
+    assert "leave out slashes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -241,6 +241,18 @@ def test_what_an_earlier_version_left_between_its_renames_is_a_run(tmp_path: Pat
         assert recorder.state["step"] == 2
 
 
+def test_a_run_says_which_revisions_made_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in ("aaa", "bbb", "bbb"):
+        monkeypatch.setattr("keepaug.runs.recorder.revision", lambda one=one: one)
+        with claimed(tmp_path, resume=True) as recorder:
+            recorder.save(2)
+            recorder.finish({"accuracy": 1.0})
+    assert capsys.readouterr().out.count("note: begun by revision aaa, going on with bbb") == 1
+    assert json.loads((tmp_path / "result.json").read_text())["revisions"] == ["aaa", "bbb"]
+
+
 def test_no_number_that_is_none_is_saved(tmp_path: Path) -> None:
     network = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from keepaug.runs.checkpoint import check_optimizer, read_weights_only
+from keepaug.runs.checkpoint import checked, read_weights_only
 from keepaug.runs.config import ConfigError
 from keepaug.runs.shapes import PLAIN, check_shape, read_json, read_yaml
 
@@ -82,15 +83,33 @@ def test_tensors_that_nothing_takes_are_named(odd: torch.Tensor, tmp_path: Path)
 
 def test_an_optimizer_that_cannot_take_a_step_is_found_out() -> None:
     parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+
+    def make() -> torch.optim.SGD:
+        return torch.optim.SGD([{"params": [parameter], "factor": 2.0}], lr=0.1, momentum=0.9)
+
+    optimizer = make()
     parameter.grad = torch.ones(3)
     optimizer.step()
-    check_optimizer(optimizer)
+
+    def load(key: str, **change: Any) -> None:
+        state = copy.deepcopy(optimizer.state_dict())
+        state["state"][0] |= {name: value for name, value in change.items() if name == "momentum_buffer"}
+        group = state["param_groups"][0]
+        group |= {name: value for name, value in change.items() if name in group}
+        group.pop(key, None)
+        other = make()
+        with checked(other):
+            other.load_state_dict(state)
+
+    load("")
+    load("nesterov")  # which earlier versions of torch did not write
     for bad in ("", torch.ones(2), [1], -1, torch.tensor(True), torch.tensor(1.0)):
-        optimizer.state[parameter]["momentum_buffer"] = bad
         with pytest.raises(TypeError, match="momentum_buffer"):
-            check_optimizer(optimizer)
-    optimizer.state.clear()
-    optimizer.param_groups[0]["nesterov"] = "yes"
+            load("", momentum_buffer=bad)
     with pytest.raises(TypeError, match="nesterov is 'yes'"):
-        check_optimizer(optimizer)
+        load("", nesterov="yes")
+    with pytest.raises(TypeError, match="factor is 'x'"):
+        load("", factor="x")
+    for key in ("lr", "factor"):
+        with pytest.raises(TypeError, match=f"{key} is missing"):
+            load(key)

@@ -244,6 +244,8 @@ def test_submitted_by_submitit(
     jobs = reproduce.plan(args)[:1]
     handles = reproduce.submit(jobs, args, tmp_path / "slurm", cluster="local")
     handles[0].result()
+    queued = handles[0].submission().function.checkpoint()  # what SLURM starts again after the time limit
+    assert queued.function == handles[0].submission().function
     assert json.loads((jobs[0].folder / "result.json").read_text())["shortened"]
     assert reproduce.submit(jobs, args, tmp_path / "slurm", cluster="local") == []
     monkeypatch.setenv("PATH", "/nowhere")
