@@ -425,6 +425,8 @@ def collect(
 ) -> list[Path]:
     """Keep the result files of planned runs, `folder/RUN/seedN/result.json`; what is there already stays.
 
+    The home folder is written as ~ in them.
+
     Args:
         plan: of `load_evidence`.
         wanted: of `Evidence.wanted`.
@@ -440,5 +442,6 @@ def collect(
             kept = folder / name / f"seed{seed}" / FILE_NAME
             if not kept.is_file():
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                new.append(write_text_atomic(kept, (Path(result["folder"]) / FILE_NAME).read_text()))
+                text = (Path(result["folder"]) / FILE_NAME).read_text()
+                new.append(write_text_atomic(kept, text.replace(str(Path.home()), "~")))
     return new
