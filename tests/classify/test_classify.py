@@ -271,7 +271,10 @@ def test_learning_rate() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [*sorted(ROOT.glob("configs/classify/*.yaml")), *sorted(ROOT.glob("configs/lab/*.yaml"))],
+    [
+        *sorted(ROOT.glob("configs/classify/*.yaml")),
+        *(ROOT / "configs" / "lab" / f"{name}.yaml" for name in ("cifar10", "cifar10_large", "backbone")),
+    ],
     ids=lambda p: p.stem,
 )
 def test_configs_load_change_a_default_and_say_how_to_run(path: Path) -> None:

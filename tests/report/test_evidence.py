@@ -71,6 +71,15 @@ def test_every_planned_run_is_a_recipe_of_its_own(plan: Evidence, recipes: dict[
     assert set(recipes) == set(plan.runs)
     whole = [(plan.runs[name].tool, plan.runs[name].after, recipe) for name, recipe in recipes.items()]
     assert len({json.dumps(one, sort_keys=True) for one in whole}) == len(whole)
+    configs = {f"lab/{path.name}" for path in (ROOT / "configs" / "lab").glob("*.yaml")}
+    assert {run.config for run in plan.runs.values()} == configs
+    for run in plan.runs.values():
+        tool = known.tool(run.tool)
+        data = [] if run.tool == "train_detector" else ["root=x"]
+        tool.check(tool.load(ROOT / "configs" / run.config, data))
+        head = (ROOT / "configs" / run.config).read_text()
+        assert f"keepaug {run.tool.replace('_', '-')} --config configs/{run.config}" in head
+        assert "# Time: " in head
     paired = {name for question in plan.questions if question.id in "abcd" for name in question.runs}
     assert {recipes[name]["arch"] for name in paired} == {"lab"}
 
