@@ -99,8 +99,7 @@ def _begun(
 ) -> Iterator[tuple[_Run, Recorder]]:
     """A run before its first step: settings and data checked, folder claimed, all said."""
     check(config)
-    world = setup(config.device)
-    try:
+    with contextlib.closing(setup(config.device)) as world:
         config = with_precision(config, Path(output), world.device)
         data = open_data(config, world.device)
         run = _prepare(config, world, data)
@@ -110,8 +109,6 @@ def _begun(
             kind="ssl_uda",
             main=world.is_main,
             dry=dry,
-            tensorboard=config.tensorboard,
-            tracker=config.tracker,
             changed=lambda before: changed_settings(in_todays_names(before), config),
         ) as recorder:
             run.step = recorder.claim(
@@ -134,8 +131,6 @@ def _begun(
             recorder.announce(run.network, world.device, run.step, f"{work} images, {label(config)}")
             world.barrier()
             yield run, recorder
-    finally:
-        world.close()
 
 
 def network_spec(config: UdaConfig, num_classes: int) -> NetworkSpec:

@@ -22,7 +22,7 @@ from keepaug.classify.methods import METHODS, Cutting, Labels, Mixing, Step, Vie
 from keepaug.classify.optimizer import build_optimizer, learning_rate, set_learning_rate
 from keepaug.data.batch_transforms import change_colours, draw_colours, normalize
 from keepaug.data.images import Batch, Images, MemoryImages
-from keepaug.data.loader import Loader, default_workers, make_loader
+from keepaug.data.loader import Loader, default_workers
 from keepaug.data.pictures import draw_views
 from keepaug.data.saliency_cache import SaliencyCache, carried_or_fresh
 from keepaug.keep import KeepCutMix, KeepCutout, KeepRandomErasing
@@ -115,8 +115,7 @@ def _begun(
 ) -> Iterator[tuple[_Run, Recorder]]:
     """A run before its first step: settings and data checked, folder claimed, all said."""
     check(config)
-    world = setup(config.device)
-    try:
+    with contextlib.closing(setup(config.device)) as world:
         config = with_precision(config, Path(output), world.device)
         data = open_datasets(config)
         seed_everything(config.seed)
@@ -127,19 +126,15 @@ def _begun(
             kind="classify",
             main=world.is_main,
             dry=dry,
-            tensorboard=config.tensorboard,
-            tracker=config.tracker,
         ) as recorder:
             _claim(run, recorder, resume)
             recorder.announce(run.trained, world.device, run.step, _work(run))
             world.barrier()
             yield run, recorder
-    finally:
-        world.close()
 
 
 def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run:
-    loader = make_loader(
+    loader = Loader(
         data.train,
         config.batch_size,
         seed=config.seed,
@@ -435,7 +430,7 @@ def _evaluate(run: _Run) -> dict[str, float]:
     network = run.ema.model if run.ema is not None else run.network
     network.eval()
     in_memory = isinstance(run.data.val, MemoryImages)  # and nothing to compute
-    loader = make_loader(
+    loader = Loader(
         run.data.val,
         max(run.config.batch_size, 2 * run.world.world_size),
         rank=run.world.rank,

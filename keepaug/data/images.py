@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class Images(Protocol):
-    """What `make_loader` takes: a length, and a whole batch for indices and one seed per image."""
+    """What `Loader` takes: a length, and a whole batch for indices and one seed per image."""
 
     labels: Tensor
     classes: list[str]
@@ -89,7 +89,7 @@ class MemoryImages:
         classes: names.
         padding: of the random crop in pixels; None for no crop.
         flip: horizontal flip with probability 0.5.
-        alternate: each image is mirrored every second epoch instead; `make_loader` must say so (`alternate`).
+        alternate: each image is mirrored every second epoch instead; `Loader` must say so (`alternate`).
         border: what is padded with, "zero", "reflect" or a colour.
         policy: strong augmentation for the second view, of uint8 (N, 3, H, W) images by (N,) seeds;
             `one_by_one` makes one of a transform for single images.

@@ -167,6 +167,3 @@ class Loader:
                 "it cannot be resumed on other data"
             )
         self.epoch, self.position = state["epoch"], state["position"]
-
-
-make_loader = Loader

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from keepaug.report.aggregate import Group
 from keepaug.report.cells import Wanted
 from keepaug.report.pairs import SETTLED, Pairs, compare
 from keepaug.runs.files import write_text_atomic
@@ -48,10 +49,6 @@ class PlannedRun:
     metric: str = "accuracy"
     after: str = ""
     added: str = ""
-
-    def seed(self, number: int) -> int:
-        """As its tool takes it, for seeds that are counted from 0; a detector's 0 means "not seeded"."""
-        return number + (self.tool == "train_detector")
 
 
 @dataclass(frozen=True)
@@ -116,6 +113,10 @@ class Evidence:
         }
         return [(self.runs[name], seed) for name, seed in planned]
 
+    def metric(self, question: Question) -> str:
+        """What its runs are compared by; one for all of them."""
+        return self.runs[question.runs[0]].metric
+
     def wanted(self, tool_of: Callable[[str], Tool], configs: Path) -> dict[str, Wanted]:
         """What a result must be to be one of a run, by the run's name."""
 
@@ -178,7 +179,7 @@ def of_run(results: Sequence[Mapping[str, Any]], wanted: Wanted) -> dict[int, Ma
     """
     found: dict[int, Mapping[str, Any]] = {}
     for result in results:
-        if result["synthetic"] or result["shortened"] or differences(result["recipe"], wanted.recipe):
+        if not Group([dict(result)]).comparable or differences(result.get("recipe", {}), wanted.recipe):
             continue
         if _built_otherwise(result, wanted.backbone):
             continue
@@ -196,14 +197,12 @@ def _built_otherwise(result: Mapping[str, Any], backbone: Mapping[str, Any] | No
     origin = result.get("started_from") or {}
     if backbone is None:
         return bool(origin)
-    below = origin.get("provenance") or {"synthetic": True}
-    if below["synthetic"] or below["shortened"]:
-        return True
-    return bool(differences(below["recipe"], backbone)) or _number(result) != _number(below)
+    below = origin.get("provenance") or {}
+    return bool(differences(below.get("recipe", {}), backbone)) or _number(result) != _number(below)
 
 
 def _number(result: Mapping[str, Any]) -> int:
-    """Of the pair that a result belongs to, see `PlannedRun.seed`."""
+    """Of the pair that a result belongs to; a detector's seeds begin at 1, since its 0 is "not seeded"."""
     return int(result["seed"]) - (result["kind"] == "detection")
 
 
@@ -223,6 +222,12 @@ def _paired(
                     f"{one['folder']} and {other['folder']} are no pair: {key} is {one.get(key)} and "
                     f"{other.get(key)}"
                 )
+        below = [(run.get("started_from") or {}).get("provenance", {}).get("dataset") for run in (one, other)]
+        if all(below) and below[0] != below[1]:
+            raise ValueError(
+                f"{one['folder']} and {other['folder']} are no pair: what they start from saw {below[0]} and "
+                f"{below[1]}"
+            )
     return compare(
         *({seed: run["metrics"][metric] for seed, run in runs.items()} for runs in (first, second))
     )
@@ -288,7 +293,7 @@ def _answers(plan: Evidence, found: _Found) -> list[str]:
     lines = ["", "## Answers so far", ""]
     for question in plan.questions:
         said = [
-            _said(first, second, _paired(plan.runs[first].metric, found[first], found[second]))
+            _said(first, second, _paired(plan.metric(question), found[first], found[second]))
             for first, second in question.comparisons
         ]
         decided = [sentence for sentence in said if sentence]
@@ -337,7 +342,7 @@ def _planned(plan: Evidence, found: _Found) -> list[str]:
 
 
 def _differences(plan: Evidence, question: Question, found: _Found) -> list[str]:
-    metric = plan.runs[question.runs[0]].metric
+    metric = plan.metric(question)
     lines = [f"| difference | points of {metric} | pairs | still needed |", "|---|---|---|---|"]
     for first, second in question.comparisons:
         pairs = _paired(metric, found[first], found[second])
@@ -351,7 +356,7 @@ def _differences(plan: Evidence, question: Question, found: _Found) -> list[str]
 
 
 def _values(plan: Evidence, question: Question, found: _Found) -> list[str]:
-    metric = plan.runs[question.runs[0]].metric
+    metric = plan.metric(question)
     lines = [f"| run | {metric} (%) | seeds | core-minutes |", "|---|---|---|---|"]
     for name in question.runs:
         runs = list(found[name].values())
@@ -369,7 +374,7 @@ _ROW, _LEFT, _WIDE = 26, 430, 330  # pixels: of a row, of the names, of the scal
 
 def _picture(plan: Evidence, question: Question, found: _Found) -> str:
     """A row for each comparison: a point, and a line where there is an interval; "" without any pair."""
-    metric = plan.runs[question.runs[0]].metric
+    metric = plan.metric(question)
     pairs = {both: _paired(metric, found[both[0]], found[both[1]]) for both in question.comparisons}
     known = [one for one in pairs.values() if len(one)]
     if not known:

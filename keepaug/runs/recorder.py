@@ -115,13 +115,13 @@ class Recorder:
 
     Args:
         output: the folder; made where missing.
-        config: resolved settings: a dataclass of `option` fields, or a mapping, with `recipe`, `precision`,
-            `seed` and `changed` given.
+        config: resolved settings: a dataclass of `option` fields, whose `tensorboard` and `tracker` (one of
+            `keepaug.runs.loggers.TRACKERS`) say where else figures go; or a mapping, with `recipe`,
+            `precision`, `seed` and `changed` given.
         kind: of the result.
         main: whether this process writes; the others only read the checkpoint.
         dry: say and refuse all that a run would, and write nothing.
-        tensorboard: also write TensorBoard events, where tensorboard is installed.
-        tracker: also log to one of `keepaug.runs.loggers.TRACKERS`.
+        tensorboard: also write TensorBoard events, where tensorboard is installed; None: as the config says.
         recipe: for a mapping: what decides the figures.
         precision: for a mapping: how numbers are computed.
         seed: for a mapping.
@@ -141,8 +141,7 @@ class Recorder:
         kind: str,
         main: bool = True,
         dry: bool = False,
-        tensorboard: bool = True,
-        tracker: str = "none",
+        tensorboard: bool | None = None,
         recipe: Mapping[str, Any] | None = None,
         precision: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -150,7 +149,10 @@ class Recorder:
         pass_signals_on: bool = False,
         has_run: Callable[[Path], bool] = has_checkpoint,
     ) -> None:
+        tracker = getattr(config, "tracker", "none")
         check_tracker(tracker)
+        if tensorboard is None:
+            tensorboard = getattr(config, "tensorboard", True)
         self.path, self.main, self._says = Path(output), main and not dry, main
         self.clock = Clock(self.path / RUN)
         self._has_run, self._tensorboard, self._tracker = has_run, tensorboard, tracker

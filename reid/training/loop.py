@@ -69,8 +69,7 @@ def _begun(
 ) -> Iterator[tuple[KeepEngine, Recorder]]:
     """A run before its first step: settings and data checked, folder claimed, all said."""
     check(resolve(config))
-    world = setup(config.device)
-    try:
+    with contextlib.closing(setup(config.device)) as world:
         config = with_precision(config, Path(output), world.device)
         with Recorder(
             output,
@@ -78,8 +77,6 @@ def _begun(
             kind="reid",
             main=world.is_main,
             dry=dry,
-            tensorboard=config.tensorboard,
-            tracker=config.tracker,
             changed=partial(_changed, config),
         ) as recorder:
             manager = open_manager(config, world)
@@ -95,8 +92,6 @@ def _begun(
             if world.is_main:
                 _announce(manager)
             yield engine, recorder
-    finally:
-        world.close()
 
 
 def _changed(config: ReidConfig, before: Mapping[str, Any]) -> list[str]:

@@ -113,7 +113,7 @@ def test_the_result_holds_the_train_accuracy(drawn: Path, tmp_path: Path) -> Non
     data = loop.open_datasets(config(drawn, *options))
     loop.seed_everything(7)
     network = build_network("resnet8", 2, stem="cifar").train()
-    batches = loop.make_loader(data.train, 7, seed=7, shuffle=True)
+    batches = loop.Loader(data.train, 7, seed=7, shuffle=True)
     right = []
     for _ in range(2):
         hits = [

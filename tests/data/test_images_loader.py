@@ -28,7 +28,7 @@ from keepaug.data.folder import open_folder
 from keepaug.data.identity import describe_files, describe_tensors
 from keepaug.data.imagenet import read_train
 from keepaug.data.images import Batch, FileImages, MemoryImages, decode_all, one_by_one
-from keepaug.data.loader import default_workers, make_loader
+from keepaug.data.loader import Loader, default_workers
 from keepaug.policies import Repeated
 
 
@@ -60,8 +60,8 @@ def same(first, second) -> bool:
 
 @pytest.mark.parametrize("stop", [1, 3, 5, 6, 9])
 def test_resumes_exactly_at_any_batch(stop: int) -> None:
-    whole = epochs(make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True), 2)
-    loader = make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True)
+    whole = epochs(Loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True), 2)
+    loader = Loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True)
     taken = 0
     state = None
     while state is None:
@@ -70,7 +70,7 @@ def test_resumes_exactly_at_any_batch(stop: int) -> None:
             if taken == stop:
                 state = loader.state_dict()
                 break
-    fresh = make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True)
+    fresh = Loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, drop_last=True)
     fresh.load_state_dict(state)
     rest = []
     while fresh.epoch < 2:
@@ -80,7 +80,7 @@ def test_resumes_exactly_at_any_batch(stop: int) -> None:
 
 
 def test_every_image_once_per_epoch_in_a_new_order() -> None:
-    loader = make_loader(memory(), 5, seed=1, shuffle=True)
+    loader = Loader(memory(), 5, seed=1, shuffle=True)
     first, second = (torch.cat([batch.indices for batch in loader]) for _ in range(2))
     assert torch.equal(first.sort().values, torch.arange(23))
     assert not torch.equal(first, second)
@@ -89,12 +89,10 @@ def test_every_image_once_per_epoch_in_a_new_order() -> None:
 def test_workers_and_processes_change_nothing(folder: Path) -> None:
     (paths, labels), _, classes = open_folder(folder)
     images = FileImages(paths, labels, classes, read=partial(read_train, size=16), policy=rand_augment(2, 9))
-    alone = epochs(make_loader(images, 4, seed=3, shuffle=True), 1)
-    workers = epochs(make_loader(images, 4, seed=3, shuffle=True, num_workers=2), 1)
+    alone = epochs(Loader(images, 4, seed=3, shuffle=True), 1)
+    workers = epochs(Loader(images, 4, seed=3, shuffle=True, num_workers=2), 1)
     assert all(same(a, b) for a, b in zip(alone, workers, strict=True))
-    parts = [
-        epochs(make_loader(images, 4, seed=3, shuffle=True, rank=rank, world_size=2), 1) for rank in range(2)
-    ]
+    parts = [epochs(Loader(images, 4, seed=3, shuffle=True, rank=rank, world_size=2), 1) for rank in range(2)]
     for batch, even, odd in zip(alone, *parts, strict=True):
         assert torch.equal(batch.images[0::2], even.images)
         assert torch.equal(batch.images[1::2], odd.images)
@@ -110,7 +108,7 @@ class Watched(MemoryImages):
 def test_workers_stay_from_epoch_to_epoch_and_leave_with_the_loader() -> None:
     given = memory()
     images = Watched(given.images, given.labels, given.classes, padding=2, flip=True)
-    loader = make_loader(images, 4, seed=1, shuffle=True, num_workers=2)
+    loader = Loader(images, 4, seed=1, shuffle=True, num_workers=2)
     workers = [{int(batch.seeds) for batch in loader} for _ in range(3)]
     assert workers[0] == workers[1] == workers[2]
     assert len(workers[0] - {os.getpid()}) == 2
@@ -124,8 +122,8 @@ def test_workers_stay_from_epoch_to_epoch_and_leave_with_the_loader() -> None:
 
 def test_workers_that_stay_go_on_after_a_break() -> None:
     """The epoch is left in the middle, with batches under way, and taken up again."""
-    whole = epochs(make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True), 2)
-    loader = make_loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, num_workers=2)
+    whole = epochs(Loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True), 2)
+    loader = Loader(memory(padding=2, flip=True), 4, seed=1, shuffle=True, num_workers=2)
     taken = []
     for stop in (2, 3, 6, len(whole)):
         while len(taken) < stop:
@@ -146,11 +144,11 @@ def test_default_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_data_cannot_be_resumed() -> None:
-    state = make_loader(memory(23), 4).state_dict()
+    state = Loader(memory(23), 4).state_dict()
     with pytest.raises(ValueError, match="23 images in batches of 4; now there are 22"):
-        make_loader(memory(22), 4).load_state_dict(state)
+        Loader(memory(22), 4).load_state_dict(state)
     with pytest.raises(ValueError, match="no batch would be left"):
-        make_loader(memory(3), 4, drop_last=True)
+        Loader(memory(3), 4, drop_last=True)
 
 
 def test_crop_and_flip_against_loops() -> None:
@@ -386,7 +384,7 @@ def test_identity_depends_on_the_data(folder: Path) -> None:
 
 def test_alternate_mirrors_every_image_in_every_second_epoch() -> None:
     data = memory(40, padding=2, flip=True, alternate=True, border="reflect")
-    loader = make_loader(data, 8, seed=3, shuffle=True, alternate=True)
+    loader = Loader(data, 8, seed=3, shuffle=True, alternate=True)
     mirrored = torch.zeros(4, 40, dtype=torch.bool)
     tops = torch.zeros(4, 40, dtype=torch.int64)
     for epoch in range(4):
@@ -401,7 +399,7 @@ def test_alternate_mirrors_every_image_in_every_second_epoch() -> None:
 
 def test_alternate_images_are_mirrored_as_place_of_says() -> None:
     data = memory(10, padding=2, flip=True, alternate=True, border="reflect")
-    (batch,) = make_loader(data, 10, seed=3, shuffle=True, alternate=True)
+    (batch,) = Loader(data, 10, seed=3, shuffle=True, alternate=True)
     place = data.place_of(batch.seeds)
     assert place.mirrored.any()
     for index, source in enumerate(batch.indices.tolist()):
@@ -414,7 +412,7 @@ def test_alternate_images_are_mirrored_as_place_of_says() -> None:
 
 def test_an_alternating_loader_changes_nothing_but_the_mirrors() -> None:
     plain, alternating = (
-        make_loader(memory(12), 12, seed=5, shuffle=True, alternate=way) for way in (False, True)
+        Loader(memory(12), 12, seed=5, shuffle=True, alternate=way) for way in (False, True)
     )
     (first,), (second,) = plain, alternating
     assert torch.equal(first.indices, second.indices)

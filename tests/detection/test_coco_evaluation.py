@@ -11,7 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from detection.coco import CocoDataError, CocoDataset, check_same_categories, load_coco
+from detection.coco import (
+    CocoDataError,
+    CocoDataset,
+    CocoPaths,
+    check_same_categories,
+    find_coco,
+    load_coco,
+)
 from detection.draw import draw_predictions
 from detection.evaluation import ResultsError, evaluate, load_results, save_results
 from keepaug.data.synthetic import write_detection
@@ -415,3 +422,15 @@ def test_unreadable_images_are_named_before_training(tmp_path: Path) -> None:
     (tmp_path / "images" / "3.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"2 of 4 images cannot be used: .*3\.png.*4\.png"):
         read(data, tmp_path)
+
+
+def test_own_data_in_the_short_layout_is_found_unless_cocos_files_are_there(tmp_path: Path) -> None:
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for split in ("train", "val"):
+        (folder / f"{split}.json").write_text("{}")
+    found = find_coco(tmp_path)
+    assert found["coco_2017_train"] == CocoPaths(folder / "train.json", tmp_path / "train")
+    assert found["coco_2017_val"] == CocoPaths(folder / "val.json", tmp_path / "val")
+    (folder / "instances_val2017.json").write_text("{}")
+    assert find_coco(tmp_path)["coco_2017_val"].image_root == tmp_path / "val2017"

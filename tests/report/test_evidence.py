@@ -210,6 +210,19 @@ def test_a_question_compares_one_metric_of_one_tool(tmp_path: Path) -> None:
         load_evidence(tmp_path / "plan.yaml")
 
 
+def test_backbones_of_other_data_are_no_pair(plan: Evidence, wanted: dict[str, Wanted]) -> None:
+    runs = []
+    for name, checksum in (("none", "a"), ("cutmix", "b")):
+        below = result(
+            wanted[f"backbone-{name}"].recipe, 0, 80.0, dataset={"name": "c", "checksum": checksum}
+        )
+        origin = {"file": "backbone.pth", "sha256": "0", "provenance": below}
+        detector = result(wanted[f"detector-{name}"].recipe, 1, 40.0, kind="detection", started_from=origin)
+        runs.append(detector | {"metrics": {"AP": 40.0}})
+    with pytest.raises(ValueError, match="are no pair: what they start from saw"):
+        page(plan, runs)
+
+
 @pytest.mark.parametrize("key", ["dataset", "precision", "engine"])
 def test_runs_on_other_data_are_no_pair(key: str, plan: Evidence, recipes: dict[str, dict[str, Any]]) -> None:
     other = result(recipes["cutout-16-inside"], 0, 90.0)

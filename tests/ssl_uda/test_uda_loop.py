@@ -23,6 +23,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from keepaug.data.batch_transforms import normalize
 from keepaug.data.synthetic import write_classification
 from keepaug.models import build_network
+from keepaug.models.lab import whitening_filters
 from keepaug.models.weights import load_classifier
 from keepaug.runs.config import ConfigError, load_config
 from keepaug.runs.errors import NonFiniteLossError, StopRequestedError
@@ -220,6 +221,15 @@ def test_loaded_weights_are_the_network_that_was_evaluated(arch: str, drawn: Pat
     assert loaded.provenance["recipe"]["algorithm"] == "supervised"
     assert loaded.provenance["dataset"] == data.identity
     assert loaded.provenance["synthetic"]
+
+
+def test_the_lab_network_is_whitened_and_keeps_its_filters(drawn: Path, tmp_path: Path) -> None:
+    settings = config(drawn, "arch=lab", "ema=0", variant="supervised")
+    train(settings, tmp_path)
+    network = load_classifier(tmp_path / "weights.pt").network
+    data = open_data(settings, torch.device("cpu"))
+    filters = whitening_filters(normalize(data.images, data.mean, data.std), 2)
+    assert torch.allclose(network.whitening.weight, torch.cat([filters, -filters]), atol=1e-5)
 
 
 def test_averaged_weights_and_statistics_are_what_is_evaluated(drawn: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 COLUMNS = ("right", "refused in one line", "traceback", "hang", "half-written", "silently wrong")
 RIGHT, REFUSED, TRACEBACK, HANG, HALF, WRONG = COLUMNS
@@ -206,8 +206,3 @@ def _read(place: Path, late: bool) -> tuple[str, str]:
         return pickle.loads((place / "outcome").read_bytes())
     except OSError:
         return TRACEBACK, "of the harness: " + _last((place / "err").read_text(errors="replace"))
-
-
-def quietly(main: Callable[[Any], int], argv: Sequence[str]) -> Callable[[], int]:
-    """A tool's main as work for `call`."""
-    return lambda: main(list(argv))

@@ -14,7 +14,7 @@ from keepaug.classify.config import SALIENCY
 from keepaug.classify.methods import compute_saliency
 from keepaug.data.batch_transforms import draw_crop_flip, normalize
 from keepaug.data.images import MemoryImages
-from keepaug.data.loader import make_loader
+from keepaug.data.loader import Loader
 from keepaug.data.saliency_cache import SaliencyCache
 from keepaug.keep import KeepCutout
 from keepaug.models import EarlyHeadNetwork, build_network
@@ -167,7 +167,7 @@ def pipeline_section(
         labels = torch.zeros(num, dtype=torch.int64)
         data = MemoryImages(pixels, labels, ["x"], padding=4, flip=True, policy=policy)
         for processes in sorted({0, workers}):
-            loader = make_loader(data, batch, shuffle=True, num_workers=processes)
+            loader = Loader(data, batch, shuffle=True, num_workers=processes)
 
             def run(loader: Any = loader) -> None:
                 for part in loader:
