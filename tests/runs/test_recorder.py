@@ -67,6 +67,20 @@ def lines(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_settings_say_whether_tensorboard_gets_the_figures(wanted: bool, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+
+    @dataclass
+    class Said(Settings):
+        tensorboard: bool = option(wanted, bookkeeping=True)
+
+    with Recorder(tmp_path, Said(), kind="classify") as recorder:
+        recorder.claim(False, name="n", dataset=DATA, synthetic=False, shortened=False)
+        recorder.log(1, {"loss": 3.0})
+    assert any(tmp_path.rglob("events.*")) == wanted
+
+
 def test_parts_come_back_and_metrics_are_neither_lost_nor_doubled(tmp_path: Path) -> None:
     network, history, hits = nn.Linear(2, 2), [1.0], torch.ones(2)
     begun(tmp_path, model=network, history=history, hits=hits)
