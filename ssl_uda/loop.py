@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.data.batch_transforms import normalize
 from keepaug.data.pictures import draw_views
@@ -21,7 +20,7 @@ from keepaug.models.networks import ARCHITECTURES
 from keepaug.models.weights import NetworkSpec, save_classifier
 from keepaug.modes import evaluating
 from keepaug.runs.config import ConfigError, changed_settings
-from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
+from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.files import write_json_atomic
 from keepaug.runs.guard import check_finite, only_finite
@@ -150,15 +149,9 @@ def _prepare(config: UdaConfig, world: Distributed, data: Data) -> _Run:
     if isinstance(network, LabNetwork):  # from any images: their labels are not looked at
         some = data.images[:: max(1, len(data.images) // 5000)].cpu()
         network.whiten(normalize(some, data.mean, data.std))
-    network.to(world.device)
-    if config.sync_batchnorm and world.active:
-        synchronize_batchnorm(network)
-    if config.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward: Any = network
-    if world.active:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        forward = DistributedDataParallel(network, device_ids=ids)
+    forward: Any = world.place(
+        network, sync_batchnorm=config.sync_batchnorm, channels_last=config.channels_last
+    )
     saliency_network: Any = network
     if config.compile:
         # torch.compile wraps; checkpoints are taken from the module inside.

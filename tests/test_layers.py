@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,36 @@ def test_no_two_test_files_share_a_name() -> None:
     """Without packages, pytest takes the second for the first and collects neither."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+LOOPS = (
+    "keepaug/classify/loop.py",
+    "detection/detectron2_engine.py",
+    "detection/torchvision_engine/loop.py",
+    "reid/training/engine.py",
+    "reid/training/loop.py",
+    "ssl_uda/loop.py",
+)
+
+
+def longest_common_run(first: list[str], second: list[str]) -> list[str]:
+    longest: list[str] = []
+    before = [0] * (len(second) + 1)
+    for i, line in enumerate(first, 1):
+        now = [0] * (len(second) + 1)
+        for j, other in enumerate(second, 1):
+            now[j] = before[j - 1] + 1 if line == other else 0
+            if now[j] > len(longest):
+                longest = first[i - now[j] : i]
+        before = now
+    return longest
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(LOOPS, 2)))
+def test_loops_share_no_run_of_ten_lines(first: str, second: str) -> None:
+    """What is the same in two loops has one home below them."""
+    lines = [
+        [line for raw in (ROOT / path).read_text().splitlines() if (line := raw.strip()) and line[0] != "#"]
+        for path in (first, second)
+    ]
+    assert len(run := longest_common_run(*lines)) < 10, "\n".join(run)

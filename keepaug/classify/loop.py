@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.baselines import HiddenMix, mix_hidden_features
 from keepaug.classify.attention import feature_attention, load_teacher, stages_of
@@ -31,7 +30,7 @@ from keepaug.models.early import EarlyHeadNetwork
 from keepaug.models.lab import LabNetwork
 from keepaug.models.weights import NetworkSpec, identity_of, save_classifier
 from keepaug.runs.config import ConfigError, recipe_of
-from keepaug.runs.distributed import Distributed, setup, synchronize_batchnorm
+from keepaug.runs.distributed import Distributed, setup
 from keepaug.runs.ema import ModelEma, ema_decay
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.look_ahead import LookAhead
@@ -153,15 +152,9 @@ def _prepare(config: ClassifyConfig, world: Distributed, data: Datasets) -> _Run
     trained: nn.Module = network
     if "early" in config.users():
         trained = EarlyHeadNetwork(network, after=config.early_after)
-    if config.sync_batchnorm and world.active:
-        synchronize_batchnorm(trained)
-    trained.to(world.device)
-    if config.channels_last:
-        trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward: Any = trained
-    if world.active:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        forward = DistributedDataParallel(trained, device_ids=ids)
+    forward: Any = world.place(
+        trained, sync_batchnorm=config.sync_batchnorm, channels_last=config.channels_last
+    )
     saliency_network: Any = trained
     early = trained.forward_early if isinstance(trained, EarlyHeadNetwork) else None
     if config.compile:

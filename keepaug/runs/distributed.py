@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.runs.errors import ConfigError
 
@@ -58,6 +59,26 @@ class Distributed:
         if self.active:
             dist.all_reduce(value)
         return value
+
+    def place(self, network: nn.Module, *, sync_batchnorm: bool, channels_last: bool) -> nn.Module:
+        """Move a network to the device, and wrap it for training.
+
+        Args:
+            network: is changed.
+            sync_batchnorm: BatchNorm over all processes, where there are several.
+            channels_last: memory format.
+
+        Returns:
+            What to train: the network, in DistributedDataParallel where there are several processes.
+        """
+        if sync_batchnorm and self.active:
+            synchronize_batchnorm(network)
+        network.to(self.device)
+        if channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not self.active:
+            return network
+        return DistributedDataParallel(network, [self.device.index] if self.device.type == "cuda" else None)
 
     def close(self) -> None:
         """Leave the process group, if this object joined it."""

@@ -12,14 +12,13 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from keepaug.data.batch_transforms import normalize
 from keepaug.data.images import Batch
 from keepaug.runs.config import ConfigError
-from keepaug.runs.distributed import Distributed, gather_all, synchronize_batchnorm
+from keepaug.runs.distributed import Distributed, gather_all
 from keepaug.runs.guard import check_finite, only_finite
 from keepaug.runs.progress import RunBar, say
 from keepaug.runs.recorder import Recorder
@@ -54,16 +53,10 @@ class KeepEngine(_Engine):
         super().__init__(manager, use_gpu=False)  # placement is ours: torchreid knows DataParallel alone
         self.config, self.world = config, world
         self.recorder: Recorder | None = None
-        if world.active and config.sync_batchnorm:
-            synchronize_batchnorm(network)
-        network.to(world.device)
-        if config.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = self.model = network
-        self.forward_network: nn.Module = network
-        if world.active:
-            ids = [world.device.index] if world.device.type == "cuda" else None
-            self.forward_network = DistributedDataParallel(network, device_ids=ids)
+        self.forward_network = world.place(
+            network, sync_batchnorm=config.sync_batchnorm, channels_last=config.channels_last
+        )
         self.optimizer = torch.optim.Adam(
             [parameter for parameter in network.parameters() if parameter.requires_grad],
             lr=config.lr,
