@@ -150,11 +150,13 @@ def describe(splits: dict[str, CocoDataset], train_name: str, val_name: str) -> 
     sizes = {"val": len(splits[val_name].records)}
     if train_name in splits:
         sizes["train"] = len(splits[train_name].records)
-    card = _dataset_card(splits[val_name])
+    from keepaug.data.identity import data_name
+
+    val = splits[val_name]
+    card = _dataset_card(val)
+    name = "coco" if _has_coco_classes(val) else data_name(val.json_path.with_suffix(""), val.thing_classes)
     return {
-        "name": card.get(
-            "name", "coco" if _has_coco_classes(splits[val_name]) else splits[val_name].json_path.stem
-        ),
+        "name": card.get("name", name),
         "sizes": sizes,
         "checksum": "+".join(splits[name].checksum for name in sorted(splits)),
         "synthetic": bool(card.get("synthetic", False)),

@@ -17,7 +17,7 @@ from keepaug.data.checking import read_all
 from keepaug.data.cifar import load_cifar10
 from keepaug.data.files import EXTENSIONS, find_images, is_hidden
 from keepaug.data.folder import VALIDATION, open_folder
-from keepaug.data.identity import describe_tensors, is_synthetic
+from keepaug.data.identity import data_name, describe_tensors, is_synthetic
 from keepaug.data.reading import read_image
 from keepaug.runs.command import is_main
 from keepaug.runs.config import ConfigError
@@ -110,7 +110,7 @@ def open_data(config: UdaConfig, device: torch.device) -> Data:
         name = "cifar10"
     else:
         train_files, val_files, classes = open_folder(root)
-        name = root.name
+        name = data_name(root, classes)
         train = (_read(train_files[0], config.image_size, f"reading {name}/train"), train_files[1])
         val = (_read(val_files[0], config.image_size, f"reading {name}/val"), val_files[1])
     if config.limit_train and config.limit_train < len(train[1]):

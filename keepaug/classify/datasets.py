@@ -17,7 +17,7 @@ from keepaug.data.checking import check_images
 from keepaug.data.cifar import load_cifar10
 from keepaug.data.files import ImageFiles
 from keepaug.data.folder import open_folder
-from keepaug.data.identity import describe_files, describe_tensors, is_synthetic
+from keepaug.data.identity import data_name, describe_files, describe_tensors, is_synthetic
 from keepaug.data.imagenet import read_eval, read_train
 from keepaug.data.images import FileImages, Images, MemoryImages, decode_all
 from keepaug.data.reading import ImageError
@@ -72,7 +72,7 @@ def open_datasets(config: ClassifyConfig) -> Datasets:
         train, val, classes = load_cifar10(root)
         return _memory(config, train, val, classes, CIFAR_MEAN, CIFAR_STD, "cifar10", root)
     train_files, val_files, classes = open_folder(root)
-    name = "imagenet" if config.dataset == "imagenet" else root.name
+    name = data_name(root, classes, "imagenet" if config.dataset == "imagenet" else "")
     if in_memory:
         train = (decode_all(train_files[0], f"reading {name}/train"), train_files[1])
         val = (decode_all(val_files[0], f"reading {name}/val"), val_files[1])

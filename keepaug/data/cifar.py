@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from keepaug.data.folder import open_folder
+from keepaug.data.identity import CIFAR10, data_name
 from keepaug.data.images import decode_all
 from keepaug.runs.restricted import unpickle_arrays
 from keepaug.runs.shapes import check_shape
 
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # Cutout's released code
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 
@@ -36,7 +36,7 @@ def load_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
 
     Raises:
         FileNotFoundError: nothing of the kind is there.
-        ValueError: a damaged file.
+        ValueError: a damaged file, or a folder of other classes.
     """
     root = Path(root).expanduser()
     if (root / _FOLDER).is_dir() or (root / "data_batch_1").is_file():
@@ -53,6 +53,7 @@ def load_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
             raise ValueError(f"{archive} is damaged or cut short ({error}); download it again") from error
     if (root / "train").is_dir():
         (train_paths, train_labels), (test_paths, test_labels), classes = open_folder(root)
+        data_name(root, classes, "cifar10")  # or is refused
         train = decode_all(train_paths, f"reading {root.name}/train")
         test = decode_all(test_paths, f"reading {root.name}/test")
         return (train, train_labels), (test, test_labels), classes
@@ -80,9 +81,9 @@ def _from_batches(
                 images.append(torch.from_numpy(content["data"]).view(-1, 3, 32, 32))
                 labels.append(torch.tensor(content["labels"]))
                 fits = images[-1].dtype == torch.uint8 and len(images[-1]) == len(labels[-1])
-                if not fits or not set(content["labels"]) <= set(range(len(CLASSES))):
+                if not fits or not set(content["labels"]) <= set(range(len(CIFAR10))):
                     raise ValueError(
-                        f"expected images in bytes and a label of 0 to {len(CLASSES) - 1} for each"
+                        f"expected images in bytes and a label of 0 to {len(CIFAR10) - 1} for each"
                     )
             except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
                 raise ValueError(
@@ -90,4 +91,4 @@ def _from_batches(
                 ) from error
         return torch.cat(images), torch.cat(labels)
 
-    return part([f"data_batch_{n}" for n in range(1, 6)]), part(["test_batch"]), list(CLASSES)
+    return part([f"data_batch_{n}" for n in range(1, 6)]), part(["test_batch"]), list(CIFAR10)

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from keepaug.data.files import ImageFiles
+from keepaug.runs.errors import ConfigError
 from keepaug.runs.shapes import read_json
 
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PUBLIC = {"cifar10": 10, "imagenet": 1000, "coco": 80}
+"""Names under which a result counts as one on public data, and how many classes those have."""
 CARD = {"name?": str, "synthetic?": bool, str: Any}
 """What dataset.json holds, which drawn data sets carry in their root."""
 
@@ -31,6 +35,31 @@ def read_card(root: str | Path) -> dict[str, Any]:
 def is_synthetic(root: str | Path) -> bool:
     """Whether the folder's dataset.json says that the program drew it."""
     return bool(read_card(root).get("synthetic", False))
+
+
+def data_name(root: str | Path, classes: Sequence[str], public: str = "") -> str:
+    """What results call a folder's data; a public data set's name is for that alone.
+
+    Args:
+        root: the folder.
+        classes: of its images.
+        public: the name of `PUBLIC` that the settings give the data; "": they are anybody's.
+
+    Raises:
+        ConfigError: they are not that data. What the program drew may be called so: it is marked as drawn.
+    """
+    stem, number = public or Path(root).expanduser().resolve().name, len(classes)
+    known = tuple(classes) == CIFAR10 if stem == "cifar10" else number == PUBLIC.get(stem, number)
+    if known or (public and is_synthetic(root)):
+        return stem
+    if not public:
+        return f"{stem}-like"
+    some = f"{', '.join(classes[:3])}{' ...' if number > 3 else ''}"
+    theirs = f"{PUBLIC[public]:,}{' (airplane to truck)' * (public == 'cifar10')}"
+    raise ConfigError(
+        f"{root} is not {public}: it has {number} classes ({some}), that has {theirs}; own images are "
+        "dataset=image_folder"
+    )
 
 
 def describe_tensors(name: str, splits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:

@@ -13,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from keepaug.__main__ import main
 from keepaug.data import files as files_module
 from keepaug.data.checking import check_images
 from keepaug.data.files import ImageFiles, find_images
 from keepaug.data.folder import list_images, open_folder
-from keepaug.data.identity import describe_files
+from keepaug.data.identity import CIFAR10, data_name, describe_files
 from keepaug.data.reading import ImageError
+from keepaug.runs.errors import ConfigError
 
 CLASSES = ("n01440764", "n02100735", "n02119789")
 BY_ID = ("n02119789", "n02100735", "n01440764")  # ILSVRC2012_ID 1, 2, 3: not the alphabet
@@ -261,3 +263,47 @@ def test_a_large_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.Monke
         assert find() == ([*first, "b/c/5.jpg"], 4)
     monkeypatch.setenv("KEEPAUG_CACHE", "/dev/null/cache")
     assert find() == find() == ([*first, "b/c/5.jpg"], 4)
+
+
+def test_only_public_data_bear_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = ["circle", "square", "star"]
+    thousand = [str(number) for number in range(1000)]
+    for name in ("cifar10", "imagenet"):
+        assert data_name(tmp_path / name, shapes) == f"{name}-like"
+        with pytest.raises(
+            ConfigError, match=rf"{name}: it has 3 classes \(circle, square, star\).*image_folder"
+        ):
+            data_name(tmp_path / name, shapes, name)
+    assert data_name(tmp_path / "photos", shapes) == "photos"
+    assert data_name(tmp_path / "cifar10", CIFAR10) == data_name("x", CIFAR10, "cifar10") == "cifar10"
+    assert data_name(tmp_path / "imagenet", thousand) == data_name("x", thousand, "imagenet") == "imagenet"
+    with pytest.raises(
+        ConfigError, match=r"not cifar10: it has 10 classes \(0, 1, 2 \.\.\.\), that has 10 \(airplane"
+    ):
+        data_name("x", thousand[:10], "cifar10")
+    assert data_name(tmp_path / "coco", shapes) == "coco-like"  # coco.json of three classes
+    monkeypatch.chdir(tmp_path)
+    assert data_name(".", shapes) == tmp_path.name
+    (tmp_path / "dataset.json").write_text('{"name": "synthetic-classification", "synthetic": true}')
+    assert data_name(".", shapes, "cifar10") == "cifar10"  # its results are marked as drawn
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train-uda num_labels=3 split=balanced", "train-classifier dataset=cifar10",
+     "train-classifier dataset=imagenet"],
+)  # fmt: skip
+def test_an_own_folder_is_not_recorded_as_public_data(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "photos"
+    for split in ("train", "val"):
+        for name in ("circle", "square", "star"):
+            touch(root / split / name / "1.png")
+    run = tmp_path / "run"
+    given = [*command.split(), f"root={root}", "--output", str(run)]
+    for more in ([], ["--dry-run"], ["--shrink"]):
+        assert main([*given, *more]) == 2
+        assert f"{root} is not " in (error := capsys.readouterr().err)
+        assert "own images are dataset=image_folder" in error
+    assert not (run / "result.json").exists()
