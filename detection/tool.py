@@ -33,8 +33,8 @@ def recipe_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
         return found
     from detectron2.config import get_cfg
 
-    usual = flat(get_cfg())
-    return {key: value for key, value in found.items() if key not in beyond or value != usual.get(key)}
+    usual = plain(flat(get_cfg()))  # as a result file gives it back, or it is none of its keys' defaults
+    return {key: value for key, value in found.items() if key not in beyond or plain(value) != usual.get(key)}
 
 
 def precision_of(cfg: CfgNode | Mapping[str, Any]) -> dict[str, Any]:
@@ -120,4 +120,5 @@ TOOL = Tool(
     root=lambda cfg: "",
     seed=lambda cfg: int(cfg["SEED"]),
     processes="--num-gpus",
+    spent=("model_*.pth", "last_checkpoint"),
 )

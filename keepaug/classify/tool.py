@@ -27,4 +27,5 @@ TOOL = Tool(
     },
     origin=lambda config: origin_of(config.teacher),
     loop="keepaug.classify.loop",
+    spent=("checkpoint*.pt",),  # detectors and re-identification start from the weights
 )

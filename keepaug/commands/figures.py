@@ -75,7 +75,8 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             name = "-".join([args.arch, *parts, f"seed{seed}"])
             config, given = config_of(args.arch, settings), given_of(args, settings, seed)
             command = command_of(tool(TOOL), config, args.runs / name, given)
-            jobs[name] = Job(name, args.runs / name, (command,), tool(TOOL), tool(TOOL).load(config, given))
+            one, spent = tool(TOOL), tool(TOOL).spent if args.shrink else ()
+            jobs[name] = Job(name, args.runs / name, (command,), one, one.load(config, given), spent=spent)
     return [job for job in jobs.values() if job.state != "done"]
 
 

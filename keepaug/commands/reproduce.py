@@ -49,7 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--only", metavar="TEXT", help='only cells whose "row / column" contains this; lab: questions, as a,b'
     )
     add("--output", type=Path, metavar="DIR", help="default runs; with --shrink runs-shrunk")
-    add("--shrink", action="store_true", help="a step each, on drawn data where no root is given")
+    add(
+        "--shrink",
+        action="store_true",
+        help="a step each, on drawn data where no root is given; keeps results and what runs start from, no checkpoints",
+    )
     add(
         "--num-gpus",
         type=int,
@@ -215,7 +219,8 @@ def _job(
     one.check(resolved)
     command = command_of(one, path, output / name, pairs, processes=args.num_gpus)
     root = str({**given, **settings}.get("data_root", ""))
-    return Job(name, output / name, (command,), one, resolved, root)
+    spent = one.spent if args.shrink else ()
+    return Job(name, output / name, (command,), one, resolved, root, spent=spent)
 
 
 def _drawn(what: str, output: Path) -> Path:
@@ -282,8 +287,7 @@ def _run(
             from keepaug.classify.loop import train
 
             train(job.settings, job.folder, resume=True)
-        else:
-            Commands(job.commands)()
+        Commands(job.commands, job.spent)()  # without those that are done
     except (ValueError, OSError, ImportError, NonFiniteLossError, subprocess.CalledProcessError) as error:
         print(f"{head}: failed: {error}", file=sys.stderr, flush=True)
         failed.append(job.name)
@@ -306,7 +310,7 @@ def submit(jobs: Sequence[Job], args: argparse.Namespace, logs: Path, *, cluster
             after=[submitted[name].job_id for name in job.after if name in submitted],
             cluster=cluster,
         )
-        submitted[job.name] = executor.submit(Commands(job.commands))
+        submitted[job.name] = executor.submit(Commands(job.commands, job.spent))
         print(f"{job.name}: job {submitted[job.name].job_id}", flush=True)
     return list(submitted.values())
 

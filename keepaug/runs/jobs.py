@@ -26,9 +26,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Commands:
-    """A callable that runs what is not done yet, in order; submitit can send it to SLURM."""
+    """A callable that runs what is not done yet, in order; submitit can send it to SLURM.
+
+    Attributes:
+        commands: the last of them writes its file into the run's folder.
+        spent: patterns of files in that folder that are removed at the end.
+    """
 
     commands: tuple[Command, ...]
+    spent: tuple[str, ...] = ()
 
     def __call__(self) -> None:
         """Run them.
@@ -44,6 +50,9 @@ class Commands:
                 raise subprocess.CalledProcessError(
                     0, list(command.argv), output=f"it ended without {command.done}"
                 )
+        for pattern in self.spent:
+            for path in self.commands[-1].done.parent.glob(pattern):
+                path.unlink()
 
     def checkpoint(self) -> Any:
         """What submitit queues again at the time limit or when the job is preempted: the same, which goes

@@ -34,6 +34,7 @@ class Tool:
         seed: of a run with these settings.
         processes: the command's own option for several processes; None: by torchrun.
         loop: the module with `train` and `rehearse`, imported when it is needed.
+        spent: patterns of files in a run's folder that no other run reads once the result is there.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Tool:
     seed: Callable[[Any], int] = lambda settings: int(settings.seed)
     processes: str | None = None
     loop: str = ""
+    spent: tuple[str, ...] = ("*.pt",)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Job:
         settings: of the run.
         root: of its data, where the settings do not say it.
         after: names of jobs.
+        spent: patterns of files in its folder that are removed once its result is there.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Job:
     settings: Any
     root: str = ""
     after: tuple[str, ...] = ()
+    spent: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:

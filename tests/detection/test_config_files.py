@@ -8,13 +8,12 @@ import pytest
 import yaml
 
 from detection.config import ConfigError, check_values, defaults, flat, load_config
+from detection.tool import recipe_of
+from keepaug.runs.planning import differences
+from keepaug.runs.result import plain
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "detection"
 LEAVES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith(("Base", "schedule")))
-
-
-def plain(value):
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def test_the_six_of_table_nine_and_their_variants_exist() -> None:
@@ -98,6 +97,21 @@ ZOO_DIFFERENCES = {
     "OUTPUT_DIR",
     "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.MASK_ON", "MODEL.RESNETS.DEPTH",
 }  # fmt: skip
+
+
+@pytest.mark.detectron2
+def test_a_result_of_detectron2s_whole_config_is_the_recipe_that_was_planned() -> None:
+    """Its defaults are tuples, which a result file gives back as lists: a finished run was refused."""
+    from detectron2.config import get_cfg
+
+    planned = load_config(CONFIGS / "small_faster_rcnn_R_18_FPN.yaml")
+    read = load_config(CONFIGS / "small_faster_rcnn_R_18_FPN.yaml", known=get_cfg())
+    assert differences(recipe_of(plain(dict(read))), recipe_of(planned)) == []
+    changed = load_config(
+        CONFIGS / "small_faster_rcnn_R_18_FPN.yaml", ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.5, 0.6)"],
+        known=get_cfg(),
+    )  # fmt: skip
+    assert len(differences(recipe_of(plain(dict(changed))), recipe_of(planned))) == 1
 
 
 @pytest.mark.detectron2

@@ -127,6 +127,8 @@ def test_finished_runs_are_skipped_and_others_go_on(
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list(tmp_path.glob("cifar10-*-seed[01]/result.json"))) == 4
     assert calls[2] == calls[3]  # the interrupted one was run again
+    left = {path.name for path in tmp_path.glob("cifar10-*/*.pt")}
+    assert left == {"weights.pt"}  # of a shrunk run; others may start from it
     assert reproduce.main([*given, "lr=0.5"]) == 1
     assert "holds a finished run with other settings: lr" in capsys.readouterr().err
     assert reproduce.main([*given, "--dry-run"]) == 0
@@ -290,14 +292,44 @@ def test_slurm_jobs_wait_for_the_backbone(reproduce, tmp_path: Path, monkeypatch
         assert (options["partition"], options["gpus"]) == ("gpu", 8)
 
 
+def test_a_shrunk_run_keeps_no_checkpoint_once_its_result_is_there(reproduce, tmp_path: Path) -> None:
+    """A table of ResNet-101 detectors kept eleven gigabytes. A whole run keeps all."""
+    given = ["lab", "--output", str(tmp_path / "runs"), "--only", "g,h,i", "--seeds", "0"]
+    given += ["root=C", "bccd=B", "nyala=N"]
+    shrunk, whole = (reproduce.plan(arguments(reproduce, *given, *more)) for more in (["--shrink"], []))
+    assert {job.spent for job in whole} == {()}
+    spent = {job.tool.name: job.spent for job in shrunk}
+    own = {"checkpoint.pt", "checkpoint.previous.pt"}
+    gone = {
+        "train_classifier": own,  # others start from its weights.pt
+        "train_detector": {"model_0000001.pth", "model_final.pth", "last_checkpoint"},
+        "train_reid": {*own, "weights.pt", "best.pt"},
+        "train_uda": {*own, "weights.pt"},
+    }
+    assert spent.keys() == gone.keys()
+    for name, patterns in spent.items():
+        kept = {"result.json", "config.yaml", "metrics.jsonl", "backbone.pth"}
+        kept |= {"weights.pt"} - gone[name]
+        (folder := tmp_path / name).mkdir()
+        for file in gone[name] | kept:
+            (folder / file).touch()
+        Commands((Command((), folder / "result.json"),), patterns)()
+        assert {path.name for path in folder.iterdir()} == kept
+
+
 def test_commands_run_in_order_and_must_leave_their_file(tmp_path: Path) -> None:
     def python(code: str, done: str) -> Command:
         return Command((sys.executable, "-c", code), tmp_path / done)
 
     first = python(f"open({str(tmp_path / 'a')!r}, 'w')", "a")
     second = python(f"import os; os.rename({str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r})", "b")
-    Commands((first, second))()
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(Exception, match="non-zero exit status 3"):
+        Commands((first, python("raise SystemExit(3)", "c")), ("check*.pt",))()
+    assert (tmp_path / "checkpoint.pt").is_file()  # with it the run goes on
+    Commands((first, second), ("check*.pt",))()
     assert (tmp_path / "b").is_file()
+    assert not (tmp_path / "checkpoint.pt").exists()
     (tmp_path / "a").write_text("")
     Commands((first, python("raise SystemExit(3)", "b")))()  # both are done: nothing runs
     with pytest.raises(Exception, match="non-zero exit status 3"):
