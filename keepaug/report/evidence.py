@@ -347,7 +347,7 @@ def _differences(plan: Evidence, question: Question, found: _Found) -> list[str]
     for first, second in question.comparisons:
         pairs = _paired(metric, found[first], found[second])
         needed = pairs.still_needed()
-        shown = str(pairs).partition("], ")[0] + "]" if len(pairs) > 1 else str(pairs).partition(",")[0]
+        shown = str(pairs).partition("], ")[0] + "]" if len(pairs) > 1 else "-"
         lines.append(
             f"| {first} - {second} | {shown} | {len(pairs)} of {question.pairs} | "
             f"{'not known' if needed is None else needed} |"
@@ -373,13 +373,12 @@ _ROW, _LEFT, _WIDE = 26, 430, 330  # pixels: of a row, of the names, of the scal
 
 
 def _picture(plan: Evidence, question: Question, found: _Found) -> str:
-    """A row for each comparison: a point, and a line where there is an interval; "" without any pair."""
+    """A row for each comparison, its mean and interval where there is one; "" where there is none."""
     metric = plan.metric(question)
     pairs = {both: _paired(metric, found[both[0]], found[both[1]]) for both in question.comparisons}
-    known = [one for one in pairs.values() if len(one)]
-    if not known:
+    ends = [abs(one.mean) + one.half_width() for one in pairs.values() if len(one) > 1]
+    if not ends:
         return ""
-    ends = [abs(one.mean) + (one.half_width() if len(one) > 1 else 0) for one in known]
     most = max(0.5, *(end for end in ends if end < 10)) if any(end < 10 for end in ends) else 10.0
     height = _ROW * len(pairs) + 44
 
@@ -399,7 +398,6 @@ def _picture(plan: Evidence, question: Question, found: _Found) -> str:
             lines.append(
                 f'<line x1="{across(low)}" y1="{y}" x2="{across(high)}" y2="{y}" stroke="#0f766e" stroke-width="3"/>'
             )
-        if len(one):
             lines.append(f'<circle cx="{across(one.mean)}" cy="{y}" r="4.5" fill="#0f766e"/>')
     for value in (-most, 0.0, most):
         lines.append(f'<text x="{across(value)}" y="{height - 18}" text-anchor="middle">{value:+.1f}</text>')

@@ -69,11 +69,9 @@ class Pairs:
         return _MOST
 
     def __str__(self) -> str:
-        """As in `+0.31 [+0.12, +0.50], 5 pairs`."""
-        if not self.differences:
-            return "no pair"
-        if len(self) == 1:
-            return f"{self.mean:+.2f}, 1 pair"
+        """As in `+0.31 [+0.12, +0.50], 5 pairs`; no difference is said without its interval."""
+        if len(self) < 2:
+            return f"{len(self) or 'no'} pair"
         half = self.half_width()
         return f"{self.mean:+.2f} [{self.mean - half:+.2f}, {self.mean + half:+.2f}], {len(self)} pairs"
 

@@ -95,12 +95,12 @@ def answer(section: Section) -> tuple[str, str]:
         return "open", "nothing was run both with and without Keep on the same seed."
     keep, plain, pairs = max(compared, key=lambda one: len(one[2]))
     verdict, means = _verdict(pairs)
-    unit = f"points of {section.metric}" + (", 95 % interval" if len(pairs) > 1 else "")
     short = [_apart(*one[:2]) for one in compared]
     names = _apart(keep, plain)
     if short.count(names) > 1:
         names = (keep, plain)
-    text = f"{names[0]} against {names[1]}: {pairs} ({unit}); {means}."
+    told = f"{pairs} (points of {section.metric}, 95 % interval); " if len(pairs) > 1 else ""
+    text = f"{names[0]} against {names[1]}: {told}{means}."
     return _together(verdict, text, [_verdict(one)[0] for _, _, one in compared])
 
 

@@ -59,7 +59,7 @@ def test_still_needed_is_the_first_number_that_is_narrow_enough() -> None:
 
 def test_what_is_not_known_is_not_said() -> None:
     one, none = Pairs((0,), (0.25,)), Pairs((), ())
-    assert (str(one), one.half_width(), one.still_needed()) == ("+0.25, 1 pair", math.inf, None)
+    assert (str(one), one.half_width(), one.still_needed()) == ("1 pair", math.inf, None)
     assert (str(none), none.still_needed()) == ("no pair", None)
     with pytest.raises(ValueError, match="no seed was run with both"):
         _ = none.mean
