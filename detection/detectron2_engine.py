@@ -398,13 +398,13 @@ class Trainer(DefaultTrainer):
         self._trainer.data_loader.batch_sampler.start = self.start_iter
         self._trainer._data_loader_iter_obj = iterate(self._trainer.data_loader)
 
-    def rehearse(self) -> str:
-        """A few steps, and what they say; nothing is written."""
+    def rehearse(self, runs: int) -> str:
+        """A few steps, and what they say of so many runs; nothing is written."""
         self._start_loading()
         self.iter = self.start_iter
         with EventStorage(self.start_iter):
             left, device = self.max_iter - self.start_iter, torch.device(self.cfg.MODEL.DEVICE)
-            return rehearse(self.run_step, left, device).lines()
+            return rehearse(self.run_step, left, device).lines(runs)
 
     def run_step(self) -> None:
         """One step; anchors and proposals are sampled from a seed of its own."""
@@ -469,7 +469,7 @@ def run(
     *,
     resume: bool = False,
     eval_only: bool = False,
-    dry_run: bool = False,
+    dry_run: int = 0,
     clock: Clock | None = None,
     header: Callable[..., str] | None = None,
     signals: StopSignals | None = None,
@@ -484,7 +484,7 @@ def run(
         val: the split to evaluate on.
         resume: go on from the last checkpoint in `cfg.OUTPUT_DIR`; with `eval_only`, evaluate it.
         eval_only: evaluate `cfg.MODEL.WEIGHTS`, which must be a whole detector.
-        dry_run: only a few steps, to say what the run will take; nothing is written.
+        dry_run: only a few steps, to say what so many runs will take; nothing is written.
         clock: of the run, kept with every checkpoint.
         header: see `keepaug.runs.recorder.Recorder.header`.
         signals: that ask to stop; None under `launch`, where each process has its own.
@@ -497,7 +497,7 @@ def run(
     register(cfg.DATASETS.TEST[0], val)
     if train is not None:
         register(cfg.DATASETS.TRAIN[0], train)
-    _set_up(cfg, eval_only=eval_only, dry_run=dry_run)
+    _set_up(cfg, eval_only=eval_only, dry_run=bool(dry_run))
     fix_order_if_asked()  # in each process, whatever CUDNN_BENCHMARK says
     if eval_only:
         model = Trainer.build_model(cfg)
@@ -530,7 +530,7 @@ def run(
         model, device = trainer.checkpointer.model, torch.device(cfg.MODEL.DEVICE)
         say(header(model, device, trainer.start_iter, f"{cfg.SOLVER.MAX_ITER} iterations of {images}"))
     if dry_run:
-        said = trainer.rehearse()
+        said = trainer.rehearse(dry_run)
         if comm.is_main_process():
             say(said)
         return
@@ -559,6 +559,9 @@ def _set_up(cfg: CfgNode, *, eval_only: bool, dry_run: bool) -> None:
         cfg.defrost()
         cfg.OUTPUT_DIR = folder
         cfg.freeze()
+        setup_logger.cache_clear()
+        for name in ("fvcore", "detectron2"):  # of an earlier run of this process
+            logging.getLogger(name).handlers.clear()
         for logger in (
             setup_logger(folder, distributed_rank=rank, name="fvcore"),
             setup_logger(folder, distributed_rank=rank),

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.coco import CocoDataset
-from detection.config import ConfigError, defaults, flat
+from detection.config import ConfigError
 from detection.prepare import DetectorJob, Prepared, prepare, scored_split
 from detection.sidecar import started_from
 from detection.tool import changed_settings, has_run, precision_of, recipe_of
 from keepaug.runs.files import write_json_atomic
-from keepaug.runs.result import FILE_NAME
 from keepaug.runs.shapes import check_shape, read_yaml
 
 if TYPE_CHECKING:  # a wrong config is refused without torch
@@ -75,7 +74,7 @@ def open_recorder(job: DetectorJob, prepared: Prepared) -> Recorder:
         json.loads(json.dumps(cfg)),
         kind="detection",
         main=job.machine_rank == 0,
-        dry=job.dry_run,
+        dry=bool(job.dry_run),
         tensorboard=prepared.engine == "torchvision",  # Detectron2 writes its own
         recipe=recipe_of(cfg),
         precision=precision_of(cfg),
@@ -107,7 +106,7 @@ def claim(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
         shortened=prepared.shortened,
         engine=prepared.engine,
         started_from=origin,
-        root=str(job.data_root),
+        root=str(job.data_root or ""),
         device=str(prepared.cfg.MODEL.DEVICE),
         processes=job.num_gpus * job.num_machines,
     )
@@ -140,19 +139,14 @@ def rescore(job: DetectorJob) -> CocoMetrics:
 
 
 def _rehearse(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
-    """Settings that are not the defaults, then what the engine measures."""
-    from keepaug.runs.rehearsal import settings_lines
-
-    usual = flat(defaults())
-    settings = {key: value for key, value in flat(prepared.cfg).items() if value != usual.get(key)}
-    print(f"dry run: nothing is written\n{settings_lines(settings)}", flush=True)
+    """Say what the engine measures."""
     if prepared.engine == "detectron2":
         _run_detectron2(job, prepared, recorder)
         return
     from detection.torchvision_engine.loop import rehearse
 
     assert prepared.train is not None
-    print(rehearse(prepared.cfg, prepared.train, recorder, resume=job.resume).lines())
+    print(rehearse(prepared.cfg, prepared.train, recorder, resume=job.resume).lines(job.dry_run))
 
 
 def _run_detectron2(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
@@ -230,6 +224,3 @@ def _record(job: DetectorJob, prepared: Prepared, metrics: CocoMetrics, recorder
             "notes": prepared.notes + metrics.notes,
         },
     )
-    done, path = metrics.metrics, recorder.path
-    shown = ", ".join(f"{key} {value:.2f}" for key, value in done.items())
-    print(f"{path}: {shown}; result: {path / FILE_NAME}; next: keepaug report {path.parent}", flush=True)

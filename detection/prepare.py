@@ -45,7 +45,8 @@ class DetectorJob:
     results_json: Path | None = None
     backend: str = "auto"
     draw: int = 0
-    dry_run: bool = False
+    dry_run: int = 0
+    """How many such runs a dry run speaks of; 0: it is none."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def prepare(job: DetectorJob) -> Prepared:
         CocoDataError: the annotations cannot be used.
     """
     engine, notes = choose_engine(job.engine)
-    cfg = unfreeze(_config(job, engine))
+    cfg = unfreeze(load_settings(job, engine))
     notes += _decide_device(cfg)
     if engine == "torchvision":
         _refuse_unhonoured(cfg)
@@ -112,7 +113,7 @@ def prepare(job: DetectorJob) -> Prepared:
 def scored_split(job: DetectorJob) -> CocoDataset:
     """The split that `--results-json` is scored on; its images need not be there."""
     assert job.results_json is not None
-    cfg = _config(job, choose_engine(job.engine)[0])
+    cfg = load_settings(job, choose_engine(job.engine)[0])
     name = _only(cfg, "TEST") if cfg.DATASETS.TEST else "coco_2017_val"  # without --config-file
     paths = _find(job, [name])[name]
     return load_coco(
@@ -163,7 +164,8 @@ def describe(splits: dict[str, CocoDataset], train_name: str, val_name: str) -> 
     }
 
 
-def _config(job: DetectorJob, engine: str) -> CfgNode:
+def load_settings(job: DetectorJob, engine: str) -> CfgNode:
+    """The job's config with its options, as the engine reads it."""
     cfg = _load(job, engine, job.opts)
     if job.max_images is not None and job.max_images < 1:
         raise ConfigError(f"--limit-images is {job.max_images}; expected 1 or more")

@@ -121,4 +121,5 @@ TOOL = Tool(
     seed=lambda cfg: int(cfg["SEED"]),
     processes="--num-gpus",
     spent=("model_*.pth", "last_checkpoint"),
+    has_run=has_run,
 )

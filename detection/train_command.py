@@ -2,6 +2,7 @@
 
     keepaug train-detector --config detection/faster_rcnn_R_50_FPN_3x root=COCO weights=converted.pth --num-gpus 8
     keepaug train-detector --config-file FILE --num-gpus 8 --data-root COCO MODEL.WEIGHTS converted.pth
+    keepaug train-detector --config ... --seeds 1 2 3      one run after the other, then mean and spread
     keepaug train-detector --eval-only runs/detection/x root=COCO          a run's last weights, with its config
 
 `--resume` goes on after an interruption; `--eval-only weights=model_final.pth` only evaluates;
@@ -11,17 +12,30 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detection.coco import CocoPaths
+from detection.config import defaults, flat
 from detection.driver import run
-from detection.prepare import BACKENDS, ENGINES, DetectorJob
+from detection.prepare import BACKENDS, ENGINES, DetectorJob, choose_engine, load_settings
 from detection.tool import TOOL
-from keepaug.runs.command import DRY_RUN_HELP, CommandParser, exit_code
+from keepaug.runs.command import (
+    DRY_RUN_HELP,
+    SEEDS_HELP,
+    CommandParser,
+    Run,
+    do_all,
+    exit_code,
+    of_seed,
+    refuse_to_rehearse,
+    split_settings,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="DIR", help="run folder; the same as OUTPUT_DIR=DIR")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    add("--seeds", nargs="+", default=[], metavar="SEED", help=SEEDS_HELP)
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (--resume: the last checkpoint)")
     add("--shrink", action="store_true", help="two small steps on a few images: does it run?")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
@@ -129,8 +144,6 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         if (json_path is None) != (images is None):
             parser.error(f"--{split}-json and --{split}-images go together")
         splits[split] = CocoPaths(json_path, images) if json_path is not None else None
-    if args.dry_run and args.eval_only:
-        parser.error("--dry-run is for training; leave out --eval-only")
     if args.config_file is None and args.results_json is None:
         parser.error("--config is needed (`keepaug configs detection` lists what there is)")
     root, opts = settings_of(args.opts)
@@ -158,8 +171,19 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         results_json=args.results_json,
         backend=args.evaluator,
         draw=args.draw,
-        dry_run=args.dry_run,
     )
+
+
+def _seeds(args: argparse.Namespace) -> list[int]:
+    """Of `--seeds 1 2 KEY VALUE`, where the rest goes to the other settings."""
+    first = next((place for place, one in enumerate(args.seeds) if not one.isdecimal()), len(args.seeds))
+    args.opts = [*args.opts, *args.seeds[first:]]
+    return split_settings(args.seeds[:first] or args.seeds, [])[0]
+
+
+def _not_usual(cfg: Any) -> Mapping[str, Any]:
+    usual = flat(defaults())
+    return {key: value for key, value in flat(cfg).items() if value != usual.get(key)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,7 +192,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(given)
 
     def act() -> int:
-        run(job_from(args, parser))
+        args.seeds = _seeds(args)
+        job = job_from(args, parser)
+        if job.eval_only:
+            refuse_to_rehearse(args)
+            run(job)
+            return 0
+        cfg = load_settings(job, choose_engine(job.engine)[0])
+
+        def of(seed: int) -> Run:
+            own = cfg.clone()
+            own.defrost()
+            own.SEED = seed
+            return Run(own, of_seed(Path(cfg.OUTPUT_DIR), seed))
+
+        def job_of(one: Run, dry_run: int = 0) -> DetectorJob:
+            own = ("SEED", str(one.config.SEED), "OUTPUT_DIR", str(one.output))
+            return dataclasses.replace(job, opts=(*job.opts, *own), dry_run=dry_run)
+
+        def train(one: Run) -> Mapping[str, float]:
+            found = run(job_of(one))
+            return {} if found is None else found.metrics
+
+        do_all(
+            args,
+            TOOL,
+            [of(seed) for seed in args.seeds] or [Run(cfg, Path(cfg.OUTPUT_DIR))],
+            train=train,
+            rehearse=lambda one, number: run(job_of(one, number)),
+            settings=_not_usual,
+            root=str(job.data_root or ""),
+            says=job.machine_rank == 0,
+        )
         return 0
 
     return exit_code(act)

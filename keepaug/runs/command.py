@@ -57,6 +57,7 @@ def settings_help(settings: type) -> str:
 
 
 DRY_RUN_HELP = "check everything, measure a few steps, say settings, runs, hours and memory; write nothing"
+SEEDS_HELP = "one run each, in OUTPUT-seedN; then mean and spread"
 # Options that had another name, in any command.
 RENAMED = {
     "--batch": ["--batch-size"],
@@ -152,7 +153,7 @@ def config_parser(
         nargs="+",
         default=[],
         metavar="SEED",
-        help="one run each, in OUTPUT-seedN; then mean and spread",
+        help=SEEDS_HELP,
     )
     add("--shrink", action="store_true", help="a few steps on a few images: does it run?")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
@@ -172,6 +173,8 @@ def split_settings(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list
     numbers = [item for item in seeds if "=" not in item]
     if wrong := [item for item in numbers if not item.isdecimal()]:
         raise ConfigError(f"--seeds must be whole numbers from 0, got {', '.join(wrong)}")
+    if seeds and not numbers:
+        raise ConfigError(f"--seeds needs whole numbers from 0, got {', '.join(seeds)}")
     if len({int(item) for item in numbers}) < len(numbers):
         raise ConfigError(f"--seeds must differ, got {', '.join(numbers)}")
     return [int(item) for item in numbers], settings
@@ -182,12 +185,12 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def shown(metrics: dict[str, float]) -> str:
+def shown(metrics: Mapping[str, float]) -> str:
     """`accuracy 95.20, top5 99.80`."""
     return ", ".join(f"{key} {value:.2f}" for key, value in metrics.items())
 
 
-def summary(results: Sequence[dict[str, float]]) -> str:
+def summary(results: Sequence[Mapping[str, float]]) -> str:
     """Mean and sample standard deviation of each metric, a line each; one seed has no deviation."""
     lines = []
     for key in results[0]:
@@ -200,10 +203,18 @@ def summary(results: Sequence[dict[str, float]]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
+    """One run of a command.
+
+    Attributes:
+        config: its settings.
+        output: its folder.
+        before: its figures, where it was done before.
+    """
+
     config: Any
     output: Path
-    before: dict[str, float] | None  # its figures, where it was done before
+    before: Mapping[str, float] | None = None
 
 
 def run_seeds(
@@ -213,8 +224,7 @@ def run_seeds(
     name: Callable[[Any], tuple[str, str]],
     evaluate: Callable[..., dict[str, float]] | None = None,
 ) -> int:
-    """One run, or one for each of `--seeds`; finished seeds are not run again with `--resume`. With
-    `--dry-run` they are only said, and the first is rehearsed.
+    """One run, or one for each of `--seeds`, of a tool that takes `key=value` settings.
 
     Args:
         args: of a `config_parser`.
@@ -227,7 +237,7 @@ def run_seeds(
         The exit code; mistakes and interruptions are said on standard error.
     """
 
-    def planned(overrides: list[str], seed: int | None) -> _Run:
+    def planned(overrides: list[str], seed: int | None) -> Run:
         try:
             config = tool.load(args.config, overrides + ([] if seed is None else [f"seed={seed}"]))
         except UnknownKeyError as error:
@@ -236,71 +246,118 @@ def run_seeds(
         data, what = name(config)
         stem = config.name or (args.config.stem if args.config else data)
         base = args.output or Path("runs") / _file_name(f"{stem}-{what}")
-        named = seed is None and args.output is not None
-        output = base if named else base.with_name(f"{base.name}-seed{config.seed}")
-        if args.resume and seed is not None and is_finished(output, tool, config):
-            return _Run(config, output, read_result(output / FILE_NAME)["metrics"])
-        if seed is not None and not args.resume and output.is_dir():
-            from keepaug.runs.checkpoint import has_checkpoint  # of a later seed: said now, not after hours
+        one = seed is None and args.output is not None
+        return Run(config, base if one else of_seed(base, config.seed))
 
-            if has_checkpoint(output):
-                raise ConfigError(f"{output} holds a run already: resume it, or choose another folder")
-        return _Run(config, output, None)
+    def train(run: Run) -> Mapping[str, float]:
+        do = evaluate or importlib.import_module(tool.loop).train
+        found: Mapping[str, float] = do(run.config, run.output, resume=args.resume)
+        return found
+
+    def rehearse(run: Run, number: int) -> None:
+        said = importlib.import_module(tool.loop).rehearse(run.config, run.output, resume=args.resume)
+        if is_main():
+            print(said.lines(number))
+
+    def settings(config: Any) -> Mapping[str, Any]:
+        return tool.recipe(config) | tool.precision(config)
 
     def act() -> int:
         seeds, overrides = args.seeds, args.overrides
-        if evaluate is not None and (seeds or args.dry_run):
-            raise ConfigError("--seeds trains and --dry-run rehearses it; give one run to --eval-only")
+        if evaluate is not None:
+            refuse_to_rehearse(args)
         if args.shrink:
             overrides = shrunk(tool, args.config, overrides)
         runs = [planned(overrides, seed) for seed in seeds] or [planned(overrides, None)]
-        if args.dry_run:
-            _dry_run(tool, runs, resume=args.resume)
-            return 0
-        do = evaluate or importlib.import_module(tool.loop).train
         world = None
-        if len(runs) > 1:  # one process group for all
+        if len(runs) > 1 and not args.dry_run:  # one process group for all
             from keepaug.runs.distributed import setup
 
             world = setup(runs[0].config.device)
-        results = []
         try:
-            for run in runs:
-                metrics = run.before
-                if metrics is None:
-                    metrics = do(run.config, run.output, resume=args.resume)
-                results.append(metrics)
-                if is_main():
-                    done = "" if run.before is None else " (done before)"
-                    then = "" if args.shrink else f"; next: keepaug report {run.output.parent}"
-                    print(f"{run.output}: {shown(metrics)}{done}{then}", flush=True)
+            do_all(args, tool, runs, train=train, rehearse=rehearse, settings=settings)
         finally:
             if world is not None:
                 world.close()
-        if seeds and is_main():
-            print(summary(results))
         return 0
 
     return exit_code(act)
 
 
-def _dry_run(tool: Tool, runs: Sequence[_Run], *, resume: bool) -> None:
-    """Settings and runs, then what the loop says of the first that is not done."""
-    from keepaug.runs.rehearsal import settings_lines
+def of_seed(base: Path, seed: int) -> Path:
+    """The folder of one of several runs."""
+    return base.with_name(f"{base.name}-seed{seed}")
 
+
+def refuse_to_rehearse(args: argparse.Namespace) -> None:
+    """Of an evaluation: raises ConfigError where several runs or a dry run are asked for."""
+    if args.seeds or args.dry_run:
+        raise ConfigError("--seeds trains and --dry-run rehearses it; give one run to --eval-only")
+
+
+def do_all(
+    args: argparse.Namespace,
+    tool: Tool,
+    runs: Sequence[Run],
+    *,
+    train: Callable[[Run], Mapping[str, float]],
+    rehearse: Callable[[Run, int], None],
+    settings: Callable[[Any], Mapping[str, Any]],
+    root: str = "",
+    says: bool = True,
+) -> None:
+    """Do what is not done, say each run's figures, and of `--seeds` mean and spread. With `--dry-run` say
+    settings and runs, and rehearse the first that is not done.
+
+    Args:
+        args: with `seeds`, `resume`, `dry_run` and `shrink`.
+        tool: what runs.
+        runs: one, or one for each seed; with `--resume` finished ones are not run again.
+        train: returns a run's figures.
+        rehearse: says what a run takes, and what that number of such runs takes.
+        settings: of a run, that a dry run says.
+        root: of the data, where the settings do not say it.
+        says: whether this machine prints.
+
+    Raises:
+        ConfigError: the folder of any run of several is another's, before the first begins.
+    """
+    says = says and is_main()
+    if args.seeds:
+        runs = [_with_what_is_there(run, tool, root, resume=args.resume) for run in runs]
     left = [run for run in runs if run.before is None]
-    if is_main():
-        first = (left or runs)[0].config
-        print("dry run: nothing is written")
-        print(settings_lines(tool.recipe(first) | tool.precision(first)))
-        for run in runs:
-            print(
-                f"{'run:':<11}{run.output}, seed {tool.seed(run.config)}{' (done before)' * (run not in left)}"
-            )
-    if left:
-        rehearsal = importlib.import_module(tool.loop).rehearse(left[0].config, left[0].output, resume=resume)
-        if is_main():
-            print(rehearsal.lines(len(left)))
+    if args.dry_run:
+        from keepaug.runs.rehearsal import settings_lines
+
+        lines = [
+            f"{'run:':<11}{run.output}, seed {tool.seed(run.config)}{' (done before)' * (run.before is not None)}"
+            for run in runs
+        ]
+        if says:
+            said = settings_lines(settings((left or runs)[0].config))
+            print("dry run: nothing is written", said, *lines, sep="\n", flush=True)
+        if left:
+            rehearse(left[0], len(left))
+        return
+    results = []
+    for run in runs:
+        metrics = train(run) if run.before is None else run.before
+        results.append(metrics)
+        if says:
+            done = "" if run.before is None else " (done before)"
+            then = "" if args.shrink else f"; next: keepaug report {run.output.parent}"
+            print(f"{run.output}: {shown(metrics)}{done}{then}", flush=True)
+    if args.seeds and says:
+        print(summary(results))
+
+
+def _with_what_is_there(run: Run, tool: Tool, root: str, *, resume: bool) -> Run:
+    """With its figures if it is done; raises ConfigError where the folder is another's."""
+    if resume and is_finished(run.output, tool, run.config, root):
+        return dataclasses.replace(run, before=read_result(run.output / FILE_NAME)["metrics"])
+    if not resume and run.output.is_dir() and tool.has_run(run.output):
+        raise ConfigError(f"{run.output} holds a run already: resume it, or choose another folder")
+    return run
 
 
 def _whose(key: str) -> str:

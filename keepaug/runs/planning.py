@@ -14,6 +14,12 @@ from keepaug.runs.jobs import Command
 from keepaug.runs.result import FILE_NAME, SCHEMA, plain, read_result
 
 
+def _has_checkpoint(folder: Path) -> bool:
+    from keepaug.runs.checkpoint import has_checkpoint  # needs torch
+
+    return has_checkpoint(folder)
+
+
 @dataclass(frozen=True)
 class Tool:
     """A training tool as planning and report see it; each package has its own in `tool.py`.
@@ -35,6 +41,7 @@ class Tool:
         processes: the command's own option for several processes; None: by torchrun.
         loop: the module with `train` and `rehearse`, imported when it is needed.
         spent: patterns of files in a run's folder that no other run reads once the result is there.
+        has_run: whether a folder holds checkpoints of a run.
     """
 
     name: str
@@ -52,6 +59,7 @@ class Tool:
     processes: str | None = None
     loop: str = ""
     spent: tuple[str, ...] = ("*.pt",)
+    has_run: Callable[[Path], bool] = _has_checkpoint
 
 
 @dataclass(frozen=True)
