@@ -44,7 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
         "table",
         help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; or lab; table 3 is keepaug benchmark's",
     )
-    add("--seeds", nargs="+", default=[], metavar="N", help="default: as many as the paper averages over")
+    add(
+        "--seeds",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="default: as many as the paper averages over; with --shrink 0",
+    )
     add(
         "--only", metavar="TEXT", help='only cells whose "row / column" contains this; lab: questions, as a,b'
     )
@@ -86,6 +92,8 @@ def plan(args: argparse.Namespace) -> list[Job]:
     Raises:
         ValueError: nothing to run, or settings that cannot be meant.
     """
+    if args.shrink and not args.seeds:
+        args.seeds = [0]
     if args.table == "lab":
         return _lab(args)
     cells = [c for c in cells_of(args.table) if not args.only or args.only in f"{c.row} / {c.column}"]

@@ -294,10 +294,11 @@ def test_slurm_jobs_wait_for_the_backbone(reproduce, tmp_path: Path, monkeypatch
 
 def test_a_shrunk_run_keeps_no_checkpoint_once_its_result_is_there(reproduce, tmp_path: Path) -> None:
     """A table of ResNet-101 detectors kept eleven gigabytes. A whole run keeps all."""
-    given = ["lab", "--output", str(tmp_path / "runs"), "--only", "g,h,i", "--seeds", "0"]
-    given += ["root=C", "bccd=B", "nyala=N"]
+    given = ["lab", "--output", str(tmp_path / "runs"), "--only", "g,h,i", "root=C", "bccd=B", "nyala=N"]
     shrunk, whole = (reproduce.plan(arguments(reproduce, *given, *more)) for more in (["--shrink"], []))
     assert {job.spent for job in whole} == {()}
+    assert {job.name[-6:] for job in shrunk} == {"-seed0"}
+    assert len(whole) > 2 * len(shrunk)
     spent = {job.tool.name: job.spent for job in shrunk}
     own = {"checkpoint.pt", "checkpoint.previous.pt"}
     gone = {
