@@ -47,7 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter) -> None:
     """Say aloud what did not run: a skipped test has proved nothing."""
     skipped = terminalreporter.stats.get("skipped", [])
-    if not skipped:
+    said = [
+        text
+        for report in terminalreporter.stats.get("passed", [])
+        for name, text in report.user_properties
+        if name == "not run" and report.when == "call"
+    ]
+    if not skipped and not said:
         return
     counts: dict[str, int] = {}
     for report in skipped:
@@ -57,6 +63,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
     terminalreporter.section("NOT RUN")
     for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
         terminalreporter.write_line(f"{count} test(s) not run: {reason}")
+    for text in said:
+        terminalreporter.write_line(f"commands of the pages that are parsed alone: {text}")
 
 
 @pytest.fixture(scope="session")

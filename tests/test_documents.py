@@ -45,6 +45,8 @@ def _quoted(page: Path) -> list[str]:
 def _commands(page: Path) -> Iterator[tuple[list[str], bool]]:
     """The words of each command, and whether it is one to copy, of a block, or a part quoted in the text."""
     lines = [line for block in _blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    shown = "".join(_blocks(page, "")).replace("\\\n", " ")  # with what they print
+    lines += re.findall(r"^\$ (.*)$", shown, re.MULTILINE)
     quoted = [text for text in _quoted(page) if re.match(r"(python|torchrun|keepaug) [a-z-]", text)]
     for line, copied in [*((line, True) for line in lines), *((text, False) for text in quoted)]:
         if words := shlex.split(line, comments=True):
