@@ -41,6 +41,7 @@ from keepaug.runs.checkpoint import checked, first_non_finite, restoring
 from keepaug.runs.distributed import Distributed, fix_order_if_asked
 from keepaug.runs.errors import EXIT_STOPPED, LostProcessError, StopRequestedError
 from keepaug.runs.files import write_atomic, write_text_atomic
+from keepaug.runs.loggers import Logger
 from keepaug.runs.progress import RunBar, say
 from keepaug.runs.recorder import Clock
 from keepaug.runs.rehearsal import rehearse
@@ -72,7 +73,7 @@ try:
     from detectron2.engine.hooks import PeriodicCheckpointer, PeriodicWriter
     from detectron2.evaluation import DatasetEvaluator
     from detectron2.structures import BoxMode
-    from detectron2.utils.events import EventStorage
+    from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
     from detectron2.utils.logger import setup_logger
 except ImportError as error:
     raise ImportError(
@@ -302,6 +303,32 @@ class _Evaluator(DatasetEvaluator):
         return {"bbox": evaluate(self._dataset, results).metrics}
 
 
+class _Figures(EventWriter):
+    """Sends what Detectron2 logs to the run's other loggers.
+
+    Args:
+        loggers: of the run.
+        max_iter: its iterations; with fewer it has failed.
+    """
+
+    def __init__(self, loggers: Sequence[Logger], max_iter: int) -> None:
+        self.loggers, self.max_iter, self.written = loggers, max_iter, -1
+
+    def write(self) -> None:
+        steps: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(20).items():
+            if iteration > self.written:
+                steps.setdefault(iteration, {})[name] = value
+        for iteration, values in sorted(steps.items()):
+            self.written = iteration
+            for logger in self.loggers:
+                logger.log(min(iteration + 1, self.max_iter), values)  # the last evaluation comes after it
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close(failed=get_event_storage().iter + 1 < self.max_iter)
+
+
 class _Stop(BaseException):
     """Ends Detectron2's loop, which prints the traceback of every Exception, after a step.
 
@@ -320,11 +347,18 @@ class Trainer(DefaultTrainer):
         cfg: the config.
         clock: of the run.
         signals: that ask to stop.
+        loggers: opens those that figures go to besides Detectron2's own.
         writes: logs; False for a dry run.
     """
 
     def __init__(
-        self, cfg: Any, clock: Clock | None = None, signals: StopSignals | None = None, *, writes: bool = True
+        self,
+        cfg: Any,
+        clock: Clock | None = None,
+        signals: StopSignals | None = None,
+        *,
+        loggers: Callable[[], list[Logger]] = list,
+        writes: bool = True,
     ) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own builds the parts below with fixed choices
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
@@ -341,7 +375,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.clock, self.signals = clock, signals
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg, self.writes = cfg, writes
+        self.cfg, self.writes, self.open_loggers = cfg, writes, loggers
         self.register_hooks(self.build_hooks())
         self.bar = RunBar(self.max_iter, disable=True)
 
@@ -380,8 +414,10 @@ class Trainer(DefaultTrainer):
         return sorted(super().build_hooks(), key=lambda hook: isinstance(hook, PeriodicCheckpointer))
 
     def build_writers(self) -> list[Any]:
-        """Detectron2's."""
-        return super().build_writers() if self.writes else []
+        """Detectron2's, and the run's tracker."""
+        if not self.writes:
+            return []
+        return [*super().build_writers(), _Figures(self.open_loggers(), self.max_iter)]
 
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> Any:
@@ -473,6 +509,7 @@ def run(
     clock: Clock | None = None,
     header: Callable[..., str] | None = None,
     signals: StopSignals | None = None,
+    loggers: Callable[[], list[Logger]] = list,
 ) -> None:
     """Train and evaluate (or only evaluate) in this process; one of several under `launch`.
 
@@ -488,6 +525,7 @@ def run(
         clock: of the run, kept with every checkpoint.
         header: see `keepaug.runs.recorder.Recorder.header`.
         signals: that ask to stop; None under `launch`, where each process has its own.
+        loggers: opens those that figures go to besides Detectron2's own, in the process that writes.
 
     Raises:
         StopRequestedError: the run was asked to stop, and has written a checkpoint.
@@ -513,7 +551,8 @@ def run(
         start = 0 if found is None else found[1]["trainer"]["iteration"] + 1
         _forget_after(Path(cfg.OUTPUT_DIR) / "metrics.json", start)
     comm.synchronize()
-    trainer = Trainer(cfg, clock, StopSignals() if several else signals, writes=not dry_run)
+    signals = StopSignals() if several else signals
+    trainer = Trainer(cfg, clock, signals, loggers=loggers, writes=not dry_run)
     if found is not None:
         with restoring(found[0], "state"), checked(trainer.optimizer):
             trainer.checkpointer.load(str(found[0]))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.coco import CocoDataset
-from detection.config import ConfigError
+from detection.config import ConfigError, flat
 from detection.prepare import DetectorJob, Prepared, prepare, scored_split
 from detection.sidecar import started_from
 from detection.tool import changed_settings, has_run, precision_of, recipe_of
@@ -75,6 +75,7 @@ def open_recorder(job: DetectorJob, prepared: Prepared) -> Recorder:
         kind="detection",
         main=job.machine_rank == 0,
         dry=bool(job.dry_run),
+        tracker=job.tracker if prepared.engine == "torchvision" else "none",
         tensorboard=prepared.engine == "torchvision",  # Detectron2 writes its own
         recipe=recipe_of(cfg),
         precision=precision_of(cfg),
@@ -151,6 +152,7 @@ def _rehearse(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
 
 def _run_detectron2(job: DetectorJob, prepared: Prepared, recorder: Recorder) -> None:
     from detection import detectron2_engine
+    from keepaug.runs.loggers import open_loggers
 
     # Several processes get their own signals; this one passes on what is sent to it.
     several = job.num_gpus * job.num_machines > 1
@@ -166,6 +168,14 @@ def _run_detectron2(job: DetectorJob, prepared: Prepared, recorder: Recorder) ->
         clock=None if job.eval_only else recorder.clock,
         header=None if job.eval_only else recorder.header,
         signals=None if several else recorder.signals,
+        loggers=functools.partial(
+            open_loggers,
+            recorder.path,
+            tensorboard=False,
+            tracker=job.tracker,
+            name=recorder.path.name,
+            config=flat(prepared.cfg),
+        ),
     )
     detectron2_engine.launch(
         work,

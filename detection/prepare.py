@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from detection.coco import CocoDataError, CocoDataset, CocoPaths, check_same_categories, find_coco, load_coco
 from detection.config import ConfigError, NotCarriedError, load_config, unfreeze
 from detection.tool import has_run
+from keepaug.runs.loggers import check_tracker
 
 ENGINES = ("auto", "detectron2", "torchvision")
 BACKENDS = ("auto", "hotcoco", "faster", "pycocotools")  # of the evaluation
@@ -45,6 +46,7 @@ class DetectorJob:
     results_json: Path | None = None
     backend: str = "auto"
     draw: int = 0
+    tracker: str = "none"
     dry_run: int = 0
     """How many such runs a dry run speaks of; 0: it is none."""
 
@@ -69,6 +71,7 @@ def prepare(job: DetectorJob) -> Prepared:
         ConfigError: config, options and files do not fit together.
         CocoDataError: the annotations cannot be used.
     """
+    check_tracker(job.tracker)
     engine, notes = choose_engine(job.engine)
     cfg = unfreeze(load_settings(job, engine))
     notes += _decide_device(cfg)

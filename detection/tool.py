@@ -72,17 +72,19 @@ def has_run(output: Path) -> bool:
     return bool(checkpoints(output))
 
 
+_OWN = ("data_root=", "tracker=")
+
+
 def _arguments(config: Path, output: Path, given: Sequence[str]) -> list[str]:
-    """`data_root=COCO` is the tool's option, everything else a key of the config."""
-    pairs = [item.partition("=")[::2] for item in given]
-    options = [part for key, value in pairs if key == "data_root" for part in ("--data-root", value)]
-    keys = [part for pair in pairs if pair[0] != "data_root" for part in pair]
-    return ["--resume", "--config-file", str(config), *options, "OUTPUT_DIR", str(output), *keys]
+    """`data_root=COCO` and `tracker=NAME` are the tool's own, everything else a key of the config."""
+    own = [item.removeprefix("data_") for item in given if item.startswith(_OWN)]
+    keys = [part for item in given if not item.startswith(_OWN) for part in item.partition("=")[::2]]
+    return ["--resume", "--config-file", str(config), "OUTPUT_DIR", str(output), *keys, *own]
 
 
 def _load(path: Path | None, given: Sequence[str]) -> CfgNode:
-    pairs = [item.partition("=")[::2] for item in given]
-    return load_config(path, [part for pair in pairs if pair[0] != "data_root" for part in pair])
+    keys = [item.partition("=")[::2] for item in given if not item.startswith(_OWN)]
+    return load_config(path, [part for pair in keys for part in pair])
 
 
 def _origin(weights: str) -> Mapping[str, str] | None:

@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="KEY=VALUE",
         help="settings: SOLVER.BASE_LR=0.01, or KEY VALUE as Detectron2 takes them; and under the names of the "
-        "other commands root, weights, seed, device, num_workers",
+        "other commands root, weights, seed, device, num_workers, tracker",
     )
     return parser
 
@@ -112,19 +112,19 @@ OURS = {
 """Settings that the other commands have too, and Detectron2's names for them."""
 
 
-def settings_of(items: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The data's folder, if `root=` gives it, and KEY VALUE pairs of what was given in either form."""
-    root, opts = None, list[str]()
+def settings_of(items: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """`root` and `tracker`, as far as they are given, and KEY VALUE pairs of what was given in either form."""
+    own, opts = dict[str, str](), list[str]()
     for item in items:
         key, equals, value = item.partition("=")
         waiting = len(opts) % 2  # a value, whatever it looks like
-        if waiting or not equals or not re.fullmatch(r"[A-Z][A-Z0-9_.]*|root|" + "|".join(OURS), key):
+        if waiting or not equals or not re.fullmatch(r"[A-Z][A-Z0-9_.]*|root|tracker|" + "|".join(OURS), key):
             opts.append(item)
-        elif key == "root":
-            root = Path(value)
+        elif key in ("root", "tracker"):
+            own[key] = value
         else:
             opts += [OURS.get(key, key), value]
-    return root, opts
+    return own, opts
 
 
 def own_config(given: list[str]) -> list[str]:
@@ -146,11 +146,11 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         splits[split] = CocoPaths(json_path, images) if json_path is not None else None
     if args.config_file is None and args.results_json is None:
         parser.error("--config is needed (`keepaug configs detection` lists what there is)")
-    root, opts = settings_of(args.opts)
+    own, opts = settings_of(args.opts)
     if args.shrink:
         small = {**TOOL.shrink, "SOLVER.IMS_PER_BATCH": args.num_gpus * args.num_machines}
-        own = {key for key in small if key.endswith("NUM_CLASSES")}  # the data's
-        opts = [str(part) for key in small.keys() - own for part in (key, small[key])] + opts
+        theirs = {key for key in small if key.endswith("NUM_CLASSES")}  # the data's
+        opts = [str(part) for key in small.keys() - theirs for part in (key, small[key])] + opts
     if args.output is not None:
         opts += ["OUTPUT_DIR", str(args.output)]
     return DetectorJob(
@@ -163,7 +163,7 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        data_root=args.data_root or root,
+        data_root=args.data_root or (Path(own["root"]) if own.get("root") else None),
         train=splits["train"],
         val=splits["val"],
         max_images=4 if args.shrink and args.max_images is None else args.max_images,
@@ -171,6 +171,7 @@ def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Detec
         results_json=args.results_json,
         backend=args.evaluator,
         draw=args.draw,
+        tracker=own.get("tracker", "none"),
     )
 
 

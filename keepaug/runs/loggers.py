@@ -126,14 +126,13 @@ def open_loggers(
     Args:
         folder: of the run.
         tensorboard: write its events, where it is installed.
-        tracker: one of `TRACKERS`.
+        tracker: one that `check_tracker` has passed.
         name: of the run.
         config: resolved settings.
 
     Raises:
-        ConfigError: what `check_tracker` refuses, or a tracker that does not begin.
+        ConfigError: a tracker that does not begin.
     """
-    check_tracker(tracker)
     found: list[Logger] = []
     if tensorboard:
         try:

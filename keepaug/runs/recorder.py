@@ -117,7 +117,7 @@ class Recorder:
         output: the folder; made where missing.
         config: resolved settings: a dataclass of `option` fields, whose `tensorboard` and `tracker` (one of
             `keepaug.runs.loggers.TRACKERS`) say where else figures go; or a mapping, with `recipe`,
-            `precision`, `seed` and `changed` given.
+            `precision`, `seed`, `tracker` and `changed` given.
         kind: of the result.
         main: whether this process writes; the others only read the checkpoint.
         dry: say and refuse all that a run would, and write nothing.
@@ -125,6 +125,7 @@ class Recorder:
         recipe: for a mapping: what decides the figures.
         precision: for a mapping: how numbers are computed.
         seed: for a mapping.
+        tracker: for a mapping: see above.
         changed: for a mapping: what a continuation would change of given earlier settings, as sentences.
         pass_signals_on: the work is done by processes that this one starts.
         has_run: whether the folder holds a run, where checkpoints are not `keepaug.runs.checkpoint`'s.
@@ -145,11 +146,12 @@ class Recorder:
         recipe: Mapping[str, Any] | None = None,
         precision: Mapping[str, Any] | None = None,
         seed: int | None = None,
+        tracker: str = "none",
         changed: Callable[[Mapping[str, Any]], list[str]] | None = None,
         pass_signals_on: bool = False,
         has_run: Callable[[Path], bool] = has_checkpoint,
     ) -> None:
-        tracker = getattr(config, "tracker", "none")
+        tracker = getattr(config, "tracker", tracker)
         check_tracker(tracker)
         if tensorboard is None:
             tensorboard = getattr(config, "tensorboard", True)

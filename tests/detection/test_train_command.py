@@ -1,8 +1,11 @@
-"""`keepaug train-detector --seeds`: folders, what is done, mean and spread, in both engines."""
+"""`keepaug train-detector`: `--seeds` and `tracker=`, in both engines."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,9 @@ from keepaug.__main__ import main
 from keepaug.data.synthetic import write_detection
 from keepaug.runs.result import read_result
 
+ENGINES = pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
 SMALL = "SOLVER.MAX_ITER=2 SOLVER.STEPS=(1,) SOLVER.IMS_PER_BATCH=1 INPUT.MIN_SIZE_TRAIN=(64,)"
 
 
@@ -18,7 +24,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "model_final.pth", weights_only=False)["model"]
 
 
-@pytest.mark.parametrize("engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)])
+@ENGINES
 def test_seeds_are_runs_of_their_own(engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, base = write_detection(tmp_path / "d", num_train=4, num_val=2, num_classes=4), tmp_path / "x"
     given = ["train-detector", "--config", "quickstart/detector", "--engine", engine, f"root={root}"]
@@ -70,3 +76,54 @@ def test_seeds_are_runs_of_their_own(engine: str, tmp_path: Path, capsys: pytest
 def test_seeds_that_cannot_be(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train-detector", "--config", "quickstart/detector", "root=nowhere", *more]) == 2
     assert message in capsys.readouterr().err
+
+
+class Tracker(SimpleNamespace):
+    """Stands for mlflow."""
+
+    def __init__(self) -> None:
+        self.logged: dict[int, dict[str, float]] = {}
+        self.began: list[str] = []
+        self.ended: list[str] = []
+        super().__init__(
+            set_experiment=lambda name: None, end_run=self.ended.append, log_params=lambda _: None
+        )
+
+    def start_run(self, run_id: str = "", run_name: str = "") -> SimpleNamespace:
+        self.began.append(run_id or run_name)
+        return SimpleNamespace(info=SimpleNamespace(run_id="7"))
+
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        self.logged.setdefault(step, {}).update(values)
+
+
+@ENGINES
+def test_a_tracker_gets_a_detectors_figures(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker()
+    monkeypatch.setitem(sys.modules, "mlflow", tracker)
+    root = write_detection(tmp_path / "d", num_train=4, num_val=2, num_classes=4)
+    given = ["train-detector", "--config", "quickstart/detector", "--engine", engine, f"root={root}"]
+    given += [*SMALL.split(), "tracker=mlflow", "--output", str(tmp_path / "run")]
+    assert main([*given, "--dry-run"]) == 0
+    assert not tracker.began
+    assert main(given) == 0
+    assert set(tracker.logged) == {2}
+    file = "metrics.json" if engine == "detectron2" else "metrics.jsonl"
+    (written,) = (
+        json.loads(line) for line in (tmp_path / "run" / file).read_text().splitlines() if "lr" in line
+    )
+    for key in ("total_loss", "lr"):
+        assert tracker.logged[2][key] == written[key]
+    assert tracker.ended == ["FINISHED"]
+    assert main([*given, "--resume", "SOLVER.MAX_ITER=3", "SOLVER.BASE_LR=0.5"]) == 2  # another run
+    assert main([*given, "--resume", "SOLVER.MAX_ITER=3"]) == 0
+    assert tracker.began == ["run", "7"]
+    assert set(tracker.logged) == {2, 3}
+    capsys.readouterr()
+    assert main([*given, "tracker=neptune"]) == 2
+    assert "tracker is 'neptune'; allowed: none, wandb, mlflow" in capsys.readouterr().err
+    monkeypatch.setattr(tracker, "log_metrics", lambda *given, **more: 1 / 0)
+    assert main([*given, "--output", str(tmp_path / "other")]) == 0
+    assert "tracker=mlflow fails (ZeroDivisionError" in capsys.readouterr().out
