@@ -20,7 +20,6 @@ from keepaug.data.images import decode_all
 from keepaug.runs.restricted import unpickle_arrays
 from keepaug.runs.shapes import check_shape
 
-# Cutout's released code
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 
 
