@@ -350,9 +350,10 @@ class Sample:
             image = self.source.read(position)
             if self.size is None and image.size != self._first:
                 raise ValueError(
-                    f"the images differ in size ({self.source.keys[position].split(' ')[0]} is "
+                    f"the images differ in size ({self.source.keys[position].rsplit(' ', 2)[0]} is "
                     f"{image.size[0]} x {image.size[1]}, the first {self._first[0]} x {self._first[1]}, "
-                    "width x height) and the network does not say what it was trained with: give size"
+                    "width x height) and the network does not say what it was trained with: give size "
+                    "(--side)"
                 )
             fitted, left, top, scale = _fit(image, self.size)
             images.append(pil_to_tensor(fitted))

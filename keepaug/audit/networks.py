@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from keepaug.audit.foreign import load_object
 from keepaug.choices import IMAGENET_MEAN, IMAGENET_STD
 from keepaug.models.networks import build_network, import_timm
-from keepaug.models.weights import load_classifier, misfit_of
+from keepaug.models.weights import Classifier, load_classifier, misfit_of
 from keepaug.runs.checkpoint import read_weights_only
 from keepaug.runs.files import sha256_of
 from keepaug.runs.shapes import check_shape, read_yaml
@@ -288,13 +288,21 @@ def _from_file(path: Path) -> AuditedNetwork:
         loaded = load_classifier(path)
         module, checksum = loaded.network, _state_checksum(loaded.network)
         classes = list(loaded.classes)
-        return AuditedNetwork(module, loaded.mean, loaded.std, None, classes, _run_name(path), checksum)
+        side = _side_of(loaded)
+        return AuditedNetwork(module, loaded.mean, loaded.std, side, classes, _run_name(path), checksum)
     if isinstance(content, dict) and {"model", "step"} <= content.keys():
         return _from_checkpoint(path, content)
     raise ValueError(
         f"{path} is no network: a state dict alone does not say of which; give torchvision:NAME or timm:NAME "
         "with these weights, or module:function"
     )
+
+
+def _side_of(loaded: Classifier) -> int | None:
+    """Of the images that a run brought to one size; None: it took them as they are."""
+    recipe = loaded.provenance.get("recipe")
+    side = recipe.get("image_size") if isinstance(recipe, dict) else None
+    return side if isinstance(side, int) and 8 <= side <= 4096 else None
 
 
 def _run_name(path: Path) -> str:
@@ -307,9 +315,10 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
     beside = path.parent / "weights.pt"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    classes = None
+    side, classes = None, None
     if beside.is_file():
         like = load_classifier(beside)
+        side = _side_of(like)
         module, mean, std, classes = like.spec.build(), like.mean, like.std, list(like.classes)
     else:
         file = path.parent / "config.yaml"
@@ -332,7 +341,7 @@ def _from_checkpoint(path: Path, content: dict[str, Any]) -> AuditedNetwork:
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit its run's network: {misfit_of(error)}") from error
     name = f"{_run_name(path)}, step {content['step']}"
-    return AuditedNetwork(module, mean, std, None, classes, name, _state_checksum(module))
+    return AuditedNetwork(module, mean, std, side, classes, name, _state_checksum(module))
 
 
 def _kind_of(path: Path) -> str:

@@ -24,9 +24,16 @@ def find_split(root: Path, *names: str) -> Path:
         if (root / name).is_dir():
             return root / name
     inside = sorted(path.parent.name for path in root.glob(f"[!._]*/{names[0]}") if path.is_dir())
+    folders = sorted(path.name for path in root.glob("[!._]*/") if path.name not in ("train", *VALIDATION))
+    hint = ""
+    if inside:
+        hint = f" (there is {root / inside[0] / names[0]}: is {root / inside[0]} meant?)"
+    elif folders:
+        some = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
+        hint = f" (it has {some}: if these are classes, move most of their images to train, others to val)"
     raise FileNotFoundError(
         f"no folder {' or '.join(str(root / name) for name in names)}; expected {root}/{names[0]}/CLASS/IMAGE"
-        + (f" (there is {root / inside[0] / names[0]}: is {root / inside[0]} meant?)" if inside else "")
+        + hint
     )
 
 

@@ -201,6 +201,7 @@ def decode_all(paths: Sequence[Path], description: str) -> Tensor:
         if image.shape != images[0].shape:
             raise ValueError(
                 f"{path} is {image.shape[1]} x {image.shape[2]} and {paths[0]} is {images[0].shape[1]} x "
-                f"{images[0].shape[2]}; images held in memory must have one size: set loading=files"
+                f"{images[0].shape[2]}; images held in memory must have one size: "
+                "set loading=files and image_size, the side that they are brought to"
             )
     return torch.stack(images)

@@ -45,11 +45,14 @@ def small() -> nn.Module:
 def test_our_files(tmp_path: Path) -> None:
     spec = NetworkSpec("resnet8", 3)
     network = spec.build().eval()
+    own = {"classes": ["a", "b", "c"], **IMAGENET}
     path = save_classifier(
-        tmp_path / "weights.pt", network, spec, classes=["a", "b", "c"], **IMAGENET, provenance={}
+        tmp_path / "weights.pt", network, spec, **own, provenance={"recipe": {"image_size": 48}}
     )
     images = torch.randn(2, 3, 32, 32)
     found = open_network(path)
+    assert found.size == 48  # photographs of any size are brought to the run's
+    assert open_network(path, size=40).size == 40
     assert found.classes == ["a", "b", "c"]
     assert found.mean == pytest.approx(IMAGENET["mean"])
     assert torch.equal(found.module(images), network(images))
@@ -58,6 +61,10 @@ def test_our_files(tmp_path: Path) -> None:
     assert torch.equal(again.module.eval()(images), network(images))
     assert again.identity == found.identity
     assert "step 7" in again.name
+    assert again.size == 48
+    for odd in ({}, {"recipe": 3}, {"recipe": {"image_size": 0}}, {"recipe": {"image_size": "48"}}):
+        save_classifier(path, network, spec, **own, provenance=odd)
+        assert open_network(path).size is None
     for model in ({3: torch.ones(1)}, [], "x"):
         torch.save({"model": model, "step": 7}, tmp_path / "checkpoint.pt")
         with pytest.raises(ValueError, match=r"checkpoint\.pt has"):

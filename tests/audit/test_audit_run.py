@@ -329,8 +329,8 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
     from PIL import Image
 
     for number, size in enumerate([(32, 32), (40, 36)]):
-        Image.effect_noise(size, 50).convert("RGB").save(tmp_path / f"{number}.png")
-    with pytest.raises(ValueError, match="differ in size"):
+        Image.effect_noise(size, 50).convert("RGB").save(tmp_path / f"photo {number}.png")
+    with pytest.raises(ValueError, match=r"differ in size \(\S*photo [01]\.png is .* give size \(--side\)"):
         audit(network(), tmp_path, ["cutout:8"], **PLAIN)
     assert len(audit(network(), tmp_path, ["cutout:8"], size=32, quiet=True, sweep=0, **PLAIN).rows) == 2
 

@@ -351,13 +351,19 @@ def test_real_cifar_folder(data_root: Path) -> None:
 def test_folder_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder"):
         open_folder(tmp_path / "nothing")
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder .*train/train; .* \(it has ant, .*: if these are cl"
+    ):
+        open_folder(folder / "train")
+    with pytest.raises(FileNotFoundError, match=r"is .* meant\?"):
+        open_folder(folder.parent)
     (folder / "train" / "cow").mkdir()
     with pytest.raises(ValueError, match="cow has no images"):
         open_folder(folder)
     Image.new("RGB", (9, 9)).save(folder / "train" / "cow" / "a.png")
     with pytest.raises(ValueError, match="only in one: cow"):
         open_folder(folder)
-    with pytest.raises(ValueError, match="must have one size"):
+    with pytest.raises(ValueError, match="must have one size: set loading=files and image_size"):
         decode_all([folder / "train" / "cow" / "a.png", folder / "train" / "ant" / "0.png"], "x")
     broken = folder / "train" / "ant" / "broken.png"
     broken.write_bytes(b"no image")
