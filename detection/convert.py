@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import pickle
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,7 @@ def convert(
     color_order: str | None = None,
     verify_features: bool = False,
     image: str | Path | None = None,
+    dry_run: bool = False,
 ) -> Conversion:
     """Convert, check, write the file and its sidecar.
 
@@ -106,6 +109,7 @@ def convert(
         color_order: "RGB" or "BGR"; None: as the file says, otherwise RGB.
         verify_features: compare features before anything is written.
         image: the picture for it.
+        dry_run: do all of it in a folder that is removed.
 
     Returns:
         What was done.
@@ -133,8 +137,11 @@ def convert(
     made = loaded.info.get("provenance")
     origin: dict[str, Any] = {"source": weights.name, "source_sha256": sha256_of(weights), "notes": notes}
     tensors = {detectron2_key(name): value for name, value in state.items()}
-    partial = output.with_name(f".{output.stem}.partial.{kind}")
-    try:
+    with contextlib.ExitStack() as ended:
+        folder = ended.enter_context(tempfile.TemporaryDirectory()) if dry_run else output.parent
+        partial = Path(folder) / f".{output.stem}.partial.{kind}"
+        ended.callback(sidecar_path(partial).unlink, missing_ok=True)
+        ended.callback(partial.unlink, missing_ok=True)
         write_atomic(partial, lambda file: _serialise(tensors, kind, file))
         sidecar = Sidecar.of(
             architecture,
@@ -151,12 +158,10 @@ def convert(
         if _fingerprints(load_detectron2_file(partial)) != written:
             raise OSError(f"{partial} does not read back as it was written; check the disk")
         described = write_sidecar(partial, sidecar)
-        sidecar_path(output).unlink(missing_ok=True)  # never an old sidecar beside new weights
-        partial.replace(output)
-        described.replace(sidecar_path(output))
-    finally:
-        partial.unlink(missing_ok=True)
-        sidecar_path(partial).unlink(missing_ok=True)
+        if not dry_run:
+            sidecar_path(output).unlink(missing_ok=True)  # never an old sidecar beside new weights
+            partial.replace(output)
+            described.replace(sidecar_path(output))
     return Conversion(output, sidecar, len(written), notes, comparisons)
 
 
@@ -237,12 +242,15 @@ def _fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, 
     return {key: (one.shape, hashlib.sha256(one.numpy().data).hexdigest()) for key, one in tensors.items()}
 
 
-def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list[str]]:
+def reverse(
+    weights: str | Path, output: str | Path, *, dry_run: bool = False
+) -> tuple[Architecture, list[str]]:
     """The backbone of a Detectron2 file (backbone or detector) as torchvision's state dict.
 
     Args:
         weights: .pth or .pkl of Detectron2.
         output: .pth, `torch.save`d dictionary with "state_dict", "arch", "mean", "std", "color_order".
+        dry_run: check everything, and write nothing.
 
     Returns:
         The architecture, and notes.
@@ -276,5 +284,6 @@ def reverse(weights: str | Path, output: str | Path) -> tuple[Architecture, list
         }
     else:
         notes.append("no sidecar: mean, std and colour order are not known and not written")
-    write_atomic(output, lambda file: torch.save(content, file))
+    if not dry_run:
+        write_atomic(output, lambda file: torch.save(content, file))
     return architecture, notes

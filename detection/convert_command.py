@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image", type=Path, help="the picture for --verify; default: a drawn one")
     add("--report", action="store_true", help="print what was done")
     add("--reverse", action="store_true", help="from Detectron2 to torchvision")
+    add("--dry-run", action="store_true", help="check, convert and report, and write nothing")
     return parser
 
 
@@ -42,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def act() -> int:
         from detection.convert import convert, reverse
 
+        if args.dry_run:
+            print(f"dry run: nothing is written; {args.weights} is read, {args.output} would be written")
         if args.reverse:
-            architecture, notes = reverse(args.weights, args.output)
+            architecture, notes = reverse(args.weights, args.output, dry_run=args.dry_run)
             print(f"{args.output}: {architecture.name}", *(f"  note: {note}" for note in notes), sep="\n")
             return 0
         done = convert(
@@ -58,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             color_order=args.color_order,
             verify_features=args.verify,
             image=args.image,
+            dry_run=args.dry_run,
         )
         print(
             done.report()
-            if args.report
+            if args.report or args.dry_run
             else f"{done.output}: {done.sidecar.architecture}, {done.num_tensors} tensors"
         )
         return 0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keepaug.choices import DEVICE_HELP
-from keepaug.runs.command import CommandParser, exit_code
+from keepaug.runs.command import DRY_RUN_HELP, CommandParser, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,17 +27,22 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=128, help="images")
     add("--num-workers", type=int, default=4, help="threads that decode")
     add("--device", default="auto", help=DEVICE_HELP)
+    add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = vars(build_parser().parse_args(argv))
-    output, weights, images = (options.pop(key) for key in ("output", "weights", "data"))
+    output, weights, images, dry = (options.pop(key) for key in ("output", "weights", "data", "dry_run"))
 
     def act() -> int:
-        from reid.evaluation.features import describe_images, save_features
+        from reid.evaluation.features import describe_images, rehearse_images, save_features
 
         options["threads"] = options.pop("num_workers")
+        if dry:
+            said = rehearse_images(weights, images, **options)
+            print(f"dry run: nothing is written; {output} would be\n{said}")
+            return 0
         found = describe_images(weights, images, **options)
         save_features(output, images=found)
         number, size = found.features.shape

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from keepaug.audit.choices import BOUND, NO_KEEP, SETTINGS, check_limits, check_name
 from keepaug.choices import DEVICE_HELP
-from keepaug.runs.command import CommandParser, exit_code
+from keepaug.runs.command import DRY_RUN_HELP, CommandParser, exit_code
 
 
 def numbers(text: str) -> list[float]:
@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--split", help="folder of the data; default the first of val, test, train")
     add("--device", default="cpu", help=DEVICE_HELP)
+    add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("--fresh", action="store_true", help="measure again what is known from earlier audits")
     add(
         "--fail-above",
@@ -124,28 +125,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_limits(limits)
         for spec in args.augment:
             check_name(spec)
-        from keepaug.audit import audit
+        from keepaug.audit.run import audit, rehearse_audit
 
-        result = audit(
-            args.model,
-            args.data,
-            args.augment,
-            weights=args.weights,
-            boxes=args.boxes,
-            output=args.output,
-            images=args.images,
-            sweep=args.sweep,
-            tau=args.tau,
-            bound=args.bound,
-            seed=args.seed,
-            mean=args.mean,
-            std=args.std,
-            size=args.size,
-            use_labels=not args.no_labels,
-            split=args.split,
-            device=args.device,
-            cache=not args.fresh,
-        )
+        settings = {
+            "weights": args.weights,
+            "boxes": args.boxes,
+            "images": args.images,
+            "sweep": args.sweep,
+            "tau": args.tau,
+            "bound": args.bound,
+            "seed": args.seed,
+            "mean": args.mean,
+            "std": args.std,
+            "size": args.size,
+            "use_labels": not args.no_labels,
+            "split": args.split,
+            "device": args.device,
+            "cache": not args.fresh,
+        }
+        if args.dry_run:
+            said = rehearse_audit(args.model, args.data, args.augment, **settings)
+            pages = args.output / "audit.html", args.output / "audit.json"
+            print(f"dry run: nothing is written; {pages[0]} and {pages[1]} would be\n{said}")
+            return 0
+        result = audit(args.model, args.data, args.augment, output=args.output, **settings)
         failures = result.failures(limits)
         for line in (*result.content["warnings"], result.sentence, *result.content["advice"]):
             print(line)

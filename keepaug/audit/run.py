@@ -22,10 +22,11 @@ from keepaug.audit.choices import BOUND, MEASURES, PERCENT, check_limits
 from keepaug.audit.images import Sample, Source, open_source
 from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
 from keepaug.audit.table import clean_figures, destroyed_difference, recommended, row_of, sweep_points
-from keepaug.audit.trials import Picture, Trial, run_trials
+from keepaug.audit.trials import Picture, Trial, rehearse_trials, run_trials
 from keepaug.runs.cache import cache_file, keep_checked, read_checked
 from keepaug.runs.distributed import choose_device
 from keepaug.runs.files import write_json_atomic, write_text_atomic
+from keepaug.runs.rehearsal import facts
 
 TAUS = (0.2, 0.4, 0.6, 0.8)
 NUM_WORST = 24
@@ -176,6 +177,132 @@ def audit(
         >>> result = audit(model, (pixels, labels), ["cutout:16"], mean=(0.5,) * 3, std=(0.2,) * 3)
         >>> lost = result.rows[0]["importance_lost"]["mean"]
     """
+    plan = _plan(
+        network,
+        data,
+        augmentations,
+        weights=weights,
+        boxes=boxes,
+        images=images,
+        sweep=sweep,
+        tau=tau,
+        bound=bound,
+        seed=seed,
+        mean=mean,
+        std=std,
+        size=size,
+        classes=classes,
+        use_labels=use_labels,
+        split=split,
+        device=device,
+        cache=cache,
+    )
+    clean, found, pictures = _measured(plan, quiet=quiet)
+    content = _content(plan, clean, found, tau=tau, bound=bound)
+    titles = [own[0].augmentation.title() for own in plan.trials]
+    result = Audit(content, list(zip(titles, pictures, strict=True)))
+    if output is not None:
+        result.save(output)
+    return result
+
+
+def rehearse_audit(network: str | Path, data: str, augmentations: Sequence[str], **settings: Any) -> str:
+    """What the audit would look at and take, from a few steps of it; nothing is written.
+
+    Args:
+        network: as of `audit`.
+        data: as of `audit`.
+        augmentations: as of `audit`.
+        settings: the others of `audit`, all of them but `output`, `classes` and `quiet`.
+
+    Raises:
+        ValueError: what `audit` raises before it measures.
+    """
+    plan = _plan(network, data, augmentations, classes=None, **settings)
+    known = plan.known()
+    left = [one for number, own in enumerate(plan.trials) if number not in known for one in own]
+    source, names, (height, width) = plan.sample.source, plan.classes, plan.sample.shape
+    told = [
+        "class labels" if source.labels is not None else "no labels",
+        "known objects" if source.objects is not None else "no objects",
+    ]
+    said = facts(
+        network=f"{plan.network.name}, {f'{len(names)} classes' if names else 'classes without names'}",
+        data=f"{source.name}: {len(plan.sample):,} of {len(source):,} images, {height} x {width}, "
+        f"{' and '.join(told)}",
+        trials=f"{len(left)}, strengths and Keep versions of {len(plan.trials) - len(known)} augmentations; "
+        f"{len(known)} are known from earlier audits",
+    )
+    if not left and plan.clean() is not None:
+        return f"{said}\nall is known: only the page would be written"
+    found = rehearse_trials(plan.network, plan.sample, left, seed=plan.seed, device=plan.device)
+    return f"{said}\n{found.lines()}"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What an audit does.
+
+    Attributes:
+        network: that is audited.
+        sample: of images.
+        trials: of each augmentation, see `_trials_of`.
+        classes: names in the order of the logits, where anybody says them.
+        seed: of the draws.
+        device: where the network runs.
+        cache: keep and use results.
+    """
+
+    network: AuditedNetwork
+    sample: Sample
+    trials: list[list[Trial]]
+    classes: list[str] | None
+    seed: int
+    device: torch.device
+    cache: bool
+
+    @property
+    def num_worst(self) -> int:
+        """Pictures of each augmentation."""
+        return -(-NUM_WORST // len(self.trials))
+
+    @property
+    def key(self) -> _Key:
+        """Of what is kept."""
+        return _Key(self.network, self.sample, self.seed, self.cache)
+
+    def known(self) -> dict[int, Any]:
+        """What is kept of augmentations, by their numbers."""
+        files = [self.key.of(own, self.num_worst) for own in self.trials]
+        return {number: found for number, file in enumerate(files) if (found := _load(file)) is not None}
+
+    def clean(self) -> Any:
+        """What is kept of the clean images, or None."""
+        return _load(self.key.file("clean"))
+
+
+def _plan(
+    network: str | Path | nn.Module | Callable[[Tensor], Tensor],
+    data: Any,
+    augmentations: Sequence[str | Callable[[Any], Any]],
+    *,
+    weights: str | Path | None,
+    boxes: str | Path | None,
+    images: int,
+    sweep: int,
+    tau: float,
+    bound: float,
+    seed: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    size: int | None,
+    classes: Sequence[str] | None,
+    use_labels: bool,
+    split: str | None,
+    device: str | torch.device,
+    cache: bool,
+) -> _Plan:
+    """Check the arguments of `audit`, and open network and images."""
     if not 0 <= tau <= 1 or not 0 < bound <= 1:
         raise ValueError(f"tau must be in [0, 1] and bound in (0, 1], got {tau} and {bound}")
     if not augmentations:
@@ -201,18 +328,7 @@ def audit(
     if len({one.spec for one in named}) < len(named):
         raise ValueError(f"an augmentation is named twice: {', '.join(one.spec for one in named)}")
     trials = [_trials_of(one, len(sample), min(sweep, len(sample)), tau, side) for one in named]
-    key = _Key(opened, sample, seed, cache)
-    worst = -(-NUM_WORST // len(named))
-    clean, found, pictures = _measured(
-        opened, sample, trials, key, seed=seed, num_worst=worst, device=device, quiet=quiet
-    )
-    known = names or source.classes
-    content = _content(opened, sample, trials, clean, found, known, tau=tau, bound=bound, seed=seed)
-    titles = [own[0].augmentation.title() for own in trials]
-    result = Audit(content, list(zip(titles, pictures, strict=True)))
-    if output is not None:
-        result.save(output)
-    return result
+    return _Plan(opened, sample, trials, names or source.classes, seed, device, cache)
 
 
 def _matched_classes(source: Source, names: list[str] | None) -> Source:
@@ -291,42 +407,33 @@ def _code_checksum(spec: str, transform: Any) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _measured(
-    network: AuditedNetwork,
-    sample: Sample,
-    trials: Sequence[Sequence[Trial]],
-    key: _Key,
-    *,
-    seed: int,
-    num_worst: int,
-    device: torch.device,
-    quiet: bool,
-) -> tuple[Columns, list[list[Columns]], list[list[Picture]]]:
-    """Columns of the clean images and of each augmentation's trials, cached or measured."""
-    files = [key.of(own, num_worst) for own in trials]
-    clean_file = key.file("clean")
-    known = {number: stored for number, file in enumerate(files) if (stored := _load(file)) is not None}
-    stored_clean = _load(clean_file)
-    if stored_clean is not None and len(known) == len(trials):
-        clean = stored_clean
-    else:
+def _measured(plan: _Plan, *, quiet: bool) -> tuple[Columns, list[list[Columns]], list[list[Picture]]]:
+    """Columns of the clean images and of each augmentation's trials, kept or measured."""
+    sample, trials, known, clean = plan.sample, plan.trials, plan.known(), plan.clean()
+    if clean is None or len(known) < len(trials):
         todo = [number for number in range(len(trials)) if number not in known]
         flat = [trial for number in todo for trial in trials[number]]
         clean, columns, worst = run_trials(
-            network, sample, flat, seed=seed, num_worst=num_worst, device=device, quiet=quiet
+            plan.network,
+            sample,
+            flat,
+            seed=plan.seed,
+            num_worst=plan.num_worst,
+            device=plan.device,
+            quiet=quiet,
         )
         clean["counts"] = {
             "objects": torch.tensor(sample.num_objects),
             "left_out": torch.tensor(sample.num_left_out),
         }
-        _store(clean_file, clean | {"names": sample.object_names})
+        _store(plan.key.file("clean"), clean | {"names": sample.object_names})
         clean["names"] = sample.object_names  # type: ignore[assignment]
         for number in todo:
             count = len(trials[number])
             own, columns = columns[:count], columns[count:]
             pictures, worst = worst[0], worst[count:]
             known[number] = {"columns": own, "pictures": [vars(picture) for picture in pictures]}
-            _store(files[number], known[number])
+            _store(plan.key.of(trials[number], plan.num_worst), known[number])
     pictures_of = [[Picture(**entry) for entry in known[number]["pictures"]] for number in range(len(trials))]
     return clean, [known[number]["columns"] for number in range(len(trials))], pictures_of
 
@@ -346,21 +453,13 @@ def _store(file: Path | None, content: Any) -> None:
 
 
 def _content(
-    network: AuditedNetwork,
-    sample: Sample,
-    trials: Sequence[Sequence[Trial]],
-    clean: Any,
-    found: Sequence[Sequence[Columns]],
-    classes: Sequence[str] | None,
-    *,
-    tau: float,
-    bound: float,
-    seed: int,
+    plan: _Plan, clean: Any, found: Sequence[Sequence[Columns]], *, tau: float, bound: float
 ) -> dict[str, Any]:
+    network, sample, classes, seed = plan.network, plan.sample, plan.classes, plan.seed
     labelled = sample.source.labels is not None
     names = list(clean["names"])
     rows, sweeps = [], []
-    for own, columns in zip(trials, found, strict=True):
+    for own, columns in zip(plan.trials, found, strict=True):
         paired = list(zip(own, columns, strict=True))
         rows += [
             row_of(trial, clean, table, seed=seed, classes=classes, object_names=names)

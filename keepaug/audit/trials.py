@@ -22,8 +22,12 @@ from keepaug.data.batch_transforms import normalize
 from keepaug.data.pictures import grey_map
 from keepaug.modes import evaluating
 from keepaug.runs.progress import progress
+from keepaug.runs.rehearsal import Rehearsal, rehearse
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
+
+_STEP = 8  # images of a rehearsed step
+_CLEAN = 4  # passes of the images as they are: the answer, and a saliency map, forward and back
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,28 @@ def run_trials(
             part = (start, start + size)
             _batch(network, module, features, sample, part, trials, clean, found, worst, seed, device)
     return clean.joined(), [columns.joined() for columns in found], [heap.sorted() for heap in worst]
+
+
+def rehearse_trials(
+    network: AuditedNetwork, sample: Sample, trials: Sequence[Trial], *, seed: int, device: torch.device
+) -> Rehearsal:
+    """What `run_trials` takes, from a few steps of it: each all trials on the same few images.
+
+    A step counts as a pass of its images for each trial, and `_CLEAN` for what is done to them as they are.
+    """
+    module = network.module.to(device)
+    each = min(_STEP, len(sample))
+    passes = _CLEAN * len(sample) + sum(trial.limit for trial in trials)
+    steps = -(-passes // (each * (_CLEAN + len(trials))))
+    nothing = [_Worst(0) for _ in trials]
+    with evaluating(module), _features(module) as features:
+
+        def step() -> None:
+            found = [Columns() for _ in trials]
+            part = (0, each)
+            _batch(network, module, features, sample, part, trials, Columns(), found, nothing, seed, device)
+
+        return rehearse(step, steps, device)
 
 
 def _batch(

@@ -22,7 +22,7 @@ from keepaug.commands.known import results, tool
 from keepaug.commands.reproduce import run_here
 from keepaug.report.aggregate import aggregate
 from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
-from keepaug.runs.command import CommandParser, exit_code
+from keepaug.runs.command import HOURS_HINT, CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.planning import Job, command_of, shrunk
 
@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act() -> int:
         if args.dry_run:
-            print("\n".join(shlex.join(command.argv) for job in jobs_of(args) for command in job.commands))
+            for command in (one for job in jobs_of(args) for one in job.commands):
+                print(shlex.join(command.argv))
+            print(f"# {HOURS_HINT}")
             return 0
         if args.run and (failed := run_here(jobs_of(args), in_process=False)):
             raise ValueError(f"failed: {', '.join(failed)}; the same command tries them again")

@@ -28,7 +28,7 @@ from typing import Any
 from keepaug.commands.known import results, tool
 from keepaug.report.cells import Cell, load_cells, run_name
 from keepaug.report.evidence import PlannedRun, load_evidence, of_run
-from keepaug.runs.command import CommandParser, exit_code
+from keepaug.runs.command import HOURS_HINT, CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
@@ -335,6 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             states = [job.state for job in jobs]
             for job, state in zip(jobs, states, strict=True):
                 print(f"# {job.name}: {state}", *(shlex.join(one.argv) for one in job.commands), sep="\n")
+            print(f"# {HOURS_HINT}")
             return 1 if any(state.startswith("refused") for state in states) else 0
         if args.slurm:
             submit(jobs, args, args.output / "slurm")

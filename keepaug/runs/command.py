@@ -56,7 +56,10 @@ def settings_help(settings: type) -> str:
     return "\n".join(line for one in order for line in (f"{one}:", *groups[one]))
 
 
-DRY_RUN_HELP = "check everything, measure a few steps, say settings, runs, hours and memory; write nothing"
+DRY_RUN_HELP = (
+    "check everything, measure a few steps, say what would be done, hours and memory; write nothing"
+)
+HOURS_HINT = "hours and memory of one of them: its command with --dry-run"
 SEEDS_HELP = "one run each, in OUTPUT-seedN; then mean and spread"
 # Options that had another name, in any command.
 RENAMED = {

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from keepaug.runs.precision import fast_bf16
+from keepaug.runs.rehearsal import facts
 
 
 def header(
@@ -38,12 +39,11 @@ def header(
     precision = str(numbers.get("precision", "float32"))
     if precision == "bf16" and device.type == "cpu":
         precision += f" ({fast_bf16() or 'slow on this processor'}); precision=float32 is the other"
-    lines = {
-        "folder": f"{folder}, {f'resuming at step {step}' if step else 'new'}",
-        "data": f"{data['name']}{drawn}: {sizes}",
-        "network": f"{config.get('arch', type(network).__name__)}, {parameters:,} parameters, from "
+    return facts(
+        folder=f"{folder}, {f'resuming at step {step}' if step else 'new'}",
+        data=f"{data['name']}{drawn}: {sizes}",
+        network=f"{config.get('arch', type(network).__name__)}, {parameters:,} parameters, from "
         f"{origin.get('file') if origin else 'random weights'}",
-        "training": f"{work}, seed {run['seed']}",
-        "computing": f"{where}, {precision}",
-    }
-    return "\n".join(f"{key + ':':<11}{value}" for key, value in lines.items())
+        training=f"{work}, seed {run['seed']}",
+        computing=f"{where}, {precision}",
+    )

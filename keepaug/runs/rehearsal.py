@@ -37,20 +37,20 @@ class Rehearsal:
         """Of the steps that are left; evaluations come on top."""
         return self.steps * self.seconds / 3600
 
-    def lines(self, runs: int = 1) -> str:
+    def lines(self, runs: int = 0) -> str:
         """What a dry run ends with.
 
         Args:
-            runs: as long as this one, all together.
+            runs: of training, as long as this one, all together; 0: it is none.
         """
-        whole = f" and in all {in_words(runs * self.hours)}" if runs != 1 else ""
+        whole = f" and in all {in_words(runs * self.hours)}" if runs > 1 else ""
+        beside = f" per run{whole}; evaluations come on top" if runs else ""
         where = "this process" if self.device.type == "cpu" else f"tensors on {self.device}"
-        lines = {
-            "measured": f"{self.measured} steps of {in_words(self.seconds / 3600)}",
-            "time": f"{self.steps:,} steps, {in_words(self.hours)} per run{whole}; evaluations come on top",
-            "memory": f"{self.memory / 1e9:.2f} GB, {where}",
-        }
-        return "\n".join(f"{key + ':':<11}{value}" for key, value in lines.items())
+        return facts(
+            measured=f"{self.measured} step{'s' * (self.measured != 1)} of {in_words(self.seconds / 3600)}",
+            time=f"{self.steps:,} steps, {in_words(self.hours)}{beside}",
+            memory=f"{self.memory / 1e9:.2f} GB, {where}",
+        )
 
 
 def rehearse(
@@ -103,6 +103,11 @@ def endless(batches: Iterable[Item]) -> Iterator[Item]:
     """One epoch after another."""
     while True:
         yield from batches
+
+
+def facts(**lines: str) -> str:
+    """A line for each, their beginnings in a column."""
+    return "\n".join(f"{key + ':':<11}{value}" for key, value in lines.items())
 
 
 def in_words(hours: float) -> str:

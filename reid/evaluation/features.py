@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from keepaug.modes import evaluating
 from keepaug.runs.distributed import Distributed, gather_rows, setup
 from keepaug.runs.files import write_atomic
 from keepaug.runs.progress import progress
+from keepaug.runs.rehearsal import facts, rehearse
 from reid.data.images import ResizedImages
 from reid.models.network import ReidNetwork
 from reid.models.weights import load_network
@@ -185,32 +187,76 @@ def describe_images(
         FileNotFoundError: no such weights, folder or file.
         ValueError: other weights, no images, images that cannot be read, an unknown `feature`.
     """
+    _, names, first = _first_features(weights, images, device, batch_size, feature, flip_test, threads)
+    features = first(len(names))()
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(f"{weights} gives features that are not finite: did training diverge?")
+    nobody = torch.full((len(names),), -1)
+    return FeatureSet(features, nobody, nobody, names)
+
+
+def rehearse_images(
+    weights: str | Path,
+    images: str | Path,
+    *,
+    device: str,
+    batch_size: int,
+    feature: str,
+    flip_test: bool,
+    threads: int,
+) -> str:
+    """What `describe_images` would read and take, from a few of its batches; the arguments are the same.
+
+    Raises:
+        ValueError: what `describe_images` raises before it computes; images are checked as they come.
+    """
+    network, names, first = _first_features(weights, images, device, batch_size, feature, flip_test, threads)
+    number, parameters = len(names), sum(one.numel() for one in network.parameters())
+    said = facts(
+        network=f"{weights}, {parameters:,} parameters",
+        data=f"{images}: {number:,} images, {'two passes' if flip_test else 'one pass'} each",
+        file=f"{number:,} x {network.feature_dim:,} numbers, {4e-6 * number * network.feature_dim:,.1f} MB",
+    )
+    steps, where = -(-number // batch_size), next(network.parameters()).device
+    found = rehearse(first(min(batch_size, number)), steps, where)
+    return f"{said}\n{found.lines()}"
+
+
+def _first_features(
+    weights: str | Path,
+    images: str | Path | Sequence[str | Path],
+    device: str,
+    batch_size: int,
+    feature: str,
+    flip_test: bool,
+    threads: int,
+) -> tuple[ReidNetwork, list[str], Callable[[int], Callable[[], Tensor]]]:
+    """The network, the images' names, and what checks the first so many and returns what extracts them."""
     if feature not in ("after", "before"):
         raise ValueError(f"feature must be 'after' or 'before' (the neck), got {feature!r}")
+    if batch_size < 1 or threads < 1:
+        raise ValueError(f"--batch-size and --num-workers must be 1 or more, got {batch_size} and {threads}")
     network, content = load_network(weights)
     files, names = _listed(images)
     world = setup(device)
-    read = ResizedImages(
-        files,
-        torch.zeros(len(files), dtype=torch.int64),
-        (content["height"], content["width"]),
-        in_memory=False,
-        threads=threads,
-    )
-    features = extract_features(
-        network.to(world.device),
-        read,
-        mean=content["mean"],
-        std=content["std"],
-        world=world,
-        batch_size=batch_size,
-        after_neck=feature == "after" and content["neck"] != "none",
-        flip_test=flip_test,
-    )
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError(f"{weights} gives features that are not finite: did training diverge?")
-    nobody = torch.full((len(files),), -1)
-    return FeatureSet(features, nobody, nobody, names)
+    network.to(world.device)
+
+    def first(number: int) -> Callable[[], Tensor]:
+        size, nobody = (content["height"], content["width"]), torch.zeros(number, dtype=torch.int64)
+        read = ResizedImages(files[:number], nobody, size, in_memory=False, threads=threads)
+        return functools.partial(
+            extract_features,
+            network,
+            read,
+            mean=content["mean"],
+            std=content["std"],
+            world=world,
+            batch_size=batch_size,
+            after_neck=feature == "after" and content["neck"] != "none",
+            flip_test=flip_test,
+        )
+
+    return network, names, first
 
 
 def _listed(images: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[str]]:

@@ -111,7 +111,8 @@ def test_command_says_what_is_missing(tool, tmp_path: Path, capsys: pytest.Captu
     assert "not run: method=cutout size=20" in out
     assert "size=16" not in out
     assert tool.main(["3", str(tmp_path), "--dry-run", "root=CIFAR", "--seeds", "0", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, hint = capsys.readouterr().out.splitlines()
+    assert hint == "# hours and memory of one of them: its command with --dry-run"
     assert len(lines) == 2 * len(wanted_settings("3"))
     policies = ["cifar10_auto_augment.yaml" in line for line in lines]
     assert policies == ["rand_augment" in line for line in lines]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from keepaug.__main__ import main
 from keepaug.data.synthetic import write_classification, write_detection
@@ -149,3 +150,84 @@ def test_of_several_seeds_none_begins_where_one_is_refused(
     out = capsys.readouterr().out
     assert f"{tmp_path / 'r'}-seed1, seed 1 (done before)" in out
     assert "in all" not in out
+
+
+def classifier(to: Path) -> str:
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), to / "resnet18.pth")
+    return f"--weights {to / 'resnet18.pth'}"
+
+
+def audited(to: Path) -> str:
+    write_classification(to / "d", num_train=4, num_val=80, num_classes=3, size=(32, 32))
+    classifier(to)
+    return (
+        f"--model torchvision:resnet18 --weights {to / 'resnet18.pth'} --data {to / 'd'} --side 32 --sweep 8 "
+        "--no-labels --augment cutout:8 mixup"
+    )
+
+
+def extracted(to: Path) -> str:
+    write_reid(to / "d", num_train_identities=4, num_test_identities=2)
+    given = (
+        "--config reid/laptop max_steps=1 epochs=1 identities=2 images=2 height=64 width=32 pictures=false"
+    )
+    run = to / "run"
+    assert (
+        main(["train-reid", *given.split(), f"root={to / 'd'}", "--output", str(run), "tensorboard=false"])
+        == 0
+    )
+    return f"--weights {run / 'weights.pt'} --data {to / 'd'} --batch-size 4 --device cpu"
+
+
+OTHERS: dict[str, tuple[Callable[[Path], str], list[str], str]] = {
+    "convert": (
+        classifier,
+        ["architecture   ResNet-18, 100 tensors", "DEPTH 18", "verified       in "],
+        "out.pth",
+    ),
+    "extract-reid": (
+        extracted,
+        ["images, one pass each", " x 512 numbers, ", "3 steps of", "memory: "],
+        "out.npz",
+    ),
+    "audit": (audited, ["80 of 80 images, 32 x 32", "2 augmentations", "3 steps of", "memory: "], "out"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_trains_nothing_has_a_dry_run_too(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, wanted, output = OTHERS[name]
+    monkeypatch.setenv("KEEPAUG_CACHE", str(tmp_path / "cache"))
+    command = [name, *write(tmp_path).split(), "--output", str(tmp_path / output)]
+    command += ["--verify"] if name == "convert" else []
+    before = contents(tmp_path)
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for text in ("dry run: nothing is written", str(tmp_path / output), *wanted):
+        assert text in out, text
+    assert contents(tmp_path).keys() == before.keys()
+    assert main(command) == 0
+    assert (tmp_path / output).exists()
+    if name == "audit":
+        capsys.readouterr()
+        assert main([*command, "--dry-run"]) == 0
+        assert "all is known: only the page would be written" in capsys.readouterr().out
+    broken = {"convert": "--weights", "extract-reid": "--data", "audit": "--data"}[name]
+    assert main([*command, "--dry-run", broken, str(tmp_path / "nowhere")]) == 2
+
+
+def test_an_audit_counts_its_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["audit", *audited(tmp_path).split(), "--fresh", "--dry-run", "--output", str(tmp_path / "a")]
+    assert main([*command, "--limit-images", "24", "--sweep", "0"]) == 0
+    out = capsys.readouterr().out
+    # cutout, its Keep version and mixup on 24 images, and four passes of them as they are, in steps of 8
+    assert re.search(r"trials: +3, ", out)
+    assert "3 steps, " in out
+    assert main([*command, "--limit-images", "12", "--sweep", "6"]) == 0
+    trials = int(re.search(r"trials: +(\d+), ", out := capsys.readouterr().out)[1])  # type: ignore[index]
+    passes = 4 * 12 + 3 * 12 + (trials - 3) * 6
+    assert f"{-(-passes // (8 * (4 + trials)))} steps, " in out

@@ -132,7 +132,8 @@ def test_finished_runs_are_skipped_and_others_go_on(
     assert reproduce.main([*given, "lr=0.5"]) == 1
     assert "holds a finished run with other settings: lr" in capsys.readouterr().err
     assert reproduce.main([*given, "--dry-run"]) == 0
-    assert capsys.readouterr().out.count(": done") == 4
+    assert (out := capsys.readouterr().out).count(": done") == 4
+    assert out.endswith("# hours and memory of one of them: its command with --dry-run\n")
 
 
 def leave_result(folder: Path, tool: Tool, settings: Any, root: str = "") -> None:
