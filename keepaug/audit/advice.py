@@ -14,13 +14,26 @@ def percent(share: float) -> str:
     return f"{value:.0f} %" if value >= 9.95 or value in (0.0,) else f"{value:.1f} %"
 
 
+def spread(interval: Mapping[str, float]) -> str:
+    """`31 % [25, 38]`, the 95 % interval in brackets."""
+    low, high = (percent(interval[end]).removesuffix(" %") for end in ("low", "high"))
+    return f"{percent(interval['mean'])} [{low}, {high}]"
+
+
+def _differs(keep: Row, measure: str) -> bool:
+    """Whether Keep and plain are told apart by these images; taken for granted where no audit says."""
+    interval = keep.get(f"{measure}_difference")
+    return interval is None or not interval["low"] <= 0 <= interval["high"]
+
+
 def _mean(row: Row | None, measure: str) -> float | None:
     if row is None or row.get(measure) is None:
         return None
     return float(row[measure]["mean"])
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """A title as a sentence begins with it; module:object as it is."""
     return text if ":" in text.split(" ")[0] else text[:1].upper() + text[1:]
 
 
@@ -37,13 +50,13 @@ def _harm(row: Row) -> tuple[float, float]:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The finding in one sentence, about the plain augmentation that destroys most."""
+    """The finding in one sentence, about the plain augmentation that destroys most, and of its Keep."""
     plain = [row for row in rows if not row["keep"]]
     worst = max(plain, key=_harm)
     keep = _twin(worst, rows)
-    title = _capital(worst["title"])
+    title = capital(worst["title"])
     destroyed, half = _mean(worst, "destroyed"), _mean(worst, "half_lost")
-    within = "in "
+    within, measure = "in ", "destroyed"
     if destroyed is not None and destroyed >= 0.005:
         kinds = [(entry["object"], entry["objects"]) for entry in worst["by_object"]]
         rest = _mean(keep, "destroyed")
@@ -56,17 +69,19 @@ def headline(rows: Sequence[Row]) -> str:
     elif half is not None and half >= 0.005:
         share = percent(half)
         text = f"{title} takes away at least half of what the network looks at in {share} of your images"
-        rest = _mean(keep, "half_lost")
+        rest, measure = _mean(keep, "half_lost"), "half_lost"
     else:
         lost, flipped = _mean(worst, "importance_lost"), _mean(worst, "flipped") or 0.0
         text = f"{title} "
         if lost is not None:
             text += f"hides {percent(lost)} of what the network looks at and "
         text += f"changes its answer in {percent(flipped)} of your images"
-        rest = _mean(keep, "flipped")
+        rest, measure = _mean(keep, "flipped"), "flipped"
     if keep is not None and rest is not None:
         named = keep["title"] if keep["title"].startswith("Keep") else "with a region pasted back"
         text += f"; {named} {within}{percent(rest)}"
+        if not _differs(keep, measure):
+            text += f", a difference that {worst['images']} images do not settle"
     return text + "."
 
 
@@ -116,17 +131,19 @@ def advise(rows: Sequence[Row], sweeps: Sequence[Mapping[str, Any]], bound: floa
     found = []
     for row in (row for row in rows if not row["keep"]):
         keep = _twin(row, rows)
-        fidelity, title = _mean(row, "fidelity"), _capital(row["title"])
-        if fidelity is None:
+        if (plain := row["fidelity"]) is None:
             continue
-        text = f"{title}: "
-        if fidelity >= bound:
-            text += f"harmless to this network as it is (fidelity {percent(fidelity)})."
-        elif keep is not None and (kept := _mean(keep, "fidelity")) is not None and kept >= bound:
-            text += f"take {keep['title']} (fidelity {percent(kept)} instead of {percent(fidelity)})."
+        kept = keep["fidelity"] if keep is not None else None
+        text = f"{capital(row['title'])}: "
+        if plain["mean"] >= bound:
+            sure = "harmless to this network as it is" if plain["low"] >= bound else "seems harmless as it is"
+            text += f"{sure} (fidelity {spread(plain)})."
+        elif keep is not None and kept and kept["mean"] >= bound and _differs(keep, "fidelity"):
+            text += f"take {keep['title']} (fidelity {spread(kept)} instead of {spread(plain)})."
         else:
-            better = f", {percent(_mean(keep, 'fidelity') or 0)} with Keep" if keep is not None else ""
-            text += f"too strong for this network (fidelity {percent(fidelity)}{better})."
+            sure = "too strong" if plain["high"] < bound else "perhaps too strong"
+            better = f", {spread(kept)} with Keep" if kept else ""
+            text += f"{sure} for this network (fidelity {spread(plain)}{better})."
         if keep is not None and _border_favours(row, keep):
             text += (
                 f" {keep['title']} loses more, at equal area: a box that the border clips lies at the "
@@ -147,14 +164,19 @@ def _border_favours(row: Row, keep: Row) -> bool:
     return matched and plain is not None and kept is not None and kept["low"] > plain["high"]
 
 
+def strongest(entry: Mapping[str, Any]) -> str:
+    """`32 (24 to 32)`: a recommended setting, and what 90 % of the resamples recommend where they differ."""
+    value = "none of those tried" if entry["value"] is None else f"{entry['value']:g}"
+    low, high = ("none" if entry[end] is None else f"{entry[end]:g}" for end in ("low", "high"))
+    return value if low == high else f"{value} ({low} to {high})"
+
+
 def _strongest(sweep: Mapping[str, Any], bound: float) -> str:
     parts = []
     for name, entry in (("plain", sweep["recommended"]), ("Keep", sweep["recommended_keep"])):
         if entry is None:
             continue
-        value = "none of those tried" if entry["value"] is None else f"{entry['value']:g}"
-        low, high = ("none" if entry[end] is None else f"{entry[end]:g}" for end in ("low", "high"))
-        parts.append(f"{name} {value}" + ("" if low == high else f" ({low} to {high})"))
+        parts.append(f"{name} {strongest(entry)}")
     if not parts:
         return ""
     setting, what = sweep["setting"], ", ".join(parts)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 
-from keepaug.audit.advice import percent
+from keepaug.audit.advice import capital, percent, strongest
 from keepaug.audit.choices import MEASURES, PERCENT
 from keepaug.audit.images import class_name
 from keepaug.audit.trials import Picture
@@ -28,6 +28,8 @@ _BARS = (
 )
 _PANEL = 112  # pixels of a picture's panel
 _TOP, _BOTTOM, _LEFT, _RIGHT = 30, 168, 40, 330
+_APART = 2.5  # of plain and Keep at one strength, whose intervals would hide each other
+_UNITS = {"size": "pixels", "area_high": "share of the image"}
 
 
 def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Picture]]]) -> str:
@@ -43,7 +45,7 @@ def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Pi
     rows, classes = content["rows"], content["data"]["classes"]
     accuracy = content["network"]["accuracy"]
     worst = [
-        {"title": title, "pictures": [_picture(picture, classes) for picture in own]}
+        {"title": capital(title), "pictures": [_picture(picture, classes) for picture in own]}
         for title, own in pictures
         if own
     ]
@@ -58,9 +60,14 @@ def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Pi
         sweeps=[_sweep(sweep, content["bound"]) for sweep in content["sweeps"]],
         worst=worst,
         num_worst=sum(len(group["pictures"]) for group in worst),
+        titles=[capital(row["title"]) for row in rows],
         large=max(content["data"]["shape"]) > 64,
         table=[
-            {"title": _title(row), "cells": [_interval(name, row[name]) for name in MEASURES]} for row in rows
+            {
+                "title": _title(row),
+                "cells": [(name, _interval(name, row[name]).partition(" [")) for name in MEASURES],
+            }
+            for row in rows
         ],
         curves=[
             {
@@ -75,10 +82,12 @@ def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Pi
             {
                 "title": _title(row),
                 "classes": ", ".join(
-                    f"{entry['class']} {percent(entry['fidelity'])}" for entry in row["by_class"][:4]
+                    f"{entry['class']} {percent(entry['fidelity'])} of {entry['images']}"
+                    for entry in row["by_class"][:4]
                 ),
                 "objects": ", ".join(
-                    f"{entry['object']} {percent(entry['destroyed'])}" for entry in row["by_object"][:4]
+                    f"{entry['object']} {percent(entry['destroyed'])} of {entry['objects']}"
+                    for entry in row["by_object"][:4]
                 ),
             }
             for row in rows
@@ -88,15 +97,16 @@ def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Pi
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    return f"{row['title']} ({row['augmentation']})" if row["keep"] else str(row["title"])
+    return f"{row['title']} ({row['augmentation']})" if row["keep"] else capital(row["title"])
 
 
 def _interval(name: str, interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "-"
     if name in PERCENT:
-        return f"{100 * interval['mean']:.1f} % ({100 * interval['low']:.1f}-{100 * interval['high']:.1f})"
-    return f"{interval['mean']:.2f} ({interval['low']:.2f}-{interval['high']:.2f})"
+        return f"{100 * interval['mean']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    unit = " ms" if name == "cost" else ""
+    return f"{interval['mean']:.2f}{unit} [{interval['low']:.2f}, {interval['high']:.2f}]"
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], name: str, title: str, note: str) -> dict[str, Any] | None:
@@ -106,7 +116,7 @@ def _bars(rows: Sequence[Mapping[str, Any]], name: str, title: str, note: str) -
         if (interval := row[name]) is None:
             continue
         pair = pairs.setdefault(row["augmentation"], {"title": "", "bars": []})
-        pair["title"] = row["title"] if not row["keep"] else pair["title"] or row["title"]
+        pair["title"] = capital(row["title"]) if not row["keep"] else pair["title"] or row["title"]
         pair["bars"].append(
             {
                 "kind": "keep" if row["keep"] else "plain",
@@ -142,21 +152,17 @@ def _sweep(sweep: Mapping[str, Any], bound: float) -> dict[str, Any]:
                 f"fidelity at {setting} {sweep['named']:g}", "tau", "fidelity", [("keep", taus, "tau")], bound
             )
         )
-    parts = []
-    for name, entry in (("plain", sweep["recommended"]), (sweep["keep_title"], sweep["recommended_keep"])):
-        if entry is not None:
-            span = f"{_value(entry['low'])} to {_value(entry['high'])}"
-            certain = entry["low"] == entry["value"] == entry["high"]
-            parts.append(f"{name}: {_value(entry['value'])}{'' if certain else f' ({span})'}")
+    told = (("plain", sweep["recommended"]), (sweep["keep_title"], sweep["recommended_keep"]))
+    parts = [f"{name} {strongest(entry)}" for name, entry in told if entry is not None]
     return {
-        "title": sweep["title"],
-        "text": f"Recommended {setting}. " + "; ".join(parts) + ".",
+        "title": capital(sweep["title"]),
+        "text": f"Recommended {_axis(setting)}: {'; '.join(parts)}.",
         "charts": charts,
     }
 
 
-def _value(value: Any) -> str:
-    return "none of those tried" if value is None else f"{value:g}"
+def _axis(setting: str) -> str:
+    return f"{setting} ({_UNITS[setting]})" if setting in _UNITS else setting
 
 
 _Lines = Sequence[tuple[str, Sequence[Mapping[str, Any]], str]]
@@ -168,9 +174,9 @@ def _chart(title: str, axis: str, measure: str, lines: _Lines, bound: float | No
         [1.0, *(point[measure]["high"] for _, points, _ in lines for point in points if point[measure])]
     )
 
-    def across(value: float) -> float:
+    def across(value: float, aside: float = 0.0) -> float:
         span = xs[-1] - xs[0] or 1.0
-        return round(_LEFT + 12 + (value - xs[0]) / span * (_RIGHT - _LEFT - 24), 1)
+        return round(_LEFT + 12 + (value - xs[0]) / span * (_RIGHT - _LEFT - 24) + aside, 1)
 
     def down(value: float) -> float:
         return round(_BOTTOM - value / top * (_BOTTOM - _TOP), 1)
@@ -178,14 +184,12 @@ def _chart(title: str, axis: str, measure: str, lines: _Lines, bound: float | No
     drawn = []
     for kind, points, key in lines:
         known = sorted((point for point in points if point[measure]), key=lambda point: float(point[key]))
+        places = [(across(float(p[key]), _APART if kind == "keep" else -_APART), p[measure]) for p in known]
         drawn.append(
             {
                 "kind": kind,
-                "points": " ".join(f"{across(float(p[key]))},{down(p[measure]['mean'])}" for p in known),
-                "whiskers": [
-                    {"x": across(float(p[key])), **{end: down(p[measure][end]) for end in ("low", "high")}}
-                    for p in known
-                ],
+                "points": [(x, down(of["mean"])) for x, of in places],
+                "whiskers": [{"x": x, **{end: down(of[end]) for end in ("low", "high")}} for x, of in places],
             }
         )
     said = "; ".join(
@@ -196,7 +200,7 @@ def _chart(title: str, axis: str, measure: str, lines: _Lines, bound: float | No
     )
     return {
         "title": title,
-        "axis": axis,
+        "axis": _axis(axis),
         "label": f"{title} by {axis}: {said}",
         "ticks": [
             {"y": down(value), "text": f"{100 * value:.0f} %"} for value in (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -218,7 +222,8 @@ def _picture(picture: Picture, classes: Sequence[str] | None) -> dict[str, Any]:
         *(panels[name] for name in ("saliency", "plain", "keep") if name in panels),
     ]
     blank = [torch.full_like(shown[0], 255)] * (4 - len(shown))
-    sheet = torch.cat([F.pad(_scaled(panel), (0, 2), value=255) for panel in [*shown, *blank]], dim=2)
+    parts = [_scaled(panel) for panel in [*shown, *blank]]
+    sheet = torch.cat([parts[0], *(F.pad(part, (2, 0), value=255) for part in parts[1:])], dim=2)
     return {"source": _embedded(sheet), "caption": _caption(facts, classes), "keep": "keep" in panels}
 
 

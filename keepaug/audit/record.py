@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,12 @@ def _sheet(result: Audit) -> Any:
         for picture in pictures[:_SHOWN]:
             label, facts = picture.facts["label"], picture.facts
             named = classes[label] if classes else f"class {label}"
-            text = [title, named, f"tau {result.content['tau']:g}", f"lost {facts['lost']:.0%}"]
+            text = [
+                *textwrap.wrap(title, 20),
+                named,
+                f"tau {result.content['tau']:g}",
+                f"lost {facts['lost']:.0%}",
+            ]
             if "kept_lost" in facts:
                 text.append(f"with Keep {facts['kept_lost']:.0%}")
             panels = [

@@ -21,7 +21,7 @@ from keepaug.audit.augmentations import Augmentation, foreign_augmentation, pars
 from keepaug.audit.choices import BOUND, MEASURES, PERCENT, check_limits
 from keepaug.audit.images import Sample, Source, open_source
 from keepaug.audit.networks import AuditedNetwork, open_network, wrap_network
-from keepaug.audit.table import clean_figures, destroyed_difference, recommended, row_of, sweep_points
+from keepaug.audit.table import clean_figures, differences, recommended, row_of, sweep_points
 from keepaug.audit.trials import Picture, Trial, rehearse_trials, run_trials
 from keepaug.runs.cache import cache_file, keep_checked, read_checked
 from keepaug.runs.distributed import choose_device
@@ -467,7 +467,7 @@ def _content(
             if trial.value is None
         ]
         if own[0].augmentation.has_keep:
-            rows[-1]["destroyed_difference"] = destroyed_difference(columns[0], columns[1], seed=seed)
+            rows[-1] |= differences(clean, columns[0], columns[1], seed=seed)
         if swept := [(trial, table) for trial, table in paired if trial.value is not None]:
             sweeps.append(
                 {

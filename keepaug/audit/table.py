@@ -79,19 +79,27 @@ def row_of(
     }
 
 
-def destroyed_difference(plain: Table, keep: Table, *, seed: int) -> dict[str, float] | None:
-    """The share of objects destroyed with Keep minus that without, of the objects that both tell of.
+def differences(clean: Table, plain: Table, keep: Table, *, seed: int) -> dict[str, Any]:
+    """Measures with Keep minus those without, of the images and objects that both tell of.
 
     Returns:
-        Mean and interval over resampled images, which are the same for both; None where no object is known.
+        "destroyed_difference" and others: mean and interval over resampled images, which are the same for
+        both; None where nothing is known.
     """
-    first, second, image = plain["objects"], keep["objects"], plain["objects"]["image"]
-    known = first["known"] * second["known"]
-    change = ((second["hidden"] >= HALF).double() - (first["hidden"] >= HALF).double()) * known
-    num = len(plain["images"]["lost"])
-    ratio = (_per_image(change, image, num), _per_image(known, image, num))
-    generator = make_generator(seed, "audit", "bootstrap")
-    return _plain(bootstrap({"difference": ratio}, generator=generator)["difference"])
+    first, second = plain["objects"], keep["objects"]
+    one, other = plain["images"], keep["images"]
+    num, image = len(one["lost"]), first["image"]
+    known, told = first["known"] * second["known"], one["known"] * other["known"]
+    hidden = ((second["hidden"] >= HALF).double() - (first["hidden"] >= HALF).double()) * known
+    lost = ((other["lost"] >= HALF).double() - (one["lost"] >= HALF).double()) * told
+    ratios = {
+        "destroyed": (_per_image(hidden, image, num), _per_image(known, image, num)),
+        "half_lost": (lost, told),
+        "flipped": (other["flipped"] - one["flipped"], torch.ones_like(one["flipped"])),
+        "fidelity": (other["correct"] - one["correct"], clean["images"]["correct"][:num]),
+    }
+    found = bootstrap(ratios, generator=make_generator(seed, "audit", "bootstrap"))
+    return {f"{name}_difference": _plain(interval) for name, interval in found.items()}
 
 
 def _curve(columns: Table) -> list[list[float]]:

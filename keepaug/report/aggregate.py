@@ -77,6 +77,12 @@ def formatted(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
 
 
+def sizes_of(dataset: Mapping[str, Any]) -> str:
+    """`1200 train + 300 val`: the images of each split, those that were trained on first."""
+    sizes = sorted(dataset.get("sizes", {}).items(), key=lambda one: one[0] != "train")
+    return " + ".join(f"{number} {split}" for split, number in sizes)
+
+
 def field_of(result: Mapping[str, Any], key: str) -> Any:
     """A value of a result: "kind", "dataset" (its name), "config.method", "backbone_method" ..."""
     if key == "dataset":

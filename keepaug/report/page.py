@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keepaug.report.aggregate import Group, aggregate, built_on, machine, origin_name, seed_of
+from keepaug.report.aggregate import Group, aggregate, built_on, machine, origin_name, seed_of, sizes_of
 from keepaug.report.cells import Wanted
 from keepaug.report.pairs import SETTLED, Pairs, compare
 from keepaug.report.paper import FilledTable, fill_table, load_paper
-from keepaug.report.view import Rate, Section, Share, html_page
+from keepaug.report.view import WHOLE, Rate, Section, Share, html_page
 from keepaug.runs.files import write_text_atomic
 from keepaug.runs.result import read_results
 
@@ -35,8 +35,16 @@ _CAPTIONS = {
     "erasing": "The image, its saliency, random erasing, KeepRandomErasing (same sizes). Orange frames: what "
     "matters is erased.",
 }
-
-
+_ACCURACY = (
+    "Accuracy is the last evaluation's; best, the highest of all, is chosen on the evaluated images; median "
+    "last 20 is that of the last twenty evaluations."
+)
+_COLUMNS = {
+    "classify": _ACCURACY,
+    "detection": "AP is the mean over IoU thresholds of 0.50 to 0.95, AP50 and AP75 at one of them.",
+    "reid": "rank1: queries whose nearest gallery image is right; mAP and mINP: means over the queries.",
+    "ssl_uda": _ACCURACY,
+}
 _BASELINES = ("", "none", "standard", "supervised")
 _TASKS = ("classify", "detection", "reid", "ssl_uda")
 _PAIRS = "Keep against plain, pairs of one seed"
@@ -76,6 +84,7 @@ def write_report(
     texts = {
         "rates_title": _KINDS["fidelity"][0],
         "rates": _RATES_TEXT,
+        "rates_scope": ", ".join(dict.fromkeys(map(_audited, _of_kind(groups, "fidelity")))),
         "pairs_title": _PAIRS,
         "paper": _PAPER_TEXT,
     }
@@ -96,7 +105,10 @@ def _section(groups: Sequence[Group], kind: str) -> Section:
     title, metric = _KINDS[kind]
     head, rows = _own_table(groups, kind)
     settings = [_told_apart_by(group) for group in groups]
-    return Section(kind, title, metric, groups, head, rows, _pairs(groups, kind), settings)
+    baselines = [number for number, group in enumerate(groups) if not _place(group)[1]]
+    return Section(
+        kind, title, metric, groups, head, rows, _pairs(groups, kind), settings, _COLUMNS[kind], baselines
+    )
 
 
 def _label(group: Group, groups: Sequence[Group]) -> str:
@@ -159,7 +171,7 @@ def _marks(group: Group) -> str:
         marks.append("torchvision engine")
     if not marks and not group.comparable:
         marks.append("on a network of drawn data or shortened training")
-    return ", ".join(marks) or "whole run"
+    return ", ".join(marks) or WHOLE
 
 
 def _of_kind(groups: Sequence[Group], kind: str) -> list[Group]:
@@ -187,18 +199,17 @@ def _own_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list
     rows = []
     for group in groups:
         first = group.first
-        sizes = " + ".join(f"{number} {split}" for split, number in first["dataset"]["sizes"].items())
-        minutes = sum(result["wall_time_s"] for result in group.results) / len(group.results) / 60
+        minutes = statistics.fmean(result["wall_time_s"] for result in group.results) / 60
         rows.append(
             [
                 _label(group, groups),
-                f"{first['dataset']['name']} ({sizes})",
+                f"{first['dataset']['name']} ({sizes_of(first['dataset'])})",
                 *[group.cell(metric) for metric in metrics],
-                f"{minutes:.1f} min",
+                f"{minutes:.1f}" if minutes >= 1 else f"{minutes:.2g}",
                 _marks(group),
             ]
         )
-    return ["run", "data", *[f"{metric} (%)" for metric in metrics], "time", "status"], rows
+    return ["run", "data", *[f"{metric} (%)" for metric in metrics], "minutes", "status"], rows
 
 
 def _is_keep_of(keep: Group, plain: Group) -> bool:
@@ -234,7 +245,12 @@ def _pairs(groups: Sequence[Group], kind: str) -> list[tuple[str, str, Pairs]]:
         for plain in groups:
             if _is_keep_of(keep, plain):
                 first, second = (
-                    {seed_of(one): one["metrics"][metric] for one in group.results} for group in (keep, plain)
+                    {
+                        seed_of(one): one["metrics"][metric]
+                        for one in group.results
+                        if metric in one["metrics"]
+                    }
+                    for group in (keep, plain)
                 )
                 found.append((_label(keep, groups), _label(plain, groups), compare(first, second)))
     return found
@@ -249,10 +265,17 @@ def _pairs_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[li
     return head, rows
 
 
+def _audited(group: Group) -> str:
+    data = group.first["dataset"]
+    marks = [] if (status := _marks(group)) == WHOLE else [status]
+    return ", ".join([f"{data['name']} ({sizes_of(data)} images)", *marks])
+
+
 def _rates(groups: Sequence[Group]) -> list[Rate]:
     """The destruction rates, mean over seeds; the intervals of one audit are over its images."""
-    found = []
-    for group in (one for several in _of_kind(groups, "fidelity") for one in several.averaged):
+    found, audits = [], _of_kind(groups, "fidelity")
+    for group in (one for several in audits for one in several.averaged):
+        about = f", {_audited(group)}, {origin_name(group.first['started_from'])}" if len(audits) > 1 else ""
         for pair in group.first["extra"].get("pairs", []):
             values = [group.values(pair[kind]) for kind in ("plain", "keep")]
             shares = [Share(statistics.fmean(one)) for one in values]
@@ -264,7 +287,7 @@ def _rates(groups: Sequence[Group]) -> list[Rate]:
             else:
                 known = [pair.get(name) for name in ("plain_interval", "keep_interval", "difference")]
                 shares = [Share(*new) if new else old for new, old in zip(known, shares, strict=True)]
-            found.append(Rate(pair["name"], *shares))
+            found.append(Rate(pair["name"] + about, *shares))
     return found
 
 
@@ -330,9 +353,8 @@ def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str
 
 
 _RATES_TEXT = (
-    "Share of images whose object is destroyed: at least half of its box is cut (or, for the pasting "
-    "methods, less than half "
-    "of it is shown clean). A method and its Keep version use the same sizes and the same placement rule."
+    "Share of the objects that are destroyed: at least half is hidden (or, for the pasting methods, less "
+    "than half is shown clean). A method and its Keep version use the same sizes and the same placement rule."
 )
 _PAPER_TEXT = (
     "The paper's numbers as printed. Ours are the last epoch's; the best epoch's, which CutMix's code "
@@ -351,9 +373,11 @@ def _summary(groups: Sequence[Group]) -> str:
         for group in groups
         for result in group.results
     )
-    drawn = f"{number} runs, {synthetic} of them on data drawn by the program"
-    day, time = newest[:10], newest[11:16]
-    return f"{drawn}; the newest of {day}, {time} UTC; machine: {'; '.join(machines)}."
+    shortened = sum(len(group.results) for group in groups if group.first["shortened"])
+    marks = [(synthetic, "on data drawn by the program"), (shortened, "shortened")]
+    said = [f"{'all' if count == number else count} {mark}" for count, mark in marks if count]
+    runs = ", ".join(["1 run" if number == 1 else f"{number} runs", *said])
+    return f"{runs}; the newest of {newest[:10]}, {newest[11:16]} UTC; machine: {'; '.join(machines)}."
 
 
 def _pictures(groups: Sequence[Group]) -> list[tuple[str, Path]]:

@@ -6,15 +6,15 @@ import base64
 import io
 from pathlib import Path
 
-_SIDE = 800  # pixels
-_QUALITY = 60
+_SIDE = 1080  # pixels; a page is as wide, and letters of a sheet are read at that size
+_QUALITY = 50
 
 
 def thumbnail(path: str | Path) -> str | None:
     """A picture as the text of an `src`; None for a file that is none.
 
     Args:
-        path: of the picture; it is shown at 800 pixels at most, as WebP.
+        path: of the picture; it is shown at 1080 pixels at most, as WebP.
     """
     try:
         from PIL import Image

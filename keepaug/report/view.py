@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keepaug.report.aggregate import Group, origin_name
-from keepaug.report.curves import Chart, Line, chart_of, read_curve
-from keepaug.report.pairs import Pairs
+from keepaug.report.aggregate import Group, origin_name, sizes_of
+from keepaug.report.curves import Chart, Line, chart_of, read_curve, round_steps
+from keepaug.report.pairs import SETTLED, Pairs
 from keepaug.report.paper import NOT_RUN, FilledTable
 from keepaug.report.thumbnails import thumbnail
 from keepaug.runs.pages import render
 
 _MOST_LINES = 24  # of a chart
+WHOLE = "whole run"  # status of what may stand beside the paper
 _CONFIGS = ("config.yaml",)
 _WEIGHTS = ("weights.pt", "model_final.pth")
 
@@ -53,7 +54,7 @@ class Rate:
         """As of pairs of runs, less being better."""
         low, high = self.difference.low, self.difference.high
         if low is None or high is None:
-            return "open", "without an interval, which an audit of today records, nothing is decided"
+            return "open", "nothing is decided without an interval, which a new audit records"
         if low <= 0 <= high:
             return "open", "it holds zero, so nothing is decided"
         verdict = "gains" if high < 0 else "loses"
@@ -73,6 +74,8 @@ class Section:
         rows: of the table, one for each group.
         pairs: each method with Keep against the same without: names and differences.
         settings: what tells the groups apart, by name, for each group.
+        note: what the columns are.
+        baselines: numbers of the rows that no method is in.
     """
 
     id: str
@@ -83,6 +86,8 @@ class Section:
     rows: Sequence[Sequence[str]]
     pairs: Sequence[tuple[str, str, Pairs]]
     settings: Sequence[Mapping[str, Any]]
+    note: str = ""
+    baselines: Collection[int] = ()
 
 
 def answer(section: Section) -> tuple[str, str]:
@@ -93,15 +98,38 @@ def answer(section: Section) -> tuple[str, str]:
     """
     if not (compared := [one for one in section.pairs if len(one[2])]):
         return "open", "nothing was run both with and without Keep on the same seed."
-    keep, plain, pairs = max(compared, key=lambda one: len(one[2]))
+    whole = [one for one in compared if _status(section, one[0]) == WHOLE]
+    told = whole or compared
+    keep, plain, pairs = max(told, key=lambda one: len(one[2]))
     verdict, means = _verdict(pairs)
-    short = [_apart(*one[:2]) for one in compared]
-    names = _apart(keep, plain)
-    if short.count(names) > 1:
-        names = (keep, plain)
-    told = f"{pairs} (points of {section.metric}, 95 % interval); " if len(pairs) > 1 else ""
-    text = f"{names[0]} against {names[1]}: {told}{means}."
-    return _together(verdict, text, [_verdict(one)[0] for _, _, one in compared])
+    names = _short_names(section.pairs)[keep, plain]
+    known = f"{pairs} (points of {section.metric}, 95 % interval); " if len(pairs) > 1 else ""
+    text = f"{names[0]} against {names[1]}: {known}{means}."
+    verdict, text = _together(verdict, text, [_verdict(one)[0] for _, _, one in told])
+    if left := len(compared) - len(told):
+        text += f" Not counted: {left} on drawn data, shortened or by another engine."
+    return verdict, text
+
+
+def _status(section: Section, name: str) -> str:
+    return next((row[-1] for row in section.rows if row[0] == name), WHOLE)
+
+
+def scope(section: Section) -> str:
+    """What the answer is of: the data, and what keeps the runs from standing beside the paper's."""
+    compared = [one for one in section.pairs if len(one[2])]
+    names = {name for one in compared for name in one[:2]}
+    rows = [row for row in section.rows if row[0] in names] or section.rows
+    rows = [row for row in rows if row[-1] == WHOLE] or rows
+    marks = dict.fromkeys(mark for row in rows if row[-1] != WHOLE for mark in row[-1].split(", "))
+    return ", ".join([*dict.fromkeys(row[1].partition(" (")[0] for row in rows), *marks])
+
+
+def _short_names(pairs: Sequence[tuple[str, str, Pairs]]) -> dict[tuple[str, str], tuple[str, str]]:
+    """Of each comparison, without what both names say; whole where two comparisons would have the same."""
+    short = {one[:2]: _apart(*one[:2]) for one in pairs}
+    said = list(short.values())
+    return {names: one if said.count(one) == 1 else names for names, one in short.items()}
 
 
 def _apart(keep: str, plain: str) -> tuple[str, str]:
@@ -156,26 +184,31 @@ def html_page(
         summary: how many runs, when, on what.
         sections: one for each task that was run.
         rates: of objects destroyed.
-        texts: "rates_title", "rates", "pairs_title" and "paper".
+        texts: "rates_title", "rates", "rates_scope" (of which data), "pairs_title" and "paper".
         pictures: caption and file.
         tables: of the paper.
         output: folder of the page, for its links to run folders.
     """
     answers = []
     if rates:
-        verdict, text = _rates_answer(rates)
-        answers.append({"id": "fidelity", "title": texts["rates_title"], "verdict": verdict, "text": text})
-    for section in sections:
-        verdict, text = answer(section)
-        answers.append({"id": section.id, "title": section.title, "verdict": verdict, "text": text})
+        answers.append(("fidelity", texts["rates_title"], texts["rates_scope"], *_rates_answer(rates)))
+    answers += [(one.id, one.title, scope(one), *answer(one)) for one in sections]
     shown = [(caption, path, thumbnail(path)) for caption, path in pictures]
     return render(
         Path(__file__).parent / "page.html.j2",
         "report",
         title=title,
-        answers=answers,
+        answers=[dict(zip(("id", "title", "scope", "verdict", "text"), one, strict=True)) for one in answers],
         summary=summary,
-        rates=_bars(rates),
+        rates=[
+            {
+                "name": one.name,
+                "difference": str(one.difference),
+                "plain": _bar(one.plain),
+                "keep": _bar(one.keep),
+            }
+            for one in rates
+        ],
         rates_title=texts["rates_title"],
         rates_text=texts["rates"],
         pairs_title=texts["pairs_title"],
@@ -202,26 +235,20 @@ def _rates_answer(rates: Sequence[Rate]) -> tuple[str, str]:
     return _together(verdict, text, [one.verdict()[0] for one in rates])
 
 
-def _bars(rates: Sequence[Rate]) -> list[dict[str, Any]]:
-    top = max((one.high or one.mean for rate in rates for one in (rate.plain, rate.keep)), default=0) or 1
-
-    def bar(share: Share) -> dict[str, Any]:
-        found: dict[str, Any] = {"text": f"{share.mean:.1f} %", "width": f"{100 * share.mean / top:.2f}"}
-        if share.low is not None and share.high is not None:
-            found["text"] += f" ({share.low:.1f}-{share.high:.1f})"
-            found["low"] = f"{100 * share.low / top:.2f}"
-            found["span"] = f"{100 * (share.high - share.low) / top:.2f}"
-        return found
-
-    return [{"name": one.name, "plain": bar(one.plain), "keep": bar(one.keep)} for one in rates]
+def _bar(share: Share) -> dict[str, Any]:
+    """Of a track that is 100 %."""
+    found: dict[str, Any] = {"text": f"{share.mean:.1f} %", "width": f"{share.mean:.2f}"}
+    if share.low is not None and share.high is not None:
+        found["text"] += f" [{share.low:.1f}, {share.high:.1f}]"
+        found |= {"low": f"{share.low:.2f}", "span": f"{max(0.3, share.high - share.low):.2f}"}
+    return found
 
 
 def _section(section: Section, output: Path) -> dict[str, Any]:
-    zero, pairs = _forest(section.pairs)
     rows = [
         {
             "cells": row,
-            "baseline": index == 0 and len(section.rows) > 1,
+            "baseline": index in section.baselines and len(section.baselines) < len(section.rows),
             "runs": [_files(run, output) for run in group.results],
         }
         for index, (row, group) in enumerate(zip(section.rows, section.groups, strict=True))
@@ -232,8 +259,8 @@ def _section(section: Section, output: Path) -> dict[str, Any]:
         "metric": section.metric,
         "head": section.head,
         "rows": rows,
-        "pairs": pairs,
-        "zero": zero,
+        "forest": forest(section.pairs) if section.pairs else None,
+        "note": section.note,
         "chart": _chart(section),
         "settings": _differing(section.settings),
         "origins": [
@@ -244,25 +271,31 @@ def _section(section: Section, output: Path) -> dict[str, Any]:
     }
 
 
-def _forest(pairs: Sequence[tuple[str, str, Pairs]]) -> tuple[float, list[dict[str, Any]]]:
-    """The place of zero, and each difference as a bar, in percent of the width that all share."""
+def forest(pairs: Sequence[tuple[str, str, Pairs]]) -> dict[str, Any]:
+    """Each difference as a bar, and the scale that all share; places in percent of its width."""
     half = [pairs.half_width() if len(pairs) > 1 else 0.0 for _, _, pairs in pairs]
     known = [(one.mean, width) for (_, _, one), width in zip(pairs, half, strict=True) if len(one)]
     ends = [0.0, *(mean + sign * width for mean, width in known for sign in (-1, 1))]
-    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+    ticks = round_steps(min(ends), max(ends), 4)
+    low, span = ticks[0], ticks[-1] - ticks[0]
 
     def place(value: float) -> float:
         return round(4 + 92 * (value - low) / span, 2)
 
-    found = []
+    short, rows = _short_names(pairs), []
     for (keep, plain, one), width in zip(pairs, half, strict=True):
-        row: dict[str, Any] = {"name": f"{keep} - {plain}", "text": str(one), "mean": None, "span": 0}
+        row: dict[str, Any] = {"names": short[keep, plain], "text": str(one), "mean": None, "span": 0}
         if needed := one.still_needed():
-            row["text"] += f"; {needed} more until the interval is ± 0.2"
+            row["text"] += f"; {needed} more until the interval is ± {SETTLED} points"
         if len(one):
-            row |= {"mean": place(one.mean), "low": place(one.mean - width), "span": 92 * 2 * width / span}
-        found.append(row)
-    return place(0.0), found
+            row |= {"mean": place(one.mean), "low": place(one.mean - width)}
+            row |= {"span": round(92 * 2 * width / span, 2), "open": _verdict(one)[0] == "open"}
+        rows.append(row)
+    return {
+        "rows": rows,
+        "zero": place(0.0),
+        "ticks": [(place(tick), f"{tick:+g}" if tick else "0") for tick in ticks],
+    }
 
 
 def _chart(section: Section) -> Chart | None:
@@ -277,7 +310,11 @@ def _chart(section: Section) -> Chart | None:
         return None
     wanted = next((key for key in keys if key.rpartition("/")[2] == section.metric), keys[0])
     lines = [Line(name, style, points) for name, style, key, points in read if key == wanted]
-    return chart_of(wanted, lines[:_MOST_LINES])
+    title = f"{wanted} (%)" if wanted.endswith(section.metric) else f"{wanted} (training, less is better)"
+    title += ", by step; a line for each run"
+    if len(lines[:_MOST_LINES]) < len(read):
+        title += f", {len(lines[:_MOST_LINES])} of {len(read)} drawn"
+    return chart_of(title, lines[:_MOST_LINES])
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -293,9 +330,8 @@ def _origins(began: Mapping[str, Any] | None) -> Iterable[str]:
         text = f"{began['file']}, sha256 {began['sha256'][:12]}"
         if run:
             data = run.get("dataset") or {}
-            sizes = " + ".join(f"{number} {split}" for split, number in data.get("sizes", {}).items())
             text += f": {origin_name(began)}, seed {run.get('seed')}"
-            text += f", on {data['name']} ({sizes})" if "name" in data else ""
+            text += f", on {data['name']} ({sizes_of(data)})" if "name" in data else ""
             marks = {"synthetic": ", drawn data", "shortened": ", shortened"}
             text += "".join(mark for key, mark in marks.items() if run.get(key))
             text += f", revision {run['revision'][:10]}" if run.get("revision") else ""

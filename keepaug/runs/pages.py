@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 
+def _unbroken(value: Any) -> Any:
+    """No line begins with a unit."""
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) else value
+
+
 def render(template: Path, extra: str, **values: Any) -> str:
     """A page.
 
@@ -25,6 +30,7 @@ def render(template: Path, extra: str, **values: Any) -> str:
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_unbroken,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -370,3 +370,40 @@ def test_a_cached_result_that_was_changed_is_measured_again(tmp_path: Path) -> N
         assert _load(file) is None
     torch.save({"columns": [{"others": torch.ones(3)}]}, file)
     assert _load(file) is None
+
+
+def _row(keep: bool, mean: float, low: float, high: float, **more) -> dict:
+    fidelity = {"mean": mean, "low": low, "high": high}
+    row = {"augmentation": "cutout:8", "keep": keep, "title": "KeepCutout" if keep else "cutout of 8 pixels"}
+    row |= {"settings": {}, "importance_lost": None, "by_object": [], "images": 40, "fidelity": fidelity}
+    return row | more
+
+
+def test_what_the_images_do_not_tell_apart_is_no_finding() -> None:
+    """Of the headline and of the advice; the difference is that of the same images."""
+    share = {"mean": 0.3, "low": 0.2, "high": 0.4}
+    sure, open_ = {"mean": -0.1, "low": -0.2, "high": -0.02}, {"mean": -0.1, "low": -0.2, "high": 0.01}
+    for difference, said in ((sure, "20 %."), (open_, "20 %, a difference that 40 images do not settle.")):
+        rows = [
+            _row(False, 0.9, 0.8, 0.94, destroyed=share),
+            _row(True, 0.97, 0.9, 0.99, destroyed=share | {"mean": 0.2}, destroyed_difference=difference),
+        ]
+        assert advice.headline(rows).endswith(said)
+        rows[1]["fidelity_difference"] = {"mean": 0.07, "low": -difference["high"], "high": 0.2}
+        advised = advice.advise(rows, [], 0.95)[0]
+        assert advised.startswith("Cutout of 8 pixels: ")
+        assert ("take KeepCutout (fidelity 97 % [90, 99]" in advised) == (difference is sure)
+        assert ("too strong" in advised) == (difference is open_)
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((0.97, 0.96, 0.99), "harmless to this network as it is (fidelity 97 % [96, 99])"),
+        ((0.97, 0.9, 0.99), "seems harmless as it is"),
+        ((0.93, 0.9, 0.96), "perhaps too strong for this network"),
+        ((0.9, 0.85, 0.94), ": too strong for this network"),
+    ],
+)
+def test_advice_is_as_sure_as_its_interval(interval: tuple[float, float, float], said: str) -> None:
+    assert said in advice.advise([_row(False, *interval)], [], 0.95)[0]

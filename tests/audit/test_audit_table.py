@@ -13,7 +13,7 @@ from audit_truth import judge_maps
 
 from keepaug.audit.augmentations import parse_augmentation
 from keepaug.audit.measures import identity_source
-from keepaug.audit.table import destroyed_difference, recommended
+from keepaug.audit.table import differences, recommended
 from keepaug.audit.trials import Trial
 from keepaug.models.networks import build_network
 from keepaug.models.weights import NetworkSpec, save_classifier
@@ -140,9 +140,12 @@ def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
     assert found["correlations"]["importance_lost"]["rank_correlation"] == pytest.approx(-1)
 
 
-def test_the_difference_of_destroyed_objects_is_over_images_and_of_those_both_tell_of() -> None:
+def test_differences_are_over_images_and_of_what_both_tell_of() -> None:
     """Two objects in each image; of the last one Keep tells nothing."""
-    images = {"lost": torch.zeros(40)}
+    ones = torch.ones(40, dtype=torch.float64)
+    images = {"lost": 0 * ones, "known": ones, "flipped": 0 * ones, "correct": ones}
+    changed = {**images, "lost": 0.7 * ones, "flipped": ones, "correct": 0 * ones}
+    changed["known"] = (torch.arange(40) > 5).double()
     image = torch.arange(40).repeat_interleave(2)
     plain_hidden = torch.tensor([0.9, 0.1]).repeat(40).double()
     keep_hidden = torch.tensor([0.2, 0.6]).repeat(40).double()
@@ -151,12 +154,16 @@ def test_the_difference_of_destroyed_objects_is_over_images_and_of_those_both_te
     told = known.clone()
     told[79] = 0
     plain = {"images": images, "objects": {"hidden": plain_hidden, "known": known, "image": image}}
-    keep = {"images": images, "objects": {"hidden": keep_hidden, "known": told, "image": image}}
-    found = destroyed_difference(plain, keep, seed=0)
+    keep = {"images": changed, "objects": {"hidden": keep_hidden, "known": told, "image": image}}
+    whole = differences({"images": images}, plain, keep, seed=0)
+    means = {name: one["mean"] for name, one in whole.items() if one is not None}
+    assert means["half_lost_difference"] == means["flipped_difference"] == 1
+    assert means["fidelity_difference"] == -1
+    found = whole["destroyed_difference"]
     both = told > 0
     mean = float(((keep_hidden >= 0.5).double() - (plain_hidden >= 0.5).double())[both].mean())
     assert found is not None
     assert found["mean"] == pytest.approx(mean, abs=1e-6)
     assert found["low"] < found["mean"] < found["high"]
     nothing = {"images": images, "objects": {"hidden": keep_hidden, "known": 0 * known, "image": image}}
-    assert destroyed_difference(plain, nothing, seed=0) is None
+    assert differences({"images": images}, plain, nothing, seed=0)["destroyed_difference"] is None

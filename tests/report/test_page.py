@@ -18,7 +18,7 @@ from keepaug.commands.known import recipes
 from keepaug.report import write_report
 from keepaug.report.curves import Line, chart_of, read_curve, round_steps
 from keepaug.report.pairs import Pairs
-from keepaug.report.view import Section, answer
+from keepaug.report.view import Section, answer, forest, scope
 from keepaug.runs.config import recipe_of
 from keepaug.runs.result import write_result
 
@@ -232,7 +232,7 @@ def test_whole_without_scripts(browser, page: Path) -> None:
             "-18.0 [-22.0, -14.0] (points, 95 % interval); Keep gains.",
         ),
         ({"difference": [-18.0, -22.0, 1.0]}, "open", "it holds zero"),
-        ({}, "open", "-18.0 (points); without an interval"),
+        ({}, "open", "-18.0 (points); nothing is decided without an interval"),
     ],
 )
 def test_the_sentence_of_destruction_has_its_interval(
@@ -248,7 +248,7 @@ def test_the_sentence_of_destruction_has_its_interval(
     )  # fmt: skip
     markdown, html = write_report(tmp_path, tmp_path / "out", recipes=recipes)
     assert f'<li class="{verdict}"><a href="#fidelity">' in html.read_text()
-    text = html.read_text()
+    text = html.read_text().replace("\u00a0", " ")
     assert "Cutout destroys 20.0 % of the objects, with Keep 2.0 %: -18.0" in text
     assert said in text
     assert "| Cutout | 20.0 | 2.0 | -18.0" in markdown.read_text()
@@ -271,3 +271,103 @@ def test_the_answer_leaves_out_what_both_names_say(names: tuple[str, str], said:
         section, pairs=[(*names, pairs), (f"{names[0]}, b=1", f"{names[1]}, b=1", pairs)]
     )
     assert answer(twice)[1].startswith(f"{names[0]} against {names[1]}: ") or said == " against ".join(names)
+
+
+def _classify(folder: Path, name: str, accuracy: float | None, *, seed: int = 0, **changed) -> None:
+    write_result(
+        folder, kind="classify", name=name, seed=seed, config={}, recipe={"name": name},
+        metrics={} if accuracy is None else {"accuracy": accuracy},
+        dataset={"name": "cifar10", "sizes": {"val": 10, "train": 20}, "checksum": "a"}, wall_time_s=2.0,
+        **{"synthetic": False, "shortened": False} | changed,
+    )  # fmt: skip
+
+
+def test_what_an_answer_is_of_stands_before_it_and_whole_runs_come_first() -> None:
+    """Five drawn pairs decide nothing about the data that two whole pairs are of."""
+    pairs = [
+        ("keep", "plain", Pairs((0, 1), (0.4, 0.42))),
+        ("keep, drawn", "plain, drawn", Pairs(tuple(range(5)), (-1, -1.1, -1, -1.1, -1))),
+    ]
+    rows = [["keep", "cifar10 (2 val)", "whole run"], ["plain", "cifar10 (2 val)", "whole run"]]
+    rows += [[f"{name}, drawn", "shapes (2 val)", "drawn data, shortened"] for name in ("keep", "plain")]
+    section = Section("x", "X", "accuracy", [], [], rows, pairs, [])
+    verdict, text = answer(section)
+    assert verdict == "gains"
+    assert text.startswith("keep against plain: +0.41")
+    assert text.endswith("Not counted: 1 on drawn data, shortened or by another engine.")
+    assert scope(section) == "cifar10"
+    drawn = dataclasses.replace(section, pairs=pairs[1:])
+    assert answer(drawn)[0] == "loses"
+    assert scope(drawn) == "shapes, drawn data, shortened"
+
+
+def test_differences_have_a_scale_and_what_decides_nothing_is_hollow() -> None:
+    """Zero and the ends lie at their ticks; one pair, and an interval that holds zero, are no effect."""
+    found = forest(
+        [
+            ("a keep", "a plain", Pairs((0, 1, 2), (0.4, -0.4, 0.3))),
+            ("b keep", "b plain", Pairs((0,), (3.0,))),
+            ("c keep", "c plain", Pairs((0, 1, 2), (1.0, 1.1, 1.2))),
+            ("d keep", "d plain", Pairs((), ())),
+        ]
+    )
+    assert [row.get("open") for row in found["rows"]] == [True, True, False, None]
+    assert (found["zero"], "0") in found["ticks"]
+    assert [text for _, text in found["ticks"]] == ["-1", "0", "+1", "+2", "+3"]
+    assert found["rows"][1]["mean"] == found["ticks"][-1][0] == 96
+    assert found["rows"][0]["low"] > found["ticks"][0][0] == 4
+
+
+def test_a_run_without_the_metric_is_in_no_pair(tmp_path: Path) -> None:
+    for method in ("cutout", "keep_cutout"):
+        recipe = recipe_of(ClassifyConfig(method=method))
+        for seed in range(2):
+            known = seed or method == "cutout"
+            _classify(tmp_path / f"{method}{seed}", "x", 50.0 if known else None, seed=seed)
+            path = tmp_path / f"{method}{seed}" / "result.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe, "config": recipe}))
+    html = write_report(tmp_path, tmp_path / "out", recipes=recipes)[1].read_text()
+    assert "+0.00, 1 pair" in html
+
+
+def test_a_chart_of_many_runs_says_how_many_it_draws_and_no_two_look_alike(page: Path) -> None:
+    styles = re.findall(r"\.s\d+ \{ ([^}]*) \}", page.read_text())
+    assert len(set(styles)) == len(styles) == 32
+
+
+ODD = (
+    "x" * 120,
+    "קידוד עם שמירה (רשת)",
+    "対照なし 拡張",
+    "<img src=x onerror=alert(1)>",
+    "a|b & \"c\" 'd'",
+    "e\u0301\u200f\n new line",
+)
+
+
+@pytest.mark.parametrize("number", [1, 40])
+def test_odd_results_read_well_on_a_phone(browser, tmp_path: Path, number: int) -> None:
+    """One run, or forty whose names are long, from right to left, or HTML."""
+    for index in range(number):
+        folder = tmp_path / "runs" / str(index)
+        _classify(folder, f"{ODD[index % len(ODD)]} {index}", 50.0 + index, synthetic=index % 2 == 0)
+        rows = [{"step": step, "val/accuracy": 40.0 + step} for step in (1, 2)]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    html = write_report(tmp_path / "runs", tmp_path / "out", recipes=recipes)[1]
+    with opened(browser, html, width=390) as shown:
+        check_readable(shown, 390)
+        assert shown.locator("#classify ~ .scroll tbody tr").count() == number
+        assert shown.locator("img").count() == 0
+        summary = shown.locator("header > p").inner_text()
+        assert summary.startswith("1 run, all on data" if number == 1 else "40 runs, 20 on data")
+        title = shown.locator(".chart figcaption").inner_text()
+        assert ("24 of 40 drawn" in title) == (number == 40)
+        assert shown.get_by_text("baseline").count() == 0  # none of them is another's
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_letters_of_pictures_are_not_shrunk(browser, page: Path, width: int) -> None:
+    with opened(browser, page, width=width) as shown:
+        sizes = shown.evaluate("[...document.images].map((one) => one.clientWidth / one.naturalWidth)")
+        assert len(sizes) == len(METHODS)
+        assert min(sizes) >= 0.99
