@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from detection.coco import CocoDataset
+from keepaug.data.pictures import lettering
 from keepaug.data.reading import read_image
 
 _MARGIN, _HEADER, _LETTERS = 6, 30, 22  # pixels
@@ -34,7 +35,7 @@ def draw_boxes(
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     canvas = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=_LETTERS - 2)
+    font = lettering(_LETTERS - 4)
     # Large boxes first, so that small ones and their labels stay on top.
     for (x, y, width, height), index, label in sorted(boxes, key=lambda item: -item[0][2] * item[0][3]):
         colour = colour_of(index)
@@ -120,7 +121,7 @@ def _cell(record: dict[str, Any], truth: Any, predicted: Any, side: int, note: s
     width, height = pictures[0].size
     cell = Image.new("RGB", (2 * width + _MARGIN, height + _HEADER), "white")
     draw = ImageDraw.Draw(cell)
-    font = ImageFont.load_default(size=_LETTERS)
+    font = lettering(_LETTERS - 2)
     draw.text((2, 2), f"{Path(record['file_name']).name}: {len(truth)} annotated", fill="black", font=font)
     draw.text((width + _MARGIN + 2, 2), f"{len(predicted)} predicted, {note}", fill="black", font=font)
     cell.paste(pictures[0], (0, _HEADER))

@@ -26,7 +26,8 @@ _BARS = (
     ("fidelity", "Fidelity", "accuracy on augmented over accuracy on clean images"),
     ("flipped", "Answers changed", "share of images whose predicted class changes"),
 )
-_PANEL = 112  # pixels of a picture's panel
+_PANEL, _LARGE = 112, 180  # pixels of a picture's panel, of photographs
+_SMALL = 64  # pixels of an image that is enlarged without smoothing
 _TOP, _BOTTOM, _LEFT, _RIGHT = 30, 168, 40, 330
 _APART = 2.5  # of plain and Keep at one strength, whose intervals would hide each other
 _UNITS = {"size": "pixels", "area_high": "share of the image"}
@@ -61,7 +62,7 @@ def render(content: Mapping[str, Any], pictures: Sequence[tuple[str, Sequence[Pi
         worst=worst,
         num_worst=sum(len(group["pictures"]) for group in worst),
         titles=[capital(row["title"]) for row in rows],
-        large=max(content["data"]["shape"]) > 64,
+        large=max(content["data"]["shape"]) > _SMALL,
         table=[
             {
                 "title": _title(row),
@@ -222,18 +223,19 @@ def _picture(picture: Picture, classes: Sequence[str] | None) -> dict[str, Any]:
         *(panels[name] for name in ("saliency", "plain", "keep") if name in panels),
     ]
     blank = [torch.full_like(shown[0], 255)] * (4 - len(shown))
-    parts = [_scaled(panel) for panel in [*shown, *blank]]
+    side = _LARGE if max(image.shape[1:]) > _SMALL else _PANEL
+    parts = [_scaled(panel, side) for panel in [*shown, *blank]]
     sheet = torch.cat([parts[0], *(F.pad(part, (2, 0), value=255) for part in parts[1:])], dim=2)
     return {"source": _embedded(sheet), "caption": _caption(facts, classes), "keep": "keep" in panels}
 
 
-def _scaled(panel: Tensor) -> Tensor:
-    mode = Image.Resampling.NEAREST if panel.shape[2] < _PANEL else Image.Resampling.BILINEAR
-    height = round(_PANEL * panel.shape[1] / panel.shape[2])
-    picture = to_pil_image(panel).resize((_PANEL, height), mode)
+def _scaled(panel: Tensor, side: int) -> Tensor:
+    mode = Image.Resampling.NEAREST if panel.shape[2] < side else Image.Resampling.BILINEAR
+    height = round(side * panel.shape[1] / panel.shape[2])
+    picture = to_pil_image(panel).resize((side, height), mode)
     return (
         torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        .view(height, _PANEL, 3)
+        .view(height, side, 3)
         .permute(2, 0, 1)
     )
 

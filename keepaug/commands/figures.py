@@ -1,18 +1,22 @@
-"""Draw figure 2 (accuracy against Cutout's length and RandAugment's magnitude) or 3 (against tau) of the
-paper.
+"""Draw pictures for a paper: its figures 2 (accuracy against Cutout's length and RandAugment's magnitude) and 3
+(against tau), what an audit found, differences of Keep and plain with intervals.
 
+    keepaug figures audit AUDIT --output audit.pdf                 an audit's folder: one column wide
+    keepaug figures pairs RUNS --output pairs.svg                  each task's runs with and without Keep
     keepaug figures 2 RUNS --output figure2.png                    from result.json files in RUNS
     keepaug figures 2 RUNS --dry-run root=CIFAR precision=bf16     the commands of missing runs
     keepaug figures 2 RUNS --run --seeds 0 1 2 root=CIFAR          run them here in turn, then draw
     keepaug figures 3 RUNS --run --shrink                          two steps each on drawn images
 
 The paper's curves are Wide ResNet-28-10's and are printed as pictures; numbers of its tables 2 and 4 stand
-beside ours, named. Figure 1's panels on any image: keepaug show.
+beside ours, named. Figure 1's panels on any image: keepaug show. The ending of --output decides the format:
+pdf and svg are drawn with lines, png has 300 dots an inch; letters have 8 points.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +25,9 @@ from typing import Any
 from keepaug.commands.known import results, tool
 from keepaug.commands.reproduce import run_here
 from keepaug.report.aggregate import aggregate
+from keepaug.report.charts import draw_audit, draw_pairs
 from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
+from keepaug.report.page import sections
 from keepaug.runs.command import HOURS_HINT, CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.planning import Job, command_of, shrunk
@@ -34,9 +40,9 @@ CONFIG_OF = {"wrn28_10": "cifar10_wrn28_10.yaml"}  # others: cifar10.yaml with a
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
     add = parser.add_argument
-    add("figure", choices=sorted(FIGURES), help="of the paper")
-    add("runs", type=Path, metavar="RUNS", help="folder with the runs; --run adds to it")
-    add("--output", type=Path, help="default figureN.png")
+    add("figure", choices=[*sorted(FIGURES), "audit", "pairs"], help="of the paper; or of your results")
+    add("runs", type=Path, metavar="RUNS", help="folder with the runs; --run adds to it; audit: its folder")
+    add("--output", type=Path, help="default figureN.png, audit.pdf, pairs.pdf")
     add("--arch", default=None, help="default wrn28_10, the paper's; with --shrink resnet8")
     add("--shortened", action="store_true", help="draw shortened runs, without the paper's numbers")
     add("--dry-run", action="store_true", help="print the commands of what is missing, and draw nothing")
@@ -80,12 +86,28 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     return [job for job in jobs.values() if job.state != "done"]
 
 
+def _audit(folder: Path) -> dict[str, Any]:
+    path = folder / "audit.json" if folder.is_dir() else folder
+    try:
+        content = json.loads(path.read_text())
+        return {key: content[key] for key in ("rows", "data")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no audit.json, which keepaug audit writes: {error}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     args.arch = args.arch or ("resnet8" if args.shrink else "wrn28_10")
     comparable = not (args.shortened or args.shrink)
 
     def act() -> int:
+        if args.figure == "audit":
+            print(draw_audit(_audit(args.runs), args.output or Path("audit.pdf")))
+            return 0
+        if args.figure == "pairs":
+            own = sections(aggregate(results(args.runs)))
+            print(draw_pairs(own, args.output or Path("pairs.pdf")))
+            return 0
         if args.dry_run:
             for command in (one for job in jobs_of(args) for one in job.commands):
                 print(shlex.join(command.argv))

@@ -10,6 +10,7 @@ interrupted ones go on where they stopped.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keepaug.commands.known import recipes, results, tool
-from keepaug.report import write_report
+from keepaug.report import aggregate, write_report
+from keepaug.report.charts import draw_audit, draw_pairs
+from keepaug.report.page import sections
 from keepaug.runs.command import CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.jobs import Command
@@ -217,10 +220,16 @@ class Quickstart:
         return self._job("train_detector", "detector.yaml", f"detectors/{method}", given, *options)
 
     def report(self) -> None:
-        """Markdown and HTML."""
+        """Markdown, HTML, and the two charts for a paper."""
         title = "KeepAugment quickstart"
         for path in write_report(self.output, self.output, recipes=recipes, read=results, title=title):
             print(f"  {path}", flush=True)
+        content = json.loads((self.output / "audit" / "audit.json").read_text())
+        print(f"  {draw_audit(content, self.output / 'audit.pdf')}", flush=True)
+        print(
+            f"  {draw_pairs(sections(aggregate(results(self.output))), self.output / 'pairs.pdf')}",
+            flush=True,
+        )
 
     def _run_all(self, jobs: Sequence[Job]) -> None:
         """Several runs beside each other, one thread each; finished ones are not repeated."""

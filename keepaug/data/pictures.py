@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +17,14 @@ from keepaug.runs.files import write_atomic
 
 _GAP = 6  # pixels
 _WIDTH = 1100  # of a sheet of views, about
+
+
+def lettering(size: int) -> Any:
+    """A font of `size` pixels: DejaVu Sans, which has many alphabets, or Pillow's own, which has ASCII."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:
+        return ImageFont.load_default(size=size)
 
 
 def grey_map(heat: Tensor) -> Tensor:
@@ -44,7 +53,7 @@ def labelled_sheet(titles: Sequence[str], rows: Sequence[tuple[str, Sequence[Ima
     """
     width, height = rows[0][1][0].size
     letters = min(max(15, width // 7), 24)  # pixels
-    font = ImageFont.load_default(size=letters)
+    font = lettering(letters)
     margin = max(font.getlength(line) for label, _ in rows for line in label.split("\n"))
     margin = round(margin) + 2 * _GAP
     head, line = (letters + 2 * _GAP if any(titles) else _GAP), letters + 4

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keepaug.report.aggregate import Group, field_of
+from keepaug.report.charts import KEEP, PAGE, PLAIN, sheet
 from keepaug.report.paper import load_paper
 
 
@@ -85,7 +86,7 @@ FIGURES: dict[str, tuple[Panel, Panel]] = {
         Panel(
             "Cutout",
             "size",
-            "Cutout length",
+            "Cutout length (pixels)",
             (4, 8, 12, 16, 20, 24),
             {"method": "cutout"},
             _TRAIN_AND_TEST,
@@ -199,38 +200,39 @@ def draw_figure(
 
     Raises:
         ImportError: matplotlib is missing.
+        ValueError: an ending that matplotlib does not write.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'keepaug[report]'") from error
-    sheet = Figure(figsize=(11, 4.2), layout="constrained")
-    for column, panel in enumerate(FIGURES[number]):
-        axes = sheet.add_subplot(1, 2, column + 1)
-        own = [point for point in points if point.panel == panel]
-        for curve in panel.curves:
-            _draw_curve(axes, curve, own)
-        baseline = next((point.group for point in own if point.value is None), None)
-        if panel.baseline is not None and baseline is not None:
-            mean = _mean_and_spread(baseline.values("accuracy"))[0]
-            axes.axhline(mean, linestyle="--", color="grey", label=panel.baseline.label)
-        for printed in panel.printed if comparable else ():
-            x, y, spread = zip(*printed_points(printed), strict=True)
-            axes.errorbar(x, y, spread, fmt="x:", color="grey", capsize=2, label=printed.label)
-        axes.set(xlabel=panel.axis, ylabel="accuracy (%)")
-        axes.set_title(f"({'ab'[column]}) {panel.title}", fontsize=10)
-        axes.set_xticks(panel.values)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-        if missing := sum(point.group is None for point in own):
-            note = f"{missing} of {len(own)} points not run"
-            axes.text(0.02, 0.02, note, transform=axes.transAxes, fontsize=8, color="firebrick")
-    data = "on CIFAR-10" if comparable else "in short runs or on drawn data, not comparable with the paper"
-    sheet.suptitle(f"Figure {number} of the paper: {arch} {data}", fontsize=10)
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.savefig(output, dpi=120)
-    return output
+    with sheet(output, PAGE, 3.4) as figure:
+        for axes, letter, panel in zip(figure.subplots(1, 2), "ab", FIGURES[number], strict=True):
+            _draw_panel(axes, letter, panel, points, comparable)
+        data = (
+            "on CIFAR-10" if comparable else "in short runs or on drawn data, not comparable with the paper"
+        )
+        figure.suptitle(
+            f"Figure {number} of the paper: {arch} {data}; means, standard deviations", fontsize=8
+        )
+    return Path(output)
+
+
+def _draw_panel(axes: Any, letter: str, panel: Panel, points: Sequence[Point], comparable: bool) -> None:
+    own = [point for point in points if point.panel == panel]
+    for curve in panel.curves:
+        _draw_curve(axes, curve, own)
+    baseline = next((point.group for point in own if point.value is None), None)
+    if panel.baseline is not None and baseline is not None:
+        mean = _mean_and_spread(baseline.values("accuracy"))[0]
+        axes.axhline(mean, linestyle="--", color="grey", label=panel.baseline.label)
+    for printed in panel.printed if comparable else ():
+        x, y, spread = zip(*printed_points(printed), strict=True)
+        axes.errorbar(x, y, spread, fmt="x:", color="grey", capsize=2, label=printed.label)
+    axes.set(xlabel=panel.axis, ylabel="accuracy (%)")
+    missing = sum(point.group is None for point in own)
+    axes.set_title(
+        f"({letter}) {panel.title}" + (f"\n{missing} of {len(own)} points not run" if missing else "")
+    )
+    axes.set_xticks(panel.values)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
 
 
 def _draw_curve(axes: Any, curve: Curve, points: Sequence[Point]) -> None:
@@ -243,7 +245,14 @@ def _draw_curve(axes: Any, curve: Curve, points: Sequence[Point]) -> None:
     ]
     if found:
         x, y, spread = zip(*found, strict=True)
-        axes.errorbar(x, y, spread, fmt="o-", capsize=3, label=f"ours, {curve.label}")
+        numbers = sorted(
+            {len(point.group.values(curve.metric)) for point in points if point.group is not None}
+        )
+        seeds = f"{' or '.join(map(str, numbers))} seed{'s' if numbers != [1] else ''}"
+        shape, colour = ("s-", KEEP) if curve.metric == "accuracy" else ("o--", PLAIN)
+        axes.errorbar(
+            x, y, spread, fmt=shape, color=colour, capsize=2, label=f"ours, {curve.label} ({seeds})"
+        )
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -91,7 +91,7 @@ def write_report(
     page = html_page(
         title=title,
         summary=_summary(groups),
-        sections=[_section(own, kind) for kind in _TASKS if (own := _of_kind(groups, kind))],
+        sections=sections(groups),
         rates=_rates(groups),
         texts=texts,
         pictures=_pictures(groups),
@@ -99,6 +99,15 @@ def write_report(
         output=output,
     )
     return markdown, write_text_atomic(output / "report.html", page)
+
+
+def sections(groups: Sequence[Group]) -> list[Section]:
+    """One for each task that was run.
+
+    Args:
+        groups: of `keepaug.report.aggregate.aggregate`.
+    """
+    return [_section(own, kind) for kind in _TASKS if (own := _of_kind(groups, kind))]
 
 
 def _section(groups: Sequence[Group], kind: str) -> Section:

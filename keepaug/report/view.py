@@ -102,7 +102,7 @@ def answer(section: Section) -> tuple[str, str]:
     told = whole or compared
     keep, plain, pairs = max(told, key=lambda one: len(one[2]))
     verdict, means = _verdict(pairs)
-    names = _short_names(section.pairs)[keep, plain]
+    names = short_names(section.pairs)[keep, plain]
     known = f"{pairs} (points of {section.metric}, 95 % interval); " if len(pairs) > 1 else ""
     text = f"{names[0]} against {names[1]}: {known}{means}."
     verdict, text = _together(verdict, text, [_verdict(one)[0] for _, _, one in told])
@@ -125,7 +125,7 @@ def scope(section: Section) -> str:
     return ", ".join([*dict.fromkeys(row[1].partition(" (")[0] for row in rows), *marks])
 
 
-def _short_names(pairs: Sequence[tuple[str, str, Pairs]]) -> dict[tuple[str, str], tuple[str, str]]:
+def short_names(pairs: Sequence[tuple[str, str, Pairs]]) -> dict[tuple[str, str], tuple[str, str]]:
     """Of each comparison, without what both names say; whole where two comparisons would have the same."""
     short = {one[:2]: _apart(*one[:2]) for one in pairs}
     said = list(short.values())
@@ -157,10 +157,15 @@ def _together(verdict: str, text: str, verdicts: Sequence[str]) -> tuple[str, st
     return (decided.pop() if len(decided) == 1 and verdict != "open" else "open"), text
 
 
+def decided(pairs: Pairs) -> bool:
+    """Whether the interval leaves zero out."""
+    return len(pairs) > 1 and abs(pairs.mean) > pairs.half_width()
+
+
 def _verdict(pairs: Pairs) -> tuple[str, str]:
     if len(pairs) == 1:
         return "open", "one pair has no interval and decides nothing"
-    if abs(pairs.mean) <= pairs.half_width():
+    if not decided(pairs):
         return "open", "it holds zero, so nothing is decided"
     verdict = "gains" if pairs.mean > 0 else "loses"
     return verdict, f"Keep {verdict}"
@@ -282,14 +287,14 @@ def forest(pairs: Sequence[tuple[str, str, Pairs]]) -> dict[str, Any]:
     def place(value: float) -> float:
         return round(4 + 92 * (value - low) / span, 2)
 
-    short, rows = _short_names(pairs), []
+    short, rows = short_names(pairs), []
     for (keep, plain, one), width in zip(pairs, half, strict=True):
         row: dict[str, Any] = {"names": short[keep, plain], "text": str(one), "mean": None, "span": 0}
         if needed := one.still_needed():
             row["text"] += f"; {needed} more until the interval is ± {SETTLED} points"
         if len(one):
             row |= {"mean": place(one.mean), "low": place(one.mean - width)}
-            row |= {"span": round(92 * 2 * width / span, 2), "open": _verdict(one)[0] == "open"}
+            row |= {"span": round(92 * 2 * width / span, 2), "open": not decided(one)}
         rows.append(row)
     return {
         "rows": rows,

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from keepaug.baselines import RandomErasing
+from keepaug.data.pictures import lettering
 from keepaug.data.reading import read_image
 from keepaug.keep import KeepRandomErasing
 from keepaug.regions import Regions
@@ -44,7 +45,8 @@ def draw_ranked_lists(
     top: int = 10,
     size: tuple[int, int] = (128, 64),
 ) -> Path:
-    """A row for each query: itself, then the nearest gallery images, blue frames right and orange ones wrong.
+    """A row for each query: itself, then the nearest gallery images, blue frames with a tick right, orange
+    ones with a cross wrong.
 
     Identity, camera and distance stand below each. What is junk for the query (its own camera, negative
     identities) is left out, as in the evaluation.
@@ -130,7 +132,7 @@ def _sheet(
     lines: Sequence[Sequence[tuple[Path, tuple[int, int, int], str]]], size: tuple[int, int], columns: int
 ) -> Image.Image:
     height, width = size
-    font = ImageFont.load_default(size=_TEXT - 2)
+    font = lettering(_TEXT - 2)
     longest = max(font.getlength(text) for line in lines for _, _, text in line)
     cell_height = height + 2 * _FRAME + _TEXT + 4
     cell_width = max(width + 2 * _FRAME, 62, min(round(longest) + 2, 200))
@@ -147,6 +149,7 @@ def _sheet(
             pen.rectangle(frame, fill=colour)
             shown = ImageOps.pad(read_image(path), (width, height), Image.Resampling.BICUBIC, color="white")
             sheet.paste(shown, (x + _FRAME, y + _FRAME))
+            _mark(pen, x, y, colour)
             while font.getlength(text) > cell_width + _GAP:
                 text = text[:-2] + "…"
             pen.text((x, y + height + 2 * _FRAME + 1), text, fill="black", font=font)
@@ -169,7 +172,8 @@ def draw_erasing(
 ) -> Path:
     """Four rows: the images, their saliency over them, what RandomErasing and what KeepRandomErasing erases.
 
-    Both erase regions of the same sizes, framed orange above the tau-quantile of importance, blue elsewhere.
+    Both erase regions of the same sizes, framed thick and orange above the tau-quantile of
+    importance, thin and blue elsewhere.
 
     Args:
         path: PNG file.
@@ -221,7 +225,7 @@ def draw_erasing(
     width, height = rows[0][0].size
     side = (len(images) * (width + 4) + 4, len(rows) * (height + _TEXT + _GAP) + 4)
     sheet = Image.new("RGB", side, "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_TEXT - 1)
+    pen, font = ImageDraw.Draw(sheet), lettering(_TEXT - 1)
     for line, (name, row) in enumerate(zip(names, rows, strict=True)):
         y = line * (height + _TEXT + _GAP)
         pen.text((4, y + 1), name, fill="black", font=font)
@@ -253,7 +257,18 @@ def _frame(
     top, left, height, width = (int(value[index]) * factor for value in regions)
     if height:
         box = (left, top, left + width - 1, top + height - 1)
-        ImageDraw.Draw(picture).rectangle(box, outline=colour, width=2)
+        ImageDraw.Draw(picture).rectangle(box, outline=colour, width=5 if colour == _WRONG else 2)
+
+
+def _mark(pen: ImageDraw.ImageDraw, x: int, y: int, colour: tuple[int, int, int]) -> None:
+    """A tick for right, a cross for wrong, in the corner: the colour alone says nothing to some."""
+    strokes = {_RIGHT: [(3, 8, 6, 11, 12, 3)], _WRONG: [(4, 4, 11, 11), (4, 11, 11, 4)]}.get(colour, [])
+    if strokes:
+        pen.rectangle((x, y, x + 15, y + 15), fill=colour)
+    for stroke in strokes:
+        pen.line(
+            [(x + stroke[i], y + stroke[i + 1]) for i in range(0, len(stroke), 2)], fill="white", width=2
+        )
 
 
 def _save(picture: Image.Image, path: str | Path) -> Path:

@@ -49,6 +49,35 @@ def test_figures_are_sorted_by_keyboard(browser, page: Path) -> None:
         column = table.locator("thead th").all_inner_texts().index("importance lost")
         table.get_by_role("button", name="importance lost").press("Enter")
         cells = table.locator(f"tbody tr > :nth-child({column + 1})").all_inner_texts()
-        values = [float(cell.split(" ")[0]) for cell in cells]
+        values = [float(cell.split()[0]) for cell in cells]
         assert len(values) == 6
         assert values == sorted(values)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_of_the_figures_and_the_code_is_cut(browser, page: Path, width: int) -> None:
+    """Whole on the screen, without scrolling sideways; names are not broken inside of a word."""
+    with opened(browser, page, width=width) as shown:
+        cut = shown.evaluate(
+            "[...document.querySelectorAll('pre, .scroll:has(.cards)')]"
+            ".filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.textContent.trim())"
+        )
+        assert cut == []
+        heights = shown.evaluate(
+            "[...document.querySelectorAll('.figures tbody th')].map((one) => one.clientHeight)"
+        )
+        assert max(heights) < 90
+
+
+def test_plain_and_keep_are_told_apart_without_colour(browser, page: Path) -> None:
+    """Lines by dashes and hollow circles, with a legend beside them; bars by their order, which is said."""
+    with opened(browser, page) as shown:
+        looks = shown.evaluate(
+            "['polyline.plain', 'polyline.keep', 'circle.plain', 'circle.keep'].map((one) => {"
+            " const style = getComputedStyle(document.querySelector('.charts ' + one));"
+            " return one[0] === 'p' ? style.strokeDasharray : style.fill; })"
+        )
+        assert looks[0] != looks[1]
+        assert looks[2] != looks[3]
+        assert shown.locator(".key.lines").inner_text() == "plainKeep"
+        assert "plain, above" in shown.locator(".key").first.inner_text()

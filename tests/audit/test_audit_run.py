@@ -181,7 +181,7 @@ def test_command_page_cache_and_limits(tmp_path: Path, monkeypatch, capsys) -> N
     ]
     flipped = content["rows"][2]
     assert 0.02 < flipped["importance_lost"]["mean"] < 0.6  # what is erased, not what is mirrored
-    page = Path("a/audit.html").read_text()
+    page = Path("a/audit.html").read_text().replace("\u00a0", " ")
     assert page.index(content["sentence"].replace("'", "&#39;")) < page.index("<svg")
     assert page.count("<figure") == 24
     assert "KeepCutout(size=16" in page

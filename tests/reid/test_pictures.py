@@ -68,6 +68,20 @@ def test_lists_are_the_ranking_without_junk(world: dict, metric: str, tmp_path: 
         assert shown(path, row, len(kept) + 1)[1] == (255, 255, 255)  # the rest is empty
 
 
+def test_right_and_wrong_are_told_apart_without_colour(world: dict, tmp_path: Path) -> None:
+    """By a tick and a cross in the corner of the frame; the query has none."""
+    path = draw_ranked_lists(tmp_path / "r.png", **world, size=SIZE)
+    pixels = np.array(Image.open(path))
+    marks: dict[tuple[int, ...], set[bytes]] = {}
+    for column in range(8):
+        y, x = 6, 6 + column * CELL[0] + (6 if column else 0)
+        corner = pixels[y : y + 16, x : x + 16]
+        marks.setdefault(shown(path, 0, column)[1], set()).add(((corner == 255).all(axis=2)).tobytes())
+    assert set(marks) == {RIGHT, WRONG, (120, 120, 120)}
+    assert [len(shapes) for shapes in marks.values()] == [1, 1, 1]
+    assert len(set.union(*marks.values())) == 3
+
+
 def test_written_distances_are_those_of_the_metric(
     world: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

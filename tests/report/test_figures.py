@@ -97,7 +97,10 @@ def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = find_points("2", aggregate(read_results(tmp_path)), arch="wrn28_10")
     path = draw_figure("2", points, tmp_path / "f.png", arch="wrn28_10")
     assert Image.open(path).width > 800
-    assert drawn[:2] == [("ours, train (augmented images)", (16,), (95.0,)), ("ours, test", (16,), (96.0,))]
+    assert drawn[:2] == [
+        ("ours, train (augmented images) (2 seeds)", (16,), (95.0,)),
+        ("ours, test (2 seeds)", (16,), (96.0,)),
+    ]
     assert len([label for label, *_ in drawn if label.startswith("paper, table")]) == 2
     drawn.clear()
     draw_figure("2", points, tmp_path / "f.png", arch="wrn28_10", comparable=False)
