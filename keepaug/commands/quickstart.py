@@ -226,10 +226,9 @@ class Quickstart:
             print(f"  {path}", flush=True)
         content = json.loads((self.output / "audit" / "audit.json").read_text())
         print(f"  {draw_audit(content, self.output / 'audit.pdf')}", flush=True)
-        print(
-            f"  {draw_pairs(sections(aggregate(results(self.output))), self.output / 'pairs.pdf')}",
-            flush=True,
-        )
+        if self.scale.seeds > 1:
+            own = sections(aggregate(results(self.output)))
+            print(f"  {draw_pairs(own, self.output / 'pairs.pdf')}", flush=True)
 
     def _run_all(self, jobs: Sequence[Job]) -> None:
         """Several runs beside each other, one thread each; finished ones are not repeated."""

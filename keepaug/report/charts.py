@@ -118,7 +118,7 @@ def draw_audit(content: Mapping[str, Any], output: str | Path) -> Path:
 def draw_pairs(sections: Sequence[Section], output: str | Path) -> Path:
     """Each comparison of Keep with plain: the mean difference, its 95 % interval and the number of pairs.
 
-    The circle is hollow where nothing is decided: one pair, or an interval that holds zero.
+    The circle is hollow where the interval holds zero; one pair has none, and no circle.
 
     Args:
         sections: of `keepaug.report.page.sections`.
@@ -128,7 +128,7 @@ def draw_pairs(sections: Sequence[Section], output: str | Path) -> Path:
         The path.
 
     Raises:
-        ValueError: nothing was run both with and without Keep on the same seed.
+        ValueError: no comparison has two pairs.
     """
     lines: list[tuple[str, bool, Pairs | None]] = []  # text, whether it is a head, what stands below it
     for section in sections:
@@ -139,9 +139,11 @@ def draw_pairs(sections: Sequence[Section], output: str | Path) -> Path:
         for keep, plain, pairs in own:
             *above, last = textwrap.wrap(" minus ".join(short[keep, plain]), _WIDE - 6)
             lines += [*((line, False, None) for line in above), (last, False, pairs)]
-    if not lines:
-        raise ValueError("nothing was run both with and without Keep on the same seed: no pair to draw")
-    tall = sum(2 if below else 1 for _, _, below in lines)
+    if not any(below and len(below) > 1 for _, _, below in lines):
+        raise ValueError(
+            "no two seeds were run both with and without Keep: no difference has an interval to draw"
+        )
+    tall = sum(2 if below and len(below) > 1 else 1 for _, _, below in lines)
     with sheet(output, COLUMN, _LINE * tall + 0.55) as figure:
         axis = figure.subplots()
         axis.axvline(0, color="0.4", linewidth=0.8)
@@ -150,13 +152,13 @@ def draw_pairs(sections: Sequence[Section], output: str | Path) -> Path:
         for text, bold, below in lines:
             weight = "bold" if bold else "normal"
             axis.text(0, place, text, transform=across, va="center", weight=weight, bbox=back)
-            place += 1
             if below:
-                half = below.half_width() if len(below) > 1 else None
-                face = KEEP if decided(below) else "white"
-                axis.errorbar(below.mean, place, xerr=half, color=KEEP, markerfacecolor=face, **_POINT)
                 number = f"{len(below)} pair{'s' if len(below) > 1 else ''}"
-                axis.text(1, place - 1, number, transform=across, va="center", ha="right", bbox=back)
+                axis.text(1, place, number, transform=across, va="center", ha="right", bbox=back)
+            place += 1
+            if below and len(below) > 1:
+                face, half = KEEP if decided(below) else "white", below.half_width()
+                axis.errorbar(below.mean, place, xerr=half, color=KEEP, markerfacecolor=face, **_POINT)
                 place += 1
         axis.set(ylim=(tall, 0), yticks=[], xlabel="Keep minus plain (points), mean and 95 % interval")
         axis.set_xlim(*_round_ends(axis.get_xlim()))

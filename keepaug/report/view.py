@@ -208,7 +208,7 @@ def html_page(
         rates=[
             {
                 "name": one.name,
-                "difference": str(one.difference),
+                "difference": "" if one.difference.low is None else f"Keep - plain: {one.difference} points",
                 "plain": _bar(one.plain),
                 "keep": _bar(one.keep),
             }
@@ -277,30 +277,24 @@ def _section(section: Section, output: Path) -> dict[str, Any]:
 
 
 def forest(pairs: Sequence[tuple[str, str, Pairs]]) -> dict[str, Any]:
-    """Each difference as a bar, and the scale that all share; places in percent of its width."""
-    half = [pairs.half_width() if len(pairs) > 1 else 0.0 for _, _, pairs in pairs]
-    known = [(one.mean, width) for (_, _, one), width in zip(pairs, half, strict=True) if len(one)]
-    ends = [0.0, *(mean + sign * width for mean, width in known for sign in (-1, 1))]
-    ticks = round_steps(min(ends), max(ends), 4)
-    low, span = ticks[0], ticks[-1] - ticks[0]
+    """A bar for each difference that has an interval, and their scale; places in percent of its width."""
+    known = [(one.mean, one.half_width()) for _, _, one in pairs if len(one) > 1]
+    ends = [mean + sign * width for mean, width in known for sign in (-1, 0, 1)]
+    ticks = round_steps(min([0.0, *ends]), max([0.0, *ends]), 4) if known else []
 
     def place(value: float) -> float:
-        return round(4 + 92 * (value - low) / span, 2)
+        return round(4 + 92 * (value - ticks[0]) / (ticks[-1] - ticks[0]), 2)
 
     short, rows = short_names(pairs), []
-    for (keep, plain, one), width in zip(pairs, half, strict=True):
-        row: dict[str, Any] = {"names": short[keep, plain], "text": str(one), "mean": None, "span": 0}
+    for keep, plain, one in pairs:
+        row: dict[str, Any] = {"names": short[keep, plain], "text": str(one), "mean": None}
         if needed := one.still_needed():
             row["text"] += f"; {needed} more until the interval is ± {SETTLED} points"
-        if len(one):
-            row |= {"mean": place(one.mean), "low": place(one.mean - width)}
-            row |= {"span": round(92 * 2 * width / span, 2), "open": not decided(one)}
+        if len(one) > 1:
+            low, mean, high = (place(one.mean + sign * one.half_width()) for sign in (-1, 0, 1))
+            row |= {"mean": mean, "low": low, "span": round(high - low, 2), "open": not decided(one)}
         rows.append(row)
-    return {
-        "rows": rows,
-        "zero": place(0.0),
-        "ticks": [(place(tick), f"{tick:+g}" if tick else "0") for tick in ticks],
-    }
+    return {"rows": rows, "ticks": [(place(tick), f"{tick:+g}" if tick else "0") for tick in ticks]}
 
 
 def _chart(section: Section) -> Chart | None:

@@ -40,6 +40,7 @@ def _audit(objects: bool = True) -> dict:
 
 def _sections(number: int = 1) -> list[Section]:
     pairs = [("keep (r)", "plain (r)", Pairs((0, 1, 2), (1.0, 1.1, 1.2)))]
+    pairs += [("open keep (r)", "open plain (r)", Pairs((0, 1, 2), (1.0, -1.1, 1.2)))]
     pairs += [(f"keep_{i} (r)", f"p{i} (r)", Pairs((0,), (0.5,))) for i in range(number)]
     rows = [[name, "d (3 val)", "drawn data"] for name in ("keep (r)", "plain (r)")]
     return [Section("x", "Detection", "AP", [], [], rows, pairs, [])]
@@ -84,12 +85,12 @@ def test_the_chart_of_pairs_is_hollow_where_nothing_is_decided(figures: list[Fig
     draw_pairs(_sections(), tmp_path / "p.svg")
     axis = figures[0].axes[0]
     faces = [line.get_markerfacecolor() for line in axis.lines if line.get_marker() == "o"]
-    assert faces == ["#0b66a8", "white"]
+    assert faces == ["#0b66a8", "white"]  # one pair has none
     assert {"Detection (d, drawn data), AP", "keep minus plain", "3 pairs", "1 pair"} <= set(
         _texts(figures[0])
     )
     assert axis.get_xlabel() == "Keep minus plain (points), mean and 95 % interval"
-    with pytest.raises(ValueError, match="no pair to draw"):
+    with pytest.raises(ValueError, match="no two seeds"):
         draw_pairs([], tmp_path / "none.svg")
 
 
@@ -115,11 +116,11 @@ def test_command_draws_both_and_refuses_what_is_none(
     assert tool.main(["audit", str(tmp_path)]) == 2
     assert "is no audit.json, which keepaug audit writes" in capsys.readouterr().err
     assert tool.main(["pairs", str(tmp_path / "nothing")]) == 2
-    for method, accuracy in (("cutout", 1.0), ("keep_cutout", 2.0)):
+    for method, seed in (("cutout", 0), ("cutout", 1), ("keep_cutout", 0), ("keep_cutout", 1)):
         recipe = recipe_of(ClassifyConfig(method=method))
         write_result(
-            tmp_path / "runs" / method, kind="classify", name="x", seed=0, config=recipe, recipe=recipe,
-            metrics={"accuracy": accuracy}, synthetic=False, shortened=False, wall_time_s=1.0,
+            tmp_path / "runs" / f"{method}{seed}", kind="classify", name="x", seed=seed, config=recipe,
+            recipe=recipe, metrics={"accuracy": 50.0}, synthetic=False, shortened=False, wall_time_s=1.0,
             dataset={"name": "cifar10", "sizes": {}, "checksum": "a"},
         )  # fmt: skip
     assert tool.main(["pairs", str(tmp_path / "runs"), "--output", str(tmp_path / "p.pdf")]) == 0

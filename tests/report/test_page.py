@@ -302,20 +302,23 @@ def test_what_an_answer_is_of_stands_before_it_and_whole_runs_come_first() -> No
 
 
 def test_differences_have_a_scale_and_what_decides_nothing_is_hollow() -> None:
-    """Zero and the ends lie at their ticks; one pair, and an interval that holds zero, are no effect."""
+    """Zero and the ends lie at their ticks; an interval that holds zero is no effect, one pair no number."""
     found = forest(
         [
             ("a keep", "a plain", Pairs((0, 1, 2), (0.4, -0.4, 0.3))),
-            ("b keep", "b plain", Pairs((0,), (3.0,))),
-            ("c keep", "c plain", Pairs((0, 1, 2), (1.0, 1.1, 1.2))),
+            ("b keep", "b plain", Pairs((0,), (9.0,))),
+            ("c keep", "c plain", Pairs((0, 1, 2), (1.5, 1.6, 1.7))),
             ("d keep", "d plain", Pairs((), ())),
         ]
     )
-    assert [row.get("open") for row in found["rows"]] == [True, True, False, None]
-    assert (found["zero"], "0") in found["ticks"]
-    assert [text for _, text in found["ticks"]] == ["-1", "0", "+1", "+2", "+3"]
-    assert found["rows"][1]["mean"] == found["ticks"][-1][0] == 96
-    assert found["rows"][0]["low"] > found["ticks"][0][0] == 4
+    assert [row.get("open") for row in found["rows"]] == [True, None, False, None]
+    assert [text for _, text in found["ticks"]] == ["-1", "0", "+1", "+2"]
+    assert [round(place) for place, _ in found["ticks"]] == [4, 35, 65, 96]
+    first = found["rows"][0]
+    assert first["low"] > 4
+    assert first["low"] + first["span"] / 2 == pytest.approx(first["mean"], abs=0.1)
+    assert found["rows"][1]["text"] == "1 pair"
+    assert forest([("b", "c", Pairs((0,), (9.0,)))])["ticks"] == []
 
 
 def test_a_run_without_the_metric_is_in_no_pair(tmp_path: Path) -> None:
@@ -327,7 +330,8 @@ def test_a_run_without_the_metric_is_in_no_pair(tmp_path: Path) -> None:
             path = tmp_path / f"{method}{seed}" / "result.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe, "config": recipe}))
     html = write_report(tmp_path, tmp_path / "out", recipes=recipes)[1].read_text()
-    assert "+0.00, 1 pair" in html
+    said = "keep_cutout (resnet18, full saliency) <em>minus</em> cutout (resnet18)<br><span>1 pair</span>"
+    assert said in html
 
 
 def test_a_chart_of_many_runs_says_how_many_it_draws_and_no_two_look_alike(page: Path) -> None:
