@@ -118,7 +118,7 @@ def draw_audit(content: Mapping[str, Any], output: str | Path) -> Path:
 def draw_pairs(sections: Sequence[Section], output: str | Path) -> Path:
     """Each comparison of Keep with plain: the mean difference, its 95 % interval and the number of pairs.
 
-    The circle is hollow where the interval holds zero; one pair has none, and no circle.
+    The circle is hollow where the interval holds zero. One pair has none, and is left out.
 
     Args:
         sections: of `keepaug.report.page.sections`.
@@ -132,18 +132,18 @@ def draw_pairs(sections: Sequence[Section], output: str | Path) -> Path:
     """
     lines: list[tuple[str, bool, Pairs | None]] = []  # text, whether it is a head, what stands below it
     for section in sections:
-        short, own = short_names(section.pairs), [one for one in section.pairs if len(one[2])]
+        short, own = short_names(section.pairs), [one for one in section.pairs if len(one[2]) > 1]
         if own:
             head = textwrap.wrap(f"{section.title} ({scope(section)}), {section.metric}", _WIDE - 4)
             lines += [(line, True, None) for line in head]
         for keep, plain, pairs in own:
             *above, last = textwrap.wrap(" minus ".join(short[keep, plain]), _WIDE - 6)
             lines += [*((line, False, None) for line in above), (last, False, pairs)]
-    if not any(below and len(below) > 1 for _, _, below in lines):
+    if not lines:
         raise ValueError(
             "no two seeds were run both with and without Keep: no difference has an interval to draw"
         )
-    tall = sum(2 if below and len(below) > 1 else 1 for _, _, below in lines)
+    tall = sum(2 if below else 1 for _, _, below in lines)
     with sheet(output, COLUMN, _LINE * tall + 0.55) as figure:
         axis = figure.subplots()
         axis.axvline(0, color="0.4", linewidth=0.8)
@@ -153,10 +153,10 @@ def draw_pairs(sections: Sequence[Section], output: str | Path) -> Path:
             weight = "bold" if bold else "normal"
             axis.text(0, place, text, transform=across, va="center", weight=weight, bbox=back)
             if below:
-                number = f"{len(below)} pair{'s' if len(below) > 1 else ''}"
+                number = f"{len(below)} pairs"
                 axis.text(1, place, number, transform=across, va="center", ha="right", bbox=back)
             place += 1
-            if below and len(below) > 1:
+            if below:
                 face, half = KEEP if decided(below) else "white", below.half_width()
                 axis.errorbar(below.mean, place, xerr=half, color=KEEP, markerfacecolor=face, **_POINT)
                 place += 1
