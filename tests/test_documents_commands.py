@@ -6,7 +6,7 @@ import importlib
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,7 +65,13 @@ OWN = {
         "val.json": "mine/annotations/instances_val2017.json",
         "photos": "mine/all",
     },
-    "re-identification": {"FOLDER": f"{PEOPLE}/query", "runs/x": "people-run"},
+    "re-identification": {
+        "FOLDER": f"{PEOPLE}/query",
+        "runs/x": "people-run",
+        PEOPLE: PEOPLE,
+        "people.csv": "people.csv",
+    },
+    "few-labels": {"PHOTOS": "few"},
     "commands": {"runs/x": "people-run"},
 }
 NOT_RUN = {
@@ -108,13 +114,25 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "mine" / "all").mkdir()
     for path in pictures:
         shutil.copy(path, root / "mine" / "all")
+    shutil.copytree(root / CLASSES, root / "few")
+    shutil.copytree(root / CLASSES / "val", root / "few" / "unlabelled")
     write_reid(root / PEOPLE, num_train_identities=12, num_test_identities=6)
+    (root / "people.csv").write_text("path,identity,camera,split\n" + "".join(_people(root)))
     for network in (resnet18, resnet50):
         torch.save(network().state_dict(), root / f"{network.__name__}.pth")
     Image.effect_noise((64, 48), 60).convert("RGB").save(root / "image.jpg")
     for name in ("my_networks", "my_transforms", "my_pipelines"):
         (root / f"{name}.py").write_text(PROGRAMS)
     return root
+
+
+def _people(root: Path) -> Iterator[str]:
+    splits = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+    for folder, split in splits.items():
+        for path in sorted((root / PEOPLE / folder).glob("[0-9]*.*")):
+            identity, camera = path.stem.split("_")[:2]
+            if identity != "0000":
+                yield f"{path.relative_to(root)},person {identity},camera {camera[:2]},{split}\n"
 
 
 @pytest.fixture(scope="module")
