@@ -667,7 +667,18 @@ def _refuse_other_engine(checkpoint: Path, content: Mapping[str, Any]) -> None:
 
 
 def _load_and_check(checkpointer: DetectionCheckpointer, weights: str, *, whole_detector: bool) -> None:
-    checkpointer.load(weights, checkpointables=[])
+    logger = logging.getLogger("fvcore.common.checkpoint")
+    logger.addFilter(_for_the_file)  # a backbone has no heads: no warning, and the report says it
+    try:
+        checkpointer.load(weights, checkpointables=[])
+    finally:
+        logger.removeFilter(_for_the_file)
     report = compare_loaded(checkpointer.model.state_dict(), load_detectron2_file(weights))
-    logging.getLogger("detectron2").info("Weights from %s: %s", weights, report)
     check_loaded(report, weights, whole_detector=whole_detector)
+    if comm.is_main_process():
+        say(f"{weights}: {report}")
+
+
+def _for_the_file(record: logging.LogRecord) -> bool:
+    record.levelno, record.levelname = logging.INFO, "INFO"
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -244,6 +245,20 @@ def test_detectron2_runs_what_only_detectron2_knows(root: Path, tmp_path: Path) 
     ):
         with pytest.raises(ConfigError, match=message):
             run(job(root, tmp_path / "refused", *opts, engine="detectron2"))
+
+
+@pytest.mark.detectron2
+def test_that_a_backbone_has_no_heads_is_no_warning(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(resnet18(num_classes=4).state_dict(), tmp_path / "r18.pth")
+    convert(tmp_path / "r18.pth", tmp_path / "b.pth")
+    short = ("SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()", "MODEL.WEIGHTS", str(tmp_path / "b.pth"))
+    run(job(root, tmp_path / "run", *short, engine="detectron2"))
+    out = "".join(capfd.readouterr())
+    assert "not found in the checkpoint" not in out
+    assert re.search(r"b\.pth: 100 tensors loaded, \d+ not in the file \(backbone\.fpn_lateral2", out)
+    assert "not found in the checkpoint" in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.slow
