@@ -191,6 +191,15 @@ def _options() -> set[str]:
 
 
 @pages
+def test_commands_are_named_as_every_installation_has_them(page: Path) -> None:
+    """A wheel has no tools/; `docs/commands.md` says which script is which command."""
+    scripts = [path for path in (ROOT / "tools").glob("*.py") if 'main(["' in path.read_text()]
+    assert scripts
+    named = set(re.findall(r"\b\w+\.py\b", page.read_text())) & {path.name for path in scripts}
+    assert page.stem == "commands" or sorted(named) == []
+
+
+@pages
 def test_every_block_is_of_a_language_that_is_tested(page: Path) -> None:
     """Another word behind the fence would hide a block from the tests above."""
     fences = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
