@@ -209,6 +209,13 @@ def test_readable_on_phone_and_desktop_in_light_and_dark(
     with opened(browser, page, width=width, scheme=scheme) as shown:
         shown.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         check_readable(shown, width)
+        heights = shown.evaluate(
+            "[...document.querySelectorAll('.plot span, .ticks span')].map((one) => one.clientHeight)"
+        )
+        assert max(heights) < 25  # the numbers of a scale stand on one line
+        wide = "one.scrollWidth - one.clientWidth"
+        cut = f"[...document.querySelectorAll('.scroll:has(.cards)')].map((one) => {wide})"
+        assert max(shown.evaluate(cut)) <= 0
         background = shown.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (background == "rgb(255, 255, 255)") == (scheme == "light")
         assert shown.evaluate("[...document.images].every((one) => one.naturalWidth > 0)")
