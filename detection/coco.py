@@ -13,7 +13,7 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,8 +204,10 @@ def load_coco(
         if not entry:
             problems.add(f"there are no {kind}: nothing to learn from or to evaluate against")
     records = _records(entries, problems)
+    named = {_key(entry.get("id")) for entry in data["images"] if isinstance(entry, dict)}
     number_of = {_key(entry["id"]): number for number, entry in enumerate(classes)}
-    _fill(records, number_of, data["annotations"], tolerance, strict_boxes, problems, notes)
+    refused = named - records.keys() - {None}
+    _fill(records, refused, number_of, data["annotations"], tolerance, strict_boxes, problems, notes)
     chosen = sorted(records, key=lambda key: _order(entries[key]["id"]))
     if max_images is not None:
         chosen = [key for key in chosen if records[key]["annotations"]][:max_images]
@@ -336,6 +338,7 @@ def _records(entries: dict[str, dict[str, Any]], problems: _Problems) -> dict[st
 
 def _fill(
     records: dict[str, dict[str, Any]],
+    refused: Container[str | None],
     number_of: dict[str | None, int],
     annotations: Sequence[Any],
     tolerance: float,
@@ -343,7 +346,7 @@ def _fill(
     problems: _Problems,
     notes: _Problems,
 ) -> None:
-    """Put the annotations into their images."""
+    """Put the annotations into their images; those of images that were refused are as good as theirs."""
     seen: set[str] = set()
     odd = problems if strict else notes
     leaving, corners, kept, crowds = 0, True, 0, 0
@@ -357,7 +360,8 @@ def _fill(
                 problems.add("an annotation id is used more than once", name)
             seen.add(str(identity))
         ready = _annotation(annotation, name, number_of, problems)
-        if (record := records.get(_key(annotation.get("image_id")) or "")) is None:
+        image = _key(annotation.get("image_id"))
+        if (record := records.get(image or "")) is None and image not in refused:
             problems.add("an image id is not among the images", f"{name}: {annotation.get('image_id')!r}")
         if ready is None or record is None:
             continue

@@ -370,6 +370,17 @@ def test_what_cannot_be_meant_is_refused_by_field(
         read(change(picture_set(tmp_path), entries, key, value), tmp_path)
 
 
+@pytest.mark.parametrize(("key", "value"), [("width", None), ("height", 0), ("file_name", 7)])
+def test_an_image_that_is_refused_is_not_said_to_be_missing(key: str, value, tmp_path: Path) -> None:
+    data = picture_set(tmp_path)
+    for image in data["images"]:
+        image[key] = value
+    with pytest.raises(CocoDataError) as caught:
+        read(data, tmp_path)
+    assert key in str(caught.value)
+    assert "not among the images" not in str(caught.value)
+
+
 def test_entries_of_other_types_and_text_encodings(tmp_path: Path) -> None:
     data = picture_set(tmp_path)
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
