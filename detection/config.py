@@ -184,8 +184,8 @@ def _unknown_key(key: str, where: str, known: dict[str, Any]) -> ConfigError:
                 f"{where}: {key} is a key of Detectron2 that the torchvision engine does not know (Faster "
                 "R-CNN C4/FPN and RetinaNet on ResNets only); remove it, or take --engine detectron2"
             )
-    if not (close := difflib.get_close_matches(key, known, n=3, cutoff=0.75)):
-        leaf = key.rpartition(".")[2]
+    if not (close := difflib.get_close_matches(key.upper(), known, n=3, cutoff=0.75)):
+        leaf = key.upper().rpartition(".")[2]
         close = [name for name in known if name.rpartition(".")[2] == leaf][:3]
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see detection/defaults.py for all keys"
     return ConfigError(f"{where}: unknown key {key}{hint}")

@@ -220,12 +220,12 @@ def _decide_device(cfg: CfgNode) -> list[str]:
     import torch
 
     notes = []
-    from keepaug.runs.distributed import fix_order_if_asked
+    from keepaug.runs.distributed import choose_device
 
-    fix_order_if_asked()
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         notes.append("no CUDA device: training on the CPU (MODEL.DEVICE cpu)")
+    cfg.MODEL.DEVICE = str(choose_device(cfg.MODEL.DEVICE))
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
         cfg.SOLVER.AMP.ENABLED = False
         notes.append("mixed precision is off: it needs a CUDA device")

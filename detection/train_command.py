@@ -27,6 +27,7 @@ from detection.prepare import BACKENDS, ENGINES, DetectorJob, choose_engine, loa
 from detection.tool import TOOL
 from keepaug.runs.command import (
     DRY_RUN_HELP,
+    RESUMES,
     SEEDS_HELP,
     CommandParser,
     Run,
@@ -35,7 +36,9 @@ from keepaug.runs.command import (
     of_seed,
     refuse_to_rehearse,
     split_settings,
+    whose,
 )
+from keepaug.runs.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="DIR", help="run folder; the same as OUTPUT_DIR=DIR")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    add("--seeds", nargs="+", default=[], metavar="SEED", help=SEEDS_HELP)
+    add("--seeds", nargs="+", action="extend", default=[], metavar="SEED", help=SEEDS_HELP)
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (--resume: the last checkpoint)")
     add("--shrink", action="store_true", help="two small steps on a few images: does it run?")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
@@ -113,28 +116,50 @@ OURS = {
 
 
 def settings_of(items: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """`root` and `tracker`, as far as they are given, and KEY VALUE pairs of what was given in either form."""
+    """`root` and `tracker`, as far as they are given, and KEY VALUE pairs of what was given in either form.
+
+    Raises:
+        ConfigError: a name that neither we nor Detectron2 have.
+    """
     own, opts = dict[str, str](), list[str]()
     for item in items:
         key, equals, value = item.partition("=")
         waiting = len(opts) % 2  # a value, whatever it looks like
-        if waiting or not equals or not re.fullmatch(r"[A-Z][A-Z0-9_.]*|root|tracker|" + "|".join(OURS), key):
+        if waiting or not equals:
             opts.append(item)
         elif key in ("root", "tracker"):
             own[key] = value
-        else:
+        elif key in OURS or re.fullmatch(r"[A-Z][A-Z0-9_]*|\w+(\.\w+)+", key):
             opts += [OURS.get(key, key), value]
+        else:
+            raise ConfigError(
+                f"{key} is no setting of train-detector{whose(key)}; its own are Detectron2's, such as "
+                f"SOLVER.BASE_LR=0.01, and root, tracker, {', '.join(OURS)}"
+            )
     return own, opts
 
 
-def own_config(given: list[str]) -> list[str]:
-    """`--eval-only RUN` as the run's own config and weights, before what else is given."""
-    place = given.index("--eval-only") + 1 if "--eval-only" in given else 0
-    run = Path(given[place]) if 0 < place < len(given) else None
-    if run is None or not (run / "config.yaml").is_file():
+def own_config(given: Sequence[str]) -> list[str]:
+    """`--eval-only RUN` as the run's own config and weights, before what else is given.
+
+    Raises:
+        ConfigError: that is no run.
+    """
+    option = "--eval-only"
+    given = [part for one in given for part in (one.split("=", 1) if one.startswith(f"{option}=") else [one])]
+    place = given.index(option) + 1 if option in given else 0
+    if not 0 < place < len(given) or re.match(r"-|[\w.]+=", given[place]):
         return given
+    run = Path(given[place])
+    if not (run / "config.yaml").is_file():
+        if re.fullmatch(r"[A-Z][A-Z0-9_.]*", given[place]) and not run.exists():  # KEY VALUE
+            return given
+        raise ConfigError(
+            f"{option} takes a run's folder, and {run} has no config.yaml; weights alone are evaluated by "
+            f"--config FILE {option} weights=FILE"
+        )
     own = ["--config", str(run / "config.yaml"), "--resume", f"OUTPUT_DIR={run}"]
-    return [*given[: place - 1], "--eval-only", *own, *given[place + 1 :]]
+    return [*given[: place - 1], option, *own, *given[place + 1 :]]
 
 
 def job_from(args: argparse.Namespace, parser: argparse.ArgumentParser) -> DetectorJob:
@@ -189,7 +214,10 @@ def _not_usual(cfg: Any) -> Mapping[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
-    given = own_config([*(sys.argv[1:] if argv is None else argv)])
+    try:
+        given = own_config(sys.argv[1:] if argv is None else argv)
+    except ConfigError as error:
+        parser.error(str(error))
     args = parser.parse_intermixed_args(given)
 
     def act() -> int:
@@ -227,4 +255,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 0
 
-    return exit_code(act)
+    return exit_code(act, goes_on=RESUMES)

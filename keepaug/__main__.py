@@ -78,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.argv[0] = f"keepaug {name}"  # the name that argparse shows
     try:
         command = known[name].load()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except ImportError as error:
         print(f"error: {_remedy(known[name], error)}", file=sys.stderr)
         return 2

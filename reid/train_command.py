@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keepaug.runs.command import config_parser, run_seeds
-from keepaug.runs.errors import ConfigError
 from reid.config import ReidConfig
 from reid.tool import TOOL
 
@@ -34,7 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_intermixed_args(argv)
+    parser = build_parser()
+    args = parser.parse_intermixed_args(argv)
+    if args.eval_only is not None and "=" in args.eval_only.name:
+        parser.error(f"--eval-only takes a run before the settings: --eval-only RUN {args.eval_only}")
 
     def name(config: ReidConfig) -> tuple[str, str]:
         return config.layout, config.recipe
@@ -44,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from reid.models.weights import WEIGHTS
 
         run = args.eval_only
-        if "=" in run.name:
-            raise ConfigError(f"--eval-only takes a run before the settings: --eval-only RUN {run}")
         scores = evaluate_weights(config, run / WEIGHTS if run.is_dir() else run, output)
         return {f"{name}/{key}": value for name, found in scores.items() for key, value in found.items()}
 

@@ -47,7 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shortened", action="store_true", help="draw shortened runs, without the paper's numbers")
     add("--dry-run", action="store_true", help="print the commands of what is missing, and draw nothing")
     add("--run", action="store_true", help="run what is missing first")
-    add("--seeds", nargs="+", default=["0"], metavar="SEED", help="with --run or --dry-run: a run each")
+    add(
+        "--seeds",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SEED",
+        help="with --run or --dry-run: a run each; default 0",
+    )
     add("--shrink", action="store_true", help="with --run or --dry-run: two steps each; implies --shortened")
     add("overrides", nargs="*", metavar="key=value", help="for every run, for example root=CIFAR")
     return parser
@@ -75,7 +82,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             write_classification(root, num_train=24, num_val=8, num_classes=2, size=(32, 32))
         args.overrides += ["dataset=image_folder", "loading=memory", f"root={root}"]
     jobs = {}
-    for seed in args.seeds:
+    for seed in args.seeds or [0]:
         for _, _, settings in wanted_settings(args.figure):
             parts = [f"{key}_{value}" for key, value in settings.items()]
             name = "-".join([args.arch, *parts, f"seed{seed}"])
@@ -128,4 +135,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(draw_figure(args.figure, points, output, arch=args.arch, comparable=comparable))
         return 0
 
-    return exit_code(act)
+    return exit_code(act, goes_on="the same command goes on")

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--seeds",
         nargs="+",
+        action="extend",
         default=[],
         metavar="N",
         help="default: as many as the paper averages over; with --shrink 0",
@@ -330,6 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def act() -> int:
         if args.at_once < 1:
             raise ValueError(f"--at-once must be 1 or more, got {args.at_once}")
+        if args.num_gpus < 1:
+            raise ValueError(f"--num-gpus counts the processes of a run, 1 or more, got {args.num_gpus}")
         jobs = plan(args)
         if args.dry_run:
             states = [job.state for job in jobs]
@@ -349,4 +352,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
         return 1 if failed else 0
 
-    return exit_code(act)
+    return exit_code(act, goes_on="the same command goes on from the last checkpoint")

@@ -60,6 +60,7 @@ DRY_RUN_HELP = (
     "check everything, measure a few steps, say what would be done, hours and memory; write nothing"
 )
 HOURS_HINT = "hours and memory of one of them: its command with --dry-run"
+RESUMES = "the same command with --resume goes on from the last checkpoint"
 SEEDS_HELP = "one run each, in OUTPUT-seedN; then mean and spread"
 # Options that had another name, in any command.
 RENAMED = {
@@ -119,6 +120,11 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(str(error))
         return found
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type is Path and not arg_string.strip():  # an unset variable, not the folder here
+            raise argparse.ArgumentError(action, "expected a path, got an empty text")
+        return super()._get_value(action, arg_string)  # type: ignore[misc]
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2, and the name that was meant where there is one."""
         for option in re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else ():
@@ -154,6 +160,7 @@ def config_parser(
     add(
         "--seeds",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SEED",
         help=SEEDS_HELP,
@@ -244,7 +251,7 @@ def run_seeds(
         try:
             config = tool.load(args.config, overrides + ([] if seed is None else [f"seed={seed}"]))
         except UnknownKeyError as error:
-            raise ConfigError(f"{error}{_whose(error.key)}") from error
+            raise ConfigError(f"{error}{whose(error.key)}") from error
         tool.check(config)  # before anything slow is imported
         data, what = name(config)
         stem = config.name or (args.config.stem if args.config else data)
@@ -284,7 +291,7 @@ def run_seeds(
                 world.close()
         return 0
 
-    return exit_code(act)
+    return exit_code(act, goes_on=RESUMES)
 
 
 def of_seed(base: Path, seed: int) -> Path:
@@ -363,7 +370,7 @@ def _with_what_is_there(run: Run, tool: Tool, root: str, *, resume: bool) -> Run
     return run
 
 
-def _whose(key: str) -> str:
+def whose(key: str) -> str:
     """Which other commands have a setting of that name."""
     from keepaug.__main__ import commands
 
@@ -384,8 +391,12 @@ def _file_name(name: str) -> str:
     return name
 
 
-def exit_code(act: Callable[[], int]) -> int:
+def exit_code(act: Callable[[], int], *, goes_on: str = "") -> int:
     """What a tool ends with: every expected error is one line on standard error.
+
+    Args:
+        act: does what the tool is for.
+        goes_on: how it is gone on with, where that can be.
 
     Returns:
         What `act` returns; 2 for mistakes, missing files, full disks or memories, lost processes and diverged
@@ -396,7 +407,7 @@ def exit_code(act: Callable[[], int]) -> int:
     try:
         return act()
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        print("; ".join(filter(None, ["interrupted", goes_on])), file=sys.stderr)
         return 130
     except StopRequestedError as error:
         print(error, file=sys.stderr)
@@ -410,7 +421,8 @@ def exit_code(act: Callable[[], int]) -> int:
     except (RuntimeError, MemoryError) as error:
         if (remedy := _remedy(error)) is None:
             raise
-        print(f"error: {_one_line(error).splitlines()[0]} ({remedy})", file=sys.stderr)
+        remedies = "; ".join(filter(None, [remedy, goes_on]))
+        print(f"error: {_one_line(error).splitlines()[0]} ({remedies})", file=sys.stderr)
         return 2
 
 
@@ -426,11 +438,11 @@ def _remedy(error: BaseException) -> str | None:
     """What helps against errors of torch that have no type of their own; None: nobody knows."""
     text = f"{type(error).__name__}: {error}"
     if re.search(r"MemoryError|out of memory|can't allocate memory|not enough memory", text):
-        return "smaller batches or images, bf16, or more processes need less; --resume goes on"
+        return "smaller batches or images, bf16, or more processes need less"
     if re.search(r"gloo|NCCL|DistBackend|DistNetwork|DistStore|Connection (closed|reset)|Broken pipe", text):
-        return "another process of this run has ended or cannot be reached; --resume goes on"
+        return "another process of this run has ended or cannot be reached"
     if "DataLoader worker" in text:
-        return "a process that reads images was ended, mostly for lack of memory; --resume goes on"
+        return "a process that reads images was ended, mostly for lack of memory"
     return None
 
 

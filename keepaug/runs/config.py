@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -282,6 +283,8 @@ def _check(settings: Any, prefix: str = "") -> None:
                 continue
             if isinstance(number, int) and abs(number) > _LARGEST:
                 raise ConfigError(f"{key} is {str(number)[:12]}...; allowed: whole numbers up to {_LARGEST}")
+            if not math.isfinite(number):
+                raise ConfigError(f"{key} is {value!r}; allowed: finite numbers")
             if (low is not None and not number >= low) or (high is not None and not number <= high):
                 bounds = f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
                 raise ConfigError(f"{key} is {value!r}; allowed: {bounds}")

@@ -171,6 +171,9 @@ class Recorder:
         self._metrics: TextIO | None = None
         self._loggers: list[Logger] = []
         self._lock = FileLock(self.path / ".lock", timeout=0)
+        there = next((one for one in (self.path, *self.path.parents) if one.exists()), self.path)
+        if there.exists() and not there.is_dir():
+            raise ConfigError(f"{there} is a file, and {self.path} must be a run's folder: choose another")
         if self.main:
             self.path.mkdir(parents=True, exist_ok=True)
             try:

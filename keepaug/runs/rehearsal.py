@@ -48,7 +48,7 @@ class Rehearsal:
         where = "this process" if self.device.type == "cpu" else f"tensors on {self.device}"
         return facts(
             measured=f"{self.measured} step{'s' * (self.measured != 1)} of {in_words(self.seconds / 3600)}",
-            time=f"{self.steps:,} steps, {in_words(self.hours)}{beside}",
+            time=f"{self.steps:,} step{'s' * (self.steps != 1)}, {in_words(self.hours)}{beside}",
             memory=f"{self.memory / 1e9:.2f} GB, {where}",
         )
 

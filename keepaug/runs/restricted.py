@@ -132,7 +132,9 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error)
-        if "GLOBAL" in reason or "Unsupported" in reason or "weights_only" in reason:
+        with path.open("rb") as file:
+            pickled = file.read(1) in (b"\x80", b"P")  # or text, a picture, anything
+        if pickled and ("GLOBAL" in reason or "Unsupported" in reason or "weights_only" in reason):
             lines = reason.splitlines()
             line = next((part for part in lines if "GLOBAL" in part), lines[0]).strip()
             if "DTensor" in line or "ShardedTensor" in line:

@@ -127,3 +127,12 @@ def test_a_tracker_gets_a_detectors_figures(
     monkeypatch.setattr(tracker, "log_metrics", lambda *given, **more: 1 / 0)
     assert main([*given, "--output", str(tmp_path / "other")]) == 0
     assert "tracker=mlflow fails (ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_a_device_is_one_of_the_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_detection(tmp_path / "d", num_train=4, num_val=2, num_classes=4)
+    given = ["train-detector", "--config", "quickstart/detector", "--engine", "torchvision", f"root={root}"]
+    given += [*SMALL.split(), "--output", str(tmp_path / "run"), "--dry-run"]
+    assert main([*given, "device=gpu"]) == 2
+    assert "device is 'gpu'; allowed: auto, cpu, cuda" in capsys.readouterr().err
+    assert main([*given, "device=auto"]) == 0

@@ -173,3 +173,15 @@ def test_what_is_no_weights_file_is_called_by_its_name(tmp_path: Path) -> None:
             read_file(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_file(tmp_path)
+
+
+def test_a_text_is_no_pickle(tmp_path: Path) -> None:
+    for text in ("#!/bin/sh\n", '{"step": 1}\n', "1 2 3\n"):
+        (tmp_path / "notes").write_text(text)
+        with pytest.raises(WeightsError, match=r"notes is damaged or not made by torch\.save") as error:
+            read_file(tmp_path / "notes")
+        assert "pickled" not in str(error.value)
+    torch.save({"a": Runs(tmp_path / "mark")}, tmp_path / "evil.pt")
+    with pytest.raises(WeightsError, match="holds pickled objects"):
+        read_file(tmp_path / "evil.pt")
+    assert not (tmp_path / "mark").exists()

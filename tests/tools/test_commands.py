@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from keepaug.__main__ import commands, main
+from keepaug.data.synthetic import write_classification
+from keepaug.runs.command import RESUMES
 from keepaug.runs.config import load_config
 from keepaug.runs.configs import config_names, find_config
 
@@ -41,6 +44,17 @@ REFUSED = [
     ("train-detector", "--config-file detection/schedule_3x SOLVER.BASE_LRR 0.1", "SOLVER.BASE_LR"),
     ("train-reid", "--config reid/r50_bag_of_tricks_kep root=d", "did you mean reid/r50_bag_of_tricks_keep"),
     ("train-reid", "root=d recipe=standard neck=bnneck", "recipe=standard means neck=none"),
+    ("train-detector", "--config quickstart/detector lr=0.1", "lr is a setting of train-classifier, train-"),
+    ("train-detector", "--config quickstart/detector solver.base_lr=1.0", "did you mean SOLVER.BASE_LR"),
+    ("train-detector", "root=d --eval-only nowhere", "nowhere has no config.yaml; weights alone are"),
+    ("train-detector", "root=d --eval-only=nowhere.pth", "nowhere.pth has no config.yaml"),
+    ("train-reid", "--eval-only root=d", "--eval-only takes a run before the settings"),
+    ("train-classifier", "root=d lr=1e309", "lr is inf; allowed: finite numbers"),
+    ("train-classifier", "root=d --seeds 1 --seeds 2 1", "--seeds must differ, got 1, 2, 1"),
+    ("train-classifier", "root=d --seeds lr=0.1", "--seeds needs whole numbers"),
+    ("reproduce", "1 root=d --seeds 1 --seeds 1", "--seeds must differ"),
+    ("reproduce", "1 root=d --num-gpus 0", "--num-gpus counts the processes of a run"),
+    ("figures", "2 . --seeds 1 --seeds 1", "--seeds must differ"),
     ("train-uda", "root=d keep=yes2", "keep"),
     ("train-uda", "root=d entropy=1 target_mode=eval", "entropy needs"),
 ]  # fmt: skip
@@ -75,6 +89,52 @@ def test_refusals_import_nothing_slow(name: str, arguments: str, message: str) -
     assert message in text
     assert "Traceback" not in text
     assert not imported & SLOW
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train-reid root=d --output",
+        "train-detector --config quickstart/detector --output",
+        "audit --model m --data d --augment cutout --output",
+        "convert --weights w --output",
+        "report . --output",
+    ],
+)
+def test_an_empty_path_is_not_the_folder_here(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*line.split(), ""])
+    assert end.value.code == 2
+    assert "argument --output: expected a path, got an empty text" in capsys.readouterr().err
+
+
+def test_only_what_can_be_resumed_is_told_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name, line, said in (
+        ("keepaug.audit.run", "audit", "audit --model m --data d --augment cutout", "interrupted"),
+        ("keepaug.classify.loop", "train", "train-classifier root=d", f"interrupted; {RESUMES}"),
+    ):
+        monkeypatch.setattr(importlib.import_module(module), name, interrupted)
+        assert main(line.split()) == 130
+        assert capsys.readouterr().err == f"{said}\n"
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", interrupted)  # while it is being imported
+    assert main(["report"]) == 130
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_file_is_no_runs_folder(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "f").touch()
+    write_classification(tmp_path / "d", num_train=4, num_val=2, num_classes=2, size=(32, 32))
+    given = ["train-classifier", f"root={tmp_path / 'd'}", "arch=resnet8", "stem=cifar"]
+    for output in (tmp_path / "f", tmp_path / "f" / "run"):
+        assert main([*given, *more, "--output", str(output)]) == 2
+        assert f"{tmp_path / 'f'} is a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", commands())
