@@ -23,7 +23,6 @@ _POINT: Any = {"fmt": "o", "capsize": 2}
 _STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
-    "legend.fontsize": 8,
     "figure.dpi": 300,
     "pdf.fonttype": 42,  # letters stay letters
     "svg.hashsalt": "keepaug",

@@ -146,6 +146,7 @@ def test_differences_are_over_images_and_of_what_both_tell_of() -> None:
     images = {"lost": 0 * ones, "known": ones, "flipped": 0 * ones, "correct": ones}
     changed = {**images, "lost": 0.7 * ones, "flipped": ones, "correct": 0 * ones}
     changed["known"] = (torch.arange(40) > 5).double()
+    changed["lost"] = 0.7 * changed["known"]
     image = torch.arange(40).repeat_interleave(2)
     plain_hidden = torch.tensor([0.9, 0.1]).repeat(40).double()
     keep_hidden = torch.tensor([0.2, 0.6]).repeat(40).double()

@@ -42,6 +42,7 @@ def _sections(number: int = 1) -> list[Section]:
     pairs = [("keep (r)", "plain (r)", Pairs((0, 1, 2), (1.0, 1.1, 1.2)))]
     pairs += [("open keep (r)", "open plain (r)", Pairs((0, 1, 2), (1.0, -1.1, 1.2)))]
     pairs += [(f"keep_{i} (r)", f"p{i} (r)", Pairs((0,), (0.5,))) for i in range(number)]
+    pairs += [("a keep of a very long name " * 4, "b", Pairs((0, 1), (0.4, 0.5)))]
     rows = [[name, "d (3 val)", "drawn data"] for name in ("keep (r)", "plain (r)")]
     return [Section("x", "Detection", "AP", [], [], rows, pairs, [])]
 
@@ -85,7 +86,7 @@ def test_the_chart_of_pairs_is_hollow_where_nothing_is_decided(figures: list[Fig
     draw_pairs(_sections(), tmp_path / "p.svg")
     axis = figures[0].axes[0]
     faces = [line.get_markerfacecolor() for line in axis.lines if line.get_marker() == "o"]
-    assert faces == ["#0b66a8", "white"]  # one pair is left out
+    assert faces == ["#0b66a8", "white", "white"]  # one pair is left out
     assert {"Detection (d, drawn data), AP", "keep minus plain", "3 pairs"} <= set(_texts(figures[0]))
     assert axis.get_xlabel() == "Keep minus plain (points), mean and 95 % interval"
     with pytest.raises(ValueError, match="no two seeds"):
