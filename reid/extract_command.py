@@ -38,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def act() -> int:
         from reid.evaluation.features import describe_images, rehearse_images, save_features
 
-        if output.is_dir():
-            raise ValueError(f"--output {output} is a folder; name a file in it")
         options["threads"] = options.pop("num_workers")
         if dry:
             said = rehearse_images(weights, images, **options)

@@ -123,6 +123,13 @@ class CommandParser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         if action.type is Path and not arg_string.strip():  # an unset variable, not the folder here
             raise argparse.ArgumentError(action, "expected a path, got an empty text")
+        if "--output" in action.option_strings:  # now, and not after hours
+            path = Path(arg_string)
+            there = next((one for one in (path, *path.parents) if one.exists()), Path())
+            if action.metavar == "FILE" and path.is_dir():
+                raise argparse.ArgumentError(action, f"{path} is a folder; name a file in it")
+            if action.metavar == "DIR" and not there.is_dir():
+                raise argparse.ArgumentError(action, f"{there} is a file: choose another folder")
         return super()._get_value(action, arg_string)  # type: ignore[misc]
 
     def error(self, message: str) -> NoReturn:

@@ -146,9 +146,8 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
                 f"{path} holds pickled objects, not only tensors ({line[:200]}); unpickling them could run "
                 "any program: load it where you trust it and torch.save(model.state_dict(), ...)"
             ) from error
-        raise WeightsError(
-            f"{path} is damaged or not made by torch.save ({reason.splitlines()[0][:200]})"
-        ) from error
+        line = next((part for part in reason.splitlines() if "nsupported" in part), reason.splitlines()[0])
+        raise WeightsError(f"{path} is damaged or not made by torch.save ({line.strip()[:200]})") from error
     except Exception as error:  # a damaged file raises half a dozen types
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is damaged or cut short ({reason}); copy or download it again") from error

@@ -401,3 +401,11 @@ def test_a_closed_pipe_is_no_success() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.close()
     assert process.returncode == 141
+
+
+def test_a_file_is_no_runs_folder(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    for path in (tmp_path / "f", tmp_path / "f" / "run"):
+        for dry in (False, True):
+            with pytest.raises(ConfigError, match=r"f is a file, and .* must be a run's folder"):
+                Recorder(path, Settings(), kind="classify", dry=dry)

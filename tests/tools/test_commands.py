@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from keepaug.__main__ import commands, main
-from keepaug.data.synthetic import write_classification
 from keepaug.runs.command import RESUMES
 from keepaug.runs.config import load_config
 from keepaug.runs.configs import config_names, find_config
@@ -125,16 +124,27 @@ def test_only_what_can_be_resumed_is_told_to_be(
     assert main(["report"]) == 130
 
 
-@pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_file_is_no_runs_folder(
-    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("line", "output", "said"),
+    [
+        ("train-reid root=d", "f", "f is a file: choose another folder"),
+        ("train-detector --config quickstart/detector", "f/run", "f is a file: choose another folder"),
+        (
+            "audit --model m --data d --augment cutout --dry-run",
+            "f/a/b",
+            "f is a file: choose another folder",
+        ),
+        ("extract-reid --weights w --data d", "", " is a folder; name a file in it"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    line: str, output: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "f").touch()
-    write_classification(tmp_path / "d", num_train=4, num_val=2, num_classes=2, size=(32, 32))
-    given = ["train-classifier", f"root={tmp_path / 'd'}", "arch=resnet8", "stem=cifar"]
-    for output in (tmp_path / "f", tmp_path / "f" / "run"):
-        assert main([*given, *more, "--output", str(output)]) == 2
-        assert f"{tmp_path / 'f'} is a file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main([*line.split(), "--output", str(tmp_path / output)])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", commands())

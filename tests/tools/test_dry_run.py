@@ -231,9 +231,3 @@ def test_an_audit_counts_its_passes(tmp_path: Path, capsys: pytest.CaptureFixtur
     trials = int(re.search(r"trials: +(\d+), ", out := capsys.readouterr().out)[1])  # type: ignore[index]
     passes = 4 * 12 + 3 * 12 + (trials - 3) * 6
     assert f"{-(-passes // (8 * (4 + trials)))} steps, " in out
-
-
-def test_features_are_not_made_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in ([], ["--dry-run"]):
-        assert main(["extract-reid", "--weights", "w", "--data", "d", "--output", str(tmp_path), *more]) == 2
-        assert f"--output {tmp_path} is a folder" in capsys.readouterr().err
