@@ -107,7 +107,11 @@ def _interval(name: str, interval: Mapping[str, float] | None) -> str:
     if name in PERCENT:
         return f"{100 * interval['mean']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
     unit = " ms" if name == "cost" else ""
-    return f"{interval['mean']:.2f}{unit} [{interval['low']:.2f}, {interval['high']:.2f}]"
+    mean, low, high = (
+        f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+        for value in (interval[end] for end in ("mean", "low", "high"))
+    )
+    return f"{mean}{unit} [{low}, {high}]"
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], name: str, title: str, note: str) -> dict[str, Any] | None:
