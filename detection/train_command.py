@@ -243,12 +243,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = run(job_of(one))
             return {} if found is None else found.metrics
 
+        def rehearse(one: Run, number: int) -> None:
+            run(job_of(one, number))
+
         do_all(
             args,
             TOOL,
             [of(seed) for seed in args.seeds] or [Run(cfg, Path(cfg.OUTPUT_DIR))],
             train=train,
-            rehearse=lambda one, number: run(job_of(one, number)),
+            rehearse=rehearse,
             settings=_not_usual,
             root=str(job.data_root or ""),
             says=job.machine_rank == 0,
