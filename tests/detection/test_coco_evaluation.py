@@ -370,6 +370,23 @@ def test_what_cannot_be_meant_is_refused_by_field(
         read(change(picture_set(tmp_path), entries, key, value), tmp_path)
 
 
+@pytest.mark.parametrize("word", ["{}", "slide {}"])
+def test_the_fields_that_the_page_names_are_enough(word: str, tmp_path: Path) -> None:
+    """Of a file of one's own: ids from 0, or words."""
+    data = picture_set(tmp_path)
+    page = " ".join((Path(__file__).parents[2] / "docs" / "detection.md").read_text().split())
+    assert "images `id`, `file_name`, `height` and `width`, annotations `image_id`, `category_id` and" in page
+    for number, (image, annotation) in enumerate(zip(data["images"], data["annotations"], strict=True)):
+        image["id"] = annotation["image_id"] = number if word == "{}" else word.format(number)
+        annotation["category_id"] = 0
+        for key in ("id", "area", "iscrowd"):
+            del annotation[key]
+    data["categories"][0]["id"] = 0
+    split = read({key: data[key] for key in ("images", "annotations", "categories")}, tmp_path)
+    assert [len(record["annotations"]) for record in split.records] == [1] * 4
+    assert evaluate(split, truth_as_results(data)).stats["AP"] == pytest.approx(100)
+
+
 @pytest.mark.parametrize(("key", "value"), [("width", None), ("height", 0), ("file_name", 7)])
 def test_an_image_that_is_refused_is_not_said_to_be_missing(key: str, value, tmp_path: Path) -> None:
     data = picture_set(tmp_path)
