@@ -262,13 +262,15 @@ def _frame(
 
 def _mark(pen: ImageDraw.ImageDraw, x: int, y: int, colour: tuple[int, int, int]) -> None:
     """A tick for right, a cross for wrong, in the corner: the colour alone says nothing to some."""
-    strokes = {_RIGHT: [(3, 8, 6, 11, 12, 3)], _WRONG: [(4, 4, 11, 11), (4, 11, 11, 4)]}.get(colour, [])
+    strokes: list[list[tuple[int, int]]] = []
+    if colour == _RIGHT:
+        strokes = [[(3, 8), (6, 11), (12, 3)]]
+    elif colour == _WRONG:
+        strokes = [[(4, 4), (11, 11)], [(4, 11), (11, 4)]]
     if strokes:
         pen.rectangle((x, y, x + 15, y + 15), fill=colour)
     for stroke in strokes:
-        pen.line(
-            [(x + stroke[i], y + stroke[i + 1]) for i in range(0, len(stroke), 2)], fill="white", width=2
-        )
+        pen.line([(x + right, y + down) for right, down in stroke], fill="white", width=2)
 
 
 def _save(picture: Image.Image, path: str | Path) -> Path:
