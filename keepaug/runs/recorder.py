@@ -233,11 +233,13 @@ class Recorder:
             The checkpoint, its own "step" among it; {"step": 0} where the run begins.
 
         Raises:
-            ConfigError: the folder holds a run and resume is False, or resuming would change what the run is:
-                its settings, its data or the network that it began with.
+            ConfigError: the folder holds a run and resume is False, or the data; or resuming would change what
+                the run is: its settings, its data or the network that it began with.
             ValueError: there are checkpoints and none can be read.
         """
         self._parts = parts
+        if root and Path(root).expanduser().resolve() == self.path.resolve():
+            raise ConfigError(f"{self.path} is the folder of the data: choose another for the run")
         begun = self._has_run(self.path)
         if begun and not resume:
             raise ConfigError(f"{self.path} holds a run already: resume it, or choose another folder")

@@ -204,6 +204,16 @@ def test_a_folder_is_one_runs(tmp_path: Path) -> None:
         Recorder(tmp_path, Settings(), kind="classify")
 
 
+def test_a_run_is_not_mixed_with_its_data(tmp_path: Path) -> None:
+    with (
+        Recorder(tmp_path, Settings(), kind="classify", tensorboard=False) as recorder,
+        pytest.raises(ConfigError, match="is the folder of the data: choose another"),
+    ):
+        recorder.claim(
+            False, name="n", dataset=DATA, synthetic=False, shortened=False, root=f"{tmp_path}/x/.."
+        )
+
+
 @pytest.mark.parametrize("moment", range(4))
 def test_a_kill_at_any_moment_of_saving_leaves_a_run(
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

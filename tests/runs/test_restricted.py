@@ -173,6 +173,9 @@ def test_what_is_no_weights_file_is_called_by_its_name(tmp_path: Path) -> None:
             read_file(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_file(tmp_path)
+    (tmp_path / "best.pt").write_bytes(b"PK")
+    with pytest.raises(FileNotFoundError, match=r"which is a folder; best\.pt and small\.pt in it may be meant"):
+        read_file(tmp_path)
 
 
 def test_a_text_is_no_pickle(tmp_path: Path) -> None:
