@@ -233,8 +233,8 @@ class Recorder:
             The checkpoint, its own "step" among it; {"step": 0} where the run begins.
 
         Raises:
-            ConfigError: the folder holds a run and resume is False, or the data; or resuming would change what
-                the run is: its settings, its data or the network that it began with.
+            ConfigError: the folder holds a run and resume is False, or the data; or resuming would change
+                what the run is: its settings, its data or the network that it began with.
             ValueError: there are checkpoints and none can be read.
         """
         self._parts = parts

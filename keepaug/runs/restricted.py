@@ -45,7 +45,7 @@ def read_file(path: str | Path, *, mmap: bool = False) -> Any:
     path = Path(path)
     if not path.is_file():
         inside = sorted(one.name for one in path.glob("*.pt")) if path.is_dir() else []
-        hint = f", which is a folder; {' and '.join(inside)} in it may be meant" if inside else ""
+        hint = f", which is a folder; {', '.join(inside)} in it may be meant" if inside else ""
         raise FileNotFoundError(f"no weights file {path}{hint}")
     with path.open("rb") as file:
         head = file.read(512)

@@ -174,7 +174,9 @@ def test_what_is_no_weights_file_is_called_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_file(tmp_path)
     (tmp_path / "best.pt").write_bytes(b"PK")
-    with pytest.raises(FileNotFoundError, match=r"which is a folder; best\.pt and small\.pt in it may be meant"):
+    with pytest.raises(
+        FileNotFoundError, match=r"which is a folder; best\.pt, small\.pt, w\.pt in it may be"
+    ):
         read_file(tmp_path)
 
 
