@@ -68,7 +68,6 @@ def test_wrong_commands_say_what_is_wrong(
 ) -> None:
     for arguments, message in (
         (["--eval-only", str(tmp_path)], "no weights file"),
-        (["--eval-only", "rerank=true"], "--eval-only RUN rerank=true"),
         (["--eval-only", str(tmp_path), "--seeds", "1"], "--seeds trains"),
         (["recipe=bag"], "recipe is 'bag'; allowed: standard"),
         (["recipe=standard", "neck=bnneck"], "recipe=standard means neck=none"),
@@ -79,9 +78,13 @@ def test_wrong_commands_say_what_is_wrong(
     ):
         assert tool.main(command(people, "--output", str(tmp_path / "w"), *arguments)) == 2
         assert message in capsys.readouterr().err
-    for seeds, message in ((["one"], "whole numbers from 0, got one"), (["1", "1"], "must differ, got 1, 1")):
+    for arguments, message in (
+        (["--seeds", "one"], "whole numbers from 0, got one"),
+        (["--seeds", "1", "1"], "must differ, got 1, 1"),
+        (["--eval-only", "rerank=true"], "--eval-only RUN rerank=true"),
+    ):
         with pytest.raises(SystemExit) as end:
-            tool.main(command(people, "--output", str(tmp_path / "w"), "--seeds", *seeds))
+            tool.main(command(people, "--output", str(tmp_path / "w"), *arguments))
         assert end.value.code == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "w" / "result.json").exists()
