@@ -160,7 +160,7 @@ def _set(cfg: CfgNode, key: str, raw: Any, where: str) -> None:
 
 
 def _coerce(value: Any, old: Any, key: str, where: str) -> Any:
-    if old is None or value is None or type(value) is type(old):
+    if old is None or type(value) is type(old) or (value is None and isinstance(old, str)):
         return value
     if isinstance(old, list | tuple) and isinstance(value, list | tuple):
         return type(old)(value)

@@ -1,6 +1,6 @@
 """Break runs and files in every way we know, and count what came of it; docs/trust.md is its page.
 
-    python tools/trust.py                      all of it: half an hour or more on two free cores
+    python tools/trust.py                      all of it: 20 to 25 minutes on two free cores
     python tools/trust.py --write docs/trust.md
     python tools/trust.py --share 0.1          a tenth of the cases, as the tests run it
     python tools/trust.py --only SIGKILL fuzz  rows whose name has one of these words

@@ -125,7 +125,10 @@ class CommandParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, "expected a path, got an empty text")
         if "--output" in action.option_strings:  # now, and not after hours
             path = Path(arg_string)
-            there = next((one for one in (path, *path.parents) if one.exists()), Path())
+            try:
+                there = next((one for one in (path, *path.parents) if one.exists()), Path())
+            except OSError as error:  # a name that is too long
+                raise argparse.ArgumentError(action, f"{arg_string:.40}: {error.strerror}") from error
             if action.metavar == "FILE" and path.is_dir():
                 raise argparse.ArgumentError(action, f"{path} is a folder; name a file in it")
             if action.metavar == "DIR" and not there.is_dir():

@@ -254,6 +254,8 @@ def _check_keys(content: Mapping[str, Any], cls: type, where: str, prefix: str) 
             close = difflib.get_close_matches(str(key), fields, n=2)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise UnknownKeyError(f"{where}: unknown key {prefix}{key}{hint}", str(key))
+        if fields[key] is bool and type(value) in (int, float) and value not in (0, 1):
+            raise ConfigError(f"{where}: {prefix}{key} must be true or false, got {value}")
         if dataclasses.is_dataclass(fields[key]) and isinstance(value, Mapping):
             _check_keys(value, typing.cast(type, fields[key]), where, f"{prefix}{key}.")
 

@@ -275,7 +275,7 @@ class Recorder:
         }
         check_shape(state, CHECKPOINT_SHAPE, self.path / CHECKPOINT)
         for key, part in parts.items():
-            if part is not None and state.get(key) is not None:
+            if part is not None and key in state:
                 with restoring(self.path / CHECKPOINT, key):
                     _restore(part, state[key])
         times = state if "seconds" in state else before  # an engine's own checkpoints do not say it

@@ -39,11 +39,11 @@ def read_json(path: str | Path, shape: Any) -> Any:
 
 
 def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
-    """The keys and values of a YAML file, {} of an empty one.
+    """The keys and values of a YAML file.
 
     Raises:
         ConfigError: not YAML, or none that is safe, deeper than anybody writes or holding itself; or no keys
-            and values.
+            and values, as in an empty file.
     """
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), loader)
@@ -57,11 +57,12 @@ def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader)
         if isinstance(error, ConfigError):  # of the loader
             raise
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
-    if odd := next((key for key in tree or () if not isinstance(key, str)), None):
+    if not isinstance(tree, dict):
+        got = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError(f"{path}: expected keys and values, got {got}")
+    if odd := next((key for key in tree if not isinstance(key, str)), None):
         raise ConfigError(f"{path}: expected texts as keys, got {odd!r:.80}")
-    return tree or {}
+    return tree
 
 
 def check_shape(content: Any, shape: Any, path: str | Path) -> None:

@@ -139,6 +139,7 @@ def test_only_the_documented_differences_to_the_model_zoo(path: Path) -> None:
     [
         ("SOLVER: {BASE_LRR: 0.1}", r"unknown key SOLVER\.BASE_LRR; did you mean SOLVER\.BASE_LR"),
         ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER must be of type int"),
+        ("MODEL: {FPN: {OUT_CHANNELS: null}}", "FPN.OUT_CHANNELS must be of type int .*got None"),
         ("MODEL: {ROI_MASK_HEAD: {NAME: x}}", "torchvision engine does not know.*--engine detectron2"),
         ("MODEL: {PIXEL_MEAN: [0.485, 0.456, 0.406]}", "0-255 scale"),
         ("MODEL: {MASK_ON: True}", "allowed: False .boxes are what"),

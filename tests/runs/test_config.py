@@ -20,6 +20,7 @@ class Settings:
     epochs: int = option(3, low=1)
     method: str = option("none", choices=("none", "cutout", "keep_cutout"))
     area: list[float] = option([0.1, 0.2], low=0, high=1)
+    pictures: bool = option(True)
     inner: Inner = field(default_factory=Inner)
 
 
@@ -27,7 +28,7 @@ def test_file_over_base_over_defaults_and_overrides_over_all(tmp_path: Path) -> 
     (tmp_path / "base.yaml").write_text("epochs: 5\nmethod: cutout\n")
     (tmp_path / "leaf.yaml").write_text("_base_: base.yaml\nmethod: keep_cutout\ninner: {rate: 0.5}\n")
     settings = load_config(Settings, tmp_path / "leaf.yaml", ["inner.rate=0.25", "area=[0.3, 0.4]"])
-    assert settings == Settings(5, "keep_cutout", [0.3, 0.4], Inner(0.25))
+    assert settings == Settings(5, "keep_cutout", [0.3, 0.4], True, Inner(0.25))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ def test_file_over_base_over_defaults_and_overrides_over_all(tmp_path: Path) -> 
         ("area=[0.1, {a: 1}]", "area holds .*single values"),
         ("area=[0.1, 2]", r"area is \[0.1, 2.0\]; allowed: 0 to 1"),
         ("inner.rate=-1", r"inner.rate is -1.0; allowed: 0 to inf"),
+        ("pictures=-1", "pictures must be true or false, got -1"),
         ("epochs", "must be key=value"),
         ("area=[1", "not a value YAML can read"),
     ],

@@ -204,6 +204,13 @@ def test_a_folder_is_one_runs(tmp_path: Path) -> None:
         Recorder(tmp_path, Settings(), kind="classify")
 
 
+@pytest.mark.parametrize("part", [nn.Linear(2, 2), [1.0], torch.ones(2)])
+def test_a_checkpoint_without_the_content_of_a_part_is_damaged(part: object, tmp_path: Path) -> None:
+    begun(tmp_path, part=None)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: its part does not fit .*damaged"):
+        claimed(tmp_path, resume=True, part=part)
+
+
 def test_a_run_is_not_mixed_with_its_data(tmp_path: Path) -> None:
     with (
         Recorder(tmp_path, Settings(), kind="classify", tensorboard=False) as recorder,

@@ -135,6 +135,7 @@ def test_only_what_can_be_resumed_is_told_to_be(
             "f is a file: choose another folder",
         ),
         ("extract-reid --weights w --data d", "", " is a folder; name a file in it"),
+        ("show --weights w --image i", "9" * 5000, "File name too long"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
