@@ -400,7 +400,8 @@ def _picture(plan: Evidence, question: Question, found: _Found) -> str:
             )
             lines.append(f'<circle cx="{across(one.mean)}" cy="{y}" r="4.5" fill="#0f766e"/>')
     for value in (-most, 0.0, most):
-        lines.append(f'<text x="{across(value)}" y="{height - 18}" text-anchor="middle">{f"{value:+.1f}" if value else 0}</text>')
+        shown = f"{value:+.1f}" if value else "0"
+        lines.append(f'<text x="{across(value)}" y="{height - 18}" text-anchor="middle">{shown}</text>')
     lines.append(
         f'<text x="{across(0)}" y="{height - 4}" text-anchor="middle">points of {metric}, 95 % intervals</text>'
     )
