@@ -138,6 +138,7 @@ def test_broken_files_of_both_splits_are_named_before_training(tmp_path: Path) -
             (tmp_path / split / name).mkdir(parents=True)
             photo(40, 50).save(tmp_path / split / name / "1.jpg")
         (tmp_path / split / "b" / "1.jpg").write_bytes(b"")
+    (tmp_path / "dataset.json").write_text('{"synthetic": true}')  # its classes need not be ImageNet's
     config = ClassifyConfig(dataset="imagenet", root=str(tmp_path), loading="files")
     with pytest.raises(
         ImageError, match=r"val: 1 of 2 .*val/b/1\.jpg is empty.*train: 1 of 2 .*train/b/1\.jpg is empty"
