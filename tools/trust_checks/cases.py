@@ -30,6 +30,9 @@ def all_cases(folder: Path, *, share: float, only: Sequence[str], seed: int) -> 
         share: of the cases of each kind; at least one.
         only: words of which a row's name must have one; nothing: all.
         seed: of moments and damage.
+
+    Raises:
+        ValueError: no row has one of the words.
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -52,13 +55,15 @@ def all_cases(folder: Path, *, share: float, only: Sequence[str], seed: int) -> 
                 raise RuntimeError(f"two processes of {name} do not even run: {bad}")
             pairs[name] = references[name]._replace(digest=digest(output / "run"))
     cases = kills.cases(list(runs.values()), references, pairs, seed=seed)
-    if not only or any("fuzz" in word for word in only):
-        cases += fuzz.cases(folder, runs, folder / "references", number=FUZZ, seed=seed)
+    cases += fuzz.cases(folder, runs, folder / "references", number=FUZZ, seed=seed)
     chance = random.Random(seed)
     kinds: dict[str, list[Case]] = {}
     for case in cases:
         if not only or any(word in case.kind for word in only):
             kinds.setdefault(case.kind, []).append(case)
+    if not kinds:
+        known = ", ".join(sorted({case.kind for case in cases}))
+        raise ValueError(f"no row's name has one of {', '.join(only)}; rows: {known}")
     cases = [
         case for kind in kinds.values() for case in chance.sample(kind, max(1, round(share * len(kind))))
     ]
