@@ -219,13 +219,15 @@ def _find(job: DetectorJob, names: Sequence[str]) -> dict[str, CocoPaths]:
 def _decide_device(cfg: CfgNode) -> list[str]:
     import torch
 
-    notes = []
     from keepaug.runs.distributed import choose_device
 
+    notes = []
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         notes.append("no CUDA device: training on the CPU (MODEL.DEVICE cpu)")
-    cfg.MODEL.DEVICE = str(choose_device(cfg.MODEL.DEVICE))
+    chosen = choose_device(cfg.MODEL.DEVICE)
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = chosen.type  # "cuda" is each process's own, and "cuda:0" would be everybody's
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
         cfg.SOLVER.AMP.ENABLED = False
         notes.append("mixed precision is off: it needs a CUDA device")

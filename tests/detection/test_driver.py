@@ -381,3 +381,19 @@ def test_results_are_scored_again_without_a_config(own: dict, tmp_path: Path) ->
     for backend in ("hotcoco", "pycocotools"):
         again = DetectorJob(None, eval_only=True, results_json=tmp_path / "r.json", backend=backend, **own)
         assert run(again).stats["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("given", "device"), [("auto", "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1")])
+def test_several_processes_do_not_share_a_gpu(
+    given: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detection.config import defaults
+    from detection.prepare import _decide_device
+
+    for name, value in (("is_available", True), ("device_count", 2), ("set_device", None)):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, value=value: value)
+    cfg = defaults()
+    cfg.MODEL.DEVICE = given
+    _decide_device(cfg)
+    chosen = cfg.MODEL.DEVICE
+    assert chosen == device
