@@ -27,7 +27,7 @@ from typing import Any
 
 from keepaug.commands.known import results, tool
 from keepaug.report.cells import Cell, load_cells, run_name
-from keepaug.report.evidence import PlannedRun, load_evidence, of_run
+from keepaug.report.evidence import DATA, PlannedRun, load_evidence, of_run
 from keepaug.runs.command import HOURS_HINT, CommandParser, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.errors import NonFiniteLossError
@@ -139,14 +139,10 @@ def _lab(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-# The data of the planned runs, where they are not CIFAR-10: the setting that names their folder.
-_DATA = {"train_detector": "bccd", "train_reid": "nyala"}
-
-
 def _planned(run: PlannedRun, seed: int, settings: Mapping[str, str], args: argparse.Namespace) -> Job:
     """One of the paired experiments, after the run whose network it starts from."""
-    own = {key: value for key, value in settings.items() if key not in ("root", *_DATA.values())}
-    data, given = _DATA.get(run.tool, "root"), dict(run.settings)
+    own = {key: value for key, value in settings.items() if key not in ("root", *DATA.values())}
+    data, given = DATA.get(run.tool, "root"), dict(run.settings)
     folder = settings.get(data)
     if folder is None and not args.shrink:
         raise ValueError(f"{data} is missing: give the folder of {run.name}'s images, as in {data}=FOLDER")

@@ -23,6 +23,8 @@ except ImportError as error:
 
 COMMAND = "keepaug reproduce lab root=CIFAR bccd=BCCD nyala=NYALA --output RUNS --missing"
 AGAIN = "keepaug report evidence --runs RUNS"
+DATA = {"train_detector": "bccd", "train_reid": "nyala"}
+"""The setting that names the folder of a tool's data; the others' is root, CIFAR-10."""
 _Found: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]  # results by run and seed
 
 
@@ -52,6 +54,24 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The difference of two runs, the first minus the second.
+
+    Attributes:
+        first: name of a run.
+        second: name of another.
+        what: they differ in, as the subject of a sentence.
+    """
+
+    first: str
+    second: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.first} - {self.second}"
+
+
+@dataclass(frozen=True)
 class Question:
     """Runs that are compared.
 
@@ -59,20 +79,20 @@ class Question:
         id: a letter.
         title: the question.
         pairs: seeds that were planned.
-        comparisons: names of two runs; the difference is the first minus the second.
+        comparisons: that answer it.
         limits: what the answer does not show.
     """
 
     id: str
     title: str
     pairs: int
-    comparisons: tuple[tuple[str, str], ...]
+    comparisons: tuple[Comparison, ...]
     limits: str
 
     @property
     def runs(self) -> list[str]:
         """Names, each once."""
-        return list(dict.fromkeys(name for second in self.comparisons for name in reversed(second)))
+        return list(dict.fromkeys(name for one in self.comparisons for name in (one.second, one.first)))
 
 
 @dataclass(frozen=True)
@@ -149,7 +169,7 @@ def load_evidence(path: Path | None = None) -> Evidence:
             str(one["id"]),
             one["title"],
             int(one["pairs"]),
-            tuple(map(tuple, one["compare"])),
+            tuple(Comparison(*each) for each in one["compare"]),
             one["limits"].strip(),
         )
         for one in content["questions"]
@@ -242,9 +262,11 @@ def evidence_page(plan: Evidence, wanted: Mapping[str, Wanted], results: Sequenc
         results: of `read_results`.
     """
     found = {name: of_run(results, one) for name, one in wanted.items()}
-    parts = [_HEAD.format(about=plan.about), *_answers(plan, found), *_planned(plan, found)]
+    intervals = sum(len(question.comparisons) for question in plan.questions)
+    head = _HEAD.format(about=plan.about, intervals=intervals)
+    parts = [head, *_answers(plan, found), *_planned(plan, found)]
     for question in plan.questions:
-        parts += ["", f"## ({question.id}) {question.title}", ""]
+        parts += ["", f"## ({question.id}) {question.title}", "", _command(plan, question, found), ""]
         parts += _differences(plan, question, found)
         if _picture(plan, question, found):
             parts += ["", f"![Mean differences and their 95 % intervals](evidence/{question.id}.svg)"]
@@ -282,7 +304,7 @@ _HEAD = """# Evidence: does keeping help?
 
 Each difference is the mean over pairs of runs that share the seed: initial weights, order of the images, crops, and the
 draws of regions wherever both may use them. The interval is Student's, 95 %; one that holds zero decides nothing, and one
-pair has none. "Still needed" is the number of pairs to add until the interval is no wider than ± 0.2 points, if the spread
+pair has none. One in twenty such intervals misses what it is for; {intervals} are planned. "Still needed" is the number of pairs to add until the interval is no wider than ± 0.2 points, if the spread
 stays. CIFAR-10's accuracy is on all 10,000 test images, of the last weights.
 
 {about}
@@ -292,25 +314,30 @@ stays. CIFAR-10's accuracy is on all 10,000 test images, of the last weights.
 def _answers(plan: Evidence, found: _Found) -> list[str]:
     lines = ["", "## Answers so far", ""]
     for question in plan.questions:
-        said = [
-            _said(first, second, _paired(plan.metric(question), found[first], found[second]))
-            for first, second in question.comparisons
-        ]
-        decided = [sentence for sentence in said if sentence]
-        answer = " ".join(decided) or "Nothing is decided yet."
-        lines.append(f"- **({question.id}) {question.title}** {answer}")
+        decided: list[str] = []
+        undecided: list[str] = []
+        for one in question.comparisons:
+            pairs = _paired(plan.metric(question), found[one.first], found[one.second])
+            if verdict := _verdict(pairs):
+                decided.append(f"{one.what} {verdict} ({pairs})")
+            else:
+                undecided.append(one.what)
+        if decided and undecided:
+            decided.append(f"not decided yet: {', '.join(undecided)}")
+        answer = "; ".join(decided) or "nothing is decided yet"
+        lines.append(f"- **({question.id}) {question.title}** {answer[0].upper()}{answer[1:]}.")
     return lines
 
 
-def _said(first: str, second: str, pairs: Pairs) -> str:
-    """A sentence where the interval leaves zero out or is as narrow as planned; nothing elsewhere."""
+def _verdict(pairs: Pairs) -> str:
+    """A verb where the interval leaves zero out or is as narrow as planned; nothing elsewhere."""
     if len(pairs) < 2:
         return ""
     half = pairs.half_width()
     if abs(pairs.mean) > half:
-        return f"{first} is {'better' if pairs.mean > 0 else 'worse'} than {second} ({pairs})."
+        return "helps" if pairs.mean > 0 else "hurts"
     if half <= SETTLED:
-        return f"{first} and {second} differ by less than can be told ({pairs})."
+        return f"changes less than {abs(pairs.mean) + half:.2f}"
     return ""
 
 
@@ -341,15 +368,28 @@ def _planned(plan: Evidence, found: _Found) -> list[str]:
     return lines
 
 
+def _command(plan: Evidence, question: Question, found: _Found) -> str:
+    """What makes a question's runs, and what they took."""
+    order = plan.order([question.id])
+    folders = dict.fromkeys(DATA.get(run.tool, "root") for run, _ in order)
+    given = " ".join(f"{name}={'CIFAR' if name == 'root' else name.upper()}" for name in folders)
+    done = [found[run.name][seed] for run, seed in order if seed in found[run.name]]
+    hours = sum(run["extra"].get("cpu_time_s", 0) for run in done) / 3600
+    return (
+        f"`keepaug reproduce lab {given} --only {question.id} --output RUNS`: {len(done)} of {len(order)} runs "
+        f"are done and took {hours:.1f} core-hours."
+    )
+
+
 def _differences(plan: Evidence, question: Question, found: _Found) -> list[str]:
     metric = plan.metric(question)
     lines = [f"| difference | points of {metric} | pairs | still needed |", "|---|---|---|---|"]
-    for first, second in question.comparisons:
-        pairs = _paired(metric, found[first], found[second])
+    for one in question.comparisons:
+        pairs = _paired(metric, found[one.first], found[one.second])
         needed = pairs.still_needed()
         shown = str(pairs).partition("], ")[0] + "]" if len(pairs) > 1 else "-"
         lines.append(
-            f"| {first} - {second} | {shown} | {len(pairs)} of {question.pairs} | "
+            f"| {one} | {shown} | {len(pairs)} of {question.pairs} | "
             f"{'not known' if needed is None else needed} |"
         )
     return lines
@@ -375,7 +415,7 @@ _ROW, _LEFT, _WIDE = 26, 430, 330  # pixels: of a row, of the names, of the scal
 def _picture(plan: Evidence, question: Question, found: _Found) -> str:
     """A row for each comparison, its mean and interval where there is one; "" where there is none."""
     metric = plan.metric(question)
-    pairs = {both: _paired(metric, found[both[0]], found[both[1]]) for both in question.comparisons}
+    pairs = {one: _paired(metric, found[one.first], found[one.second]) for one in question.comparisons}
     ends = [abs(one.mean) + one.half_width() for one in pairs.values() if len(one) > 1]
     if not ends:
         return ""
@@ -390,9 +430,9 @@ def _picture(plan: Evidence, question: Question, found: _Found) -> str:
         'font-size="12" fill="#6b7280" stroke="none">',
         f'<line x1="{across(0)}" y1="6" x2="{across(0)}" y2="{height - 34}" stroke="#9ca3af"/>',
     ]
-    for row, ((first, second), one) in enumerate(pairs.items()):
+    for row, (names, one) in enumerate(pairs.items()):
         y = _ROW * row + 20
-        lines.append(f'<text x="{_LEFT - 12}" y="{y + 4}" text-anchor="end">{first} - {second}</text>')
+        lines.append(f'<text x="{_LEFT - 12}" y="{y + 4}" text-anchor="end">{names}</text>')
         if len(one) > 1:
             low, high = one.mean - one.half_width(), one.mean + one.half_width()
             lines.append(

@@ -97,7 +97,7 @@ def test_a_plan_that_names_unknown_runs(tmp_path: Path) -> None:
     text = (
         (ROOT / "keepaug/report/evidence.yaml")
         .read_text()
-        .replace("- [cutout-16-inside, none]", "- [cut, none]")
+        .replace("- [cutout-16-inside, none,", "- [cut, none,")
     )
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(ValueError, match="do not fit: cut"):
@@ -118,7 +118,11 @@ def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dic
     ]
     text = " ".join(page(plan, results).split())
     assert "| cutout-16-inside - none | -0.47 [-0.61, -0.32] | 3 of 5 | 0 |" in text
-    assert "cutout-16-inside is worse than none (-0.47 [-0.61, -0.32], 3 pairs)." in text
+    assert "Cutout of 16 x 16 hurts (-0.47 [-0.61, -0.32], 3 pairs); not decided yet: choosing" in text
+    assert (
+        "`keepaug reproduce lab root=CIFAR --only a --output RUNS`: 6 of 40 runs are done and took 1.0"
+        in text
+    )
     assert "| none | 90.10 ± 0.10 | 3 | 10.0 |" in text
     assert "6 runs, 1.0 core-hours on a processor; torch 2.0; data: cifar10, checksum 0123456789ab." in text
 
@@ -157,6 +161,18 @@ def test_an_interval_that_holds_zero_decides_nothing(
     assert text.count("Nothing is decided yet.") == len(plan.questions)
     one = page(plan, [result(recipes["none"], 0, 90.0), result(recipes["cutout-16-inside"], 0, 91.0)])
     assert "| cutout-16-inside - none | - | 1 of 5 | not known |" in one
+
+
+def test_an_interval_narrow_as_planned_says_how_small_the_difference_is(
+    plan: Evidence, recipes: dict[str, dict[str, Any]]
+) -> None:
+    results = [result(recipes["none"], seed, 90.0) for seed in range(3)]
+    results += [
+        result(recipes["cutout-16-inside"], seed, value) for seed, value in enumerate([90.0, 90.05, 89.95])
+    ]
+    assert "Cutout of 16 x 16 changes less than 0.12 (+0.00 [-0.12, +0.12], 3 pairs);" in " ".join(
+        page(plan, results).split()
+    )
 
 
 def test_what_is_no_planned_run_is_left_out(wanted: dict[str, Wanted]) -> None:
@@ -204,7 +220,7 @@ def test_what_a_run_starts_from_comes_before_it(plan: Evidence) -> None:
 
 def test_a_question_compares_one_metric_of_one_tool(tmp_path: Path) -> None:
     text = (ROOT / "keepaug/report/evidence.yaml").read_text()
-    (tmp_path / "plan.yaml").write_text(text.replace("- [uda-keep, uda]", "- [uda-keep, reid-keep]"))
+    (tmp_path / "plan.yaml").write_text(text.replace("- [uda-keep, uda,", "- [uda-keep, reid-keep,"))
     with pytest.raises(ValueError, match=r"question i of the plan compares .*mAP"):
         load_evidence(tmp_path / "plan.yaml")
 
