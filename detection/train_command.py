@@ -28,9 +28,9 @@ from detection.tool import TOOL
 from keepaug.runs.command import (
     DRY_RUN_HELP,
     RESUMES,
-    SEEDS_HELP,
     CommandParser,
     Run,
+    add_seeds,
     do_all,
     exit_code,
     of_seed,
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="DIR", help="run folder; the same as OUTPUT_DIR=DIR")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    add("--seeds", nargs="+", action="extend", default=[], metavar="SEED", help=SEEDS_HELP)
+    add_seeds(parser)
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (--resume: the last checkpoint)")
     add("--shrink", action="store_true", help="two small steps on a few images: does it run?")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)

@@ -121,6 +121,9 @@ def open_data(config: UdaConfig, device: torch.device) -> Data:
         val = (val[0][some], val[1][some])
     if min(train[0].shape[2:]) <= config.padding:
         raise ConfigError(f"padding {config.padding} needs larger images than {tuple(train[0].shape[2:])}")
+    if config.keep and config.size > min(train[0].shape[2:]):
+        shape = tuple(train[0].shape[2:])
+        raise ConfigError(f"size {config.size}, of the pasted region, is larger than images of {shape}")
     extra = _read_unlabelled(config, root, train[0])
     seed = config.seed if config.split_seed < 0 else config.split_seed
     split = split_labels(

@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "split": args.split,
             "device": args.device,
             "cache": not args.fresh,
+            "limits": limits,
         }
         if args.dry_run:
             said = rehearse_audit(args.model, args.data, args.augment, **settings)

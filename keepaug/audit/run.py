@@ -138,6 +138,7 @@ def audit(
     device: str | torch.device = "cpu",
     cache: bool = False,
     quiet: bool = False,
+    limits: Mapping[str, float] | None = None,
 ) -> Audit:
     """Measure what augmentations take from images, and what a network makes of it, plain beside Keep.
 
@@ -164,6 +165,7 @@ def audit(
         device: where the network runs: cpu, cuda, cuda:N, or auto.
         cache: keep results by network, data and augmentation in `$KEEPAUG_CACHE`, and use those kept.
         quiet: no progress bar.
+        limits: what `Audit.failures` will be asked; refused before anything is measured.
 
     Returns:
         Rows, sentence, page.
@@ -196,6 +198,7 @@ def audit(
         split=split,
         device=device,
         cache=cache,
+        limits=limits or {},
     )
     clean, found, pictures = _measured(plan, quiet=quiet)
     content = _content(plan, clean, found, tau=tau, bound=bound)
@@ -301,12 +304,14 @@ def _plan(
     split: str | None,
     device: str | torch.device,
     cache: bool,
+    limits: Mapping[str, float],
 ) -> _Plan:
     """Check the arguments of `audit`, and open network and images."""
     if not 0 <= tau <= 1 or not 0 < bound <= 1:
         raise ValueError(f"tau must be in [0, 1] and bound in (0, 1], got {tau} and {bound}")
     if not augmentations:
         raise ValueError("name at least one augmentation, for example cutout:24")
+    check_limits(limits)
     if sweep < 0:
         raise ValueError(f"sweep is a number of images, 0 for no sweep, got {sweep}")
     device = choose_device(str(device))
@@ -315,6 +320,8 @@ def _plan(
     else:
         opened = wrap_network(network, mean=mean, std=std, size=size, classes=classes)
     source = open_source(data, boxes=boxes, use_labels=use_labels, split=split)
+    if "destroyed" in limits and source.objects is None:
+        raise ValueError(f"destroyed has a limit, but no objects are known in {source.name}: give boxes")
     names = list(classes) if classes else opened.classes
     source = _matched_classes(source, names)
     sample = Sample(source, images, opened.size, seed)

@@ -28,7 +28,7 @@ from keepaug.report.aggregate import aggregate
 from keepaug.report.charts import draw_audit, draw_pairs
 from keepaug.report.figures import FIGURES, draw_figure, find_points, wanted_settings
 from keepaug.report.page import sections
-from keepaug.runs.command import HOURS_HINT, CommandParser, exit_code
+from keepaug.runs.command import HOURS_HINT, CommandParser, add_seeds, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.planning import Job, command_of, shrunk
 
@@ -47,14 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shortened", action="store_true", help="draw shortened runs, without the paper's numbers")
     add("--dry-run", action="store_true", help="print the commands of what is missing, and draw nothing")
     add("--run", action="store_true", help="run what is missing first")
-    add(
-        "--seeds",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SEED",
-        help="with --run or --dry-run: a run each; default 0",
-    )
+    add_seeds(parser, "with --run or --dry-run: a run each; default 0")
     add("--shrink", action="store_true", help="with --run or --dry-run: two steps each; implies --shortened")
     add("overrides", nargs="*", metavar="key=value", help="for every run, for example root=CIFAR")
     return parser

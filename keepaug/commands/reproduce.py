@@ -28,7 +28,7 @@ from typing import Any
 from keepaug.commands.known import results, tool
 from keepaug.report.cells import Cell, load_cells, run_name
 from keepaug.report.evidence import DATA, PlannedRun, load_evidence, of_run
-from keepaug.runs.command import HOURS_HINT, CommandParser, exit_code
+from keepaug.runs.command import HOURS_HINT, CommandParser, add_seeds, exit_code
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.errors import NonFiniteLossError
 from keepaug.runs.jobs import Command, Commands, slurm_executor
@@ -44,14 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "table",
         help="1 (with its second half, 1b), 2, 4, 5, 6, 7, 8 or 9; or lab; table 3 is keepaug benchmark's",
     )
-    add(
-        "--seeds",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="N",
-        help="default: as many as the paper averages over; with --shrink 0",
-    )
+    add_seeds(parser, "default: as many as the paper averages over; with --shrink 0")
     add(
         "--only", metavar="TEXT", help='only cells whose "row / column" contains this; lab: questions, as a,b'
     )

@@ -61,7 +61,6 @@ DRY_RUN_HELP = (
 )
 HOURS_HINT = "hours and memory of one of them: its command with --dry-run"
 RESUMES = "the same command with --resume goes on from the last checkpoint"
-SEEDS_HELP = "one run each, in OUTPUT-seedN; then mean and spread"
 # Options that had another name, in any command.
 RENAMED = {
     "--batch": ["--batch-size"],
@@ -167,18 +166,18 @@ def config_parser(
     )
     add("--output", type=Path, metavar="DIR", help=f"run folder; default {output}")
     add("--resume", action="store_true", help="go on with the run in the folder")
-    add(
-        "--seeds",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SEED",
-        help=SEEDS_HELP,
-    )
+    add_seeds(parser)
     add("--shrink", action="store_true", help="a few steps on a few images: does it run?")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("overrides", nargs="*", metavar="key=value", help="settings, see below")
     return parser
+
+
+def add_seeds(
+    parser: argparse.ArgumentParser, help: str = "one run each, in OUTPUT-seedN; then mean and spread"
+) -> None:
+    """`--seeds`, which may take settings too, see `split_settings`."""
+    parser.add_argument("--seeds", nargs="+", action="extend", default=[], metavar="SEED", help=help)
 
 
 def split_settings(seeds: Sequence[str], overrides: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -286,6 +285,10 @@ def run_seeds(
         seeds, overrides = args.seeds, args.overrides
         if evaluate is not None:
             refuse_to_rehearse(args)
+            if args.resume:
+                raise ConfigError(
+                    "--resume goes on with training; --eval-only reads weights and trains nothing"
+                )
         if args.shrink:
             overrides = shrunk(tool, args.config, overrides)
         runs = [planned(overrides, seed) for seed in seeds] or [planned(overrides, None)]

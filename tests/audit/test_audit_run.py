@@ -145,6 +145,18 @@ def test_the_network_is_left_alone_and_a_seed_decides(drawn) -> None:
         assert {**one, "cost": None} == {**other, "cost": None}
 
 
+def test_a_limit_of_what_is_not_known_is_refused_before_anything_is_measured(drawn, monkeypatch) -> None:
+    monkeypatch.setattr("keepaug.audit.run._measured", None)
+    with pytest.raises(ValueError, match="destroyed has a limit, but no objects are known"):
+        audit(
+            network(),
+            (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), None),
+            ["cutout:4"],
+            limits={"destroyed": 5},
+            **PLAIN,
+        )
+
+
 def test_command_page_cache_and_limits(tmp_path: Path, monkeypatch, capsys) -> None:
     command = tool("audit")
     monkeypatch.setenv("KEEPAUG_CACHE", str(tmp_path / "cache"))

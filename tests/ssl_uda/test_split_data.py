@@ -202,6 +202,8 @@ def test_folders_drawn_and_resized(tmp_path: Path) -> None:
         open_data(settings(*folder, "split=first"), torch.device("cpu"))
     with pytest.raises(ConfigError, match="padding 40"):
         open_data(settings(*folder, "padding=40"), torch.device("cpu"))
+    with pytest.raises(ConfigError, match="size 41, of the pasted region, is larger than images"):
+        open_data(settings(*folder, "keep=true", "size=41"), torch.device("cpu"))
     from PIL import Image
 
     Image.new("RGB", (10, 12)).save(next((root / "train").rglob("*.png")))

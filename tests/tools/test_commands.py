@@ -48,6 +48,7 @@ REFUSED = [
     ("train-detector", "root=d --eval-only nowhere", "nowhere has no config.yaml; weights alone are"),
     ("train-detector", "root=d --eval-only=nowhere.pth", "nowhere.pth has no config.yaml"),
     ("train-reid", "--eval-only root=d", "--eval-only takes a run before the settings"),
+    ("train-reid", "--eval-only r --resume root=d", "--resume goes on with training; --eval-only"),
     ("train-classifier", "root=d lr=1e309", "lr is inf; allowed: finite numbers"),
     ("train-classifier", "root=d --seeds 1 --seeds 2 1", "--seeds must differ, got 1, 2, 1"),
     ("train-classifier", "root=d --seeds lr=0.1", "--seeds needs whole numbers"),
