@@ -323,7 +323,7 @@ def _answers(plan: Evidence, found: _Found) -> list[str]:
             else:
                 undecided.append(one.what)
         if decided and undecided:
-            decided.append(f"not decided yet: {', '.join(undecided)}")
+            decided.append(f"not decided yet ({'; '.join(undecided)})")
         answer = "; ".join(decided) or "nothing is decided yet"
         lines.append(f"- **({question.id}) {question.title}** {answer[0].upper()}{answer[1:]}.")
     return lines

@@ -118,7 +118,7 @@ def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dic
     ]
     text = " ".join(page(plan, results).split())
     assert "| cutout-16-inside - none | -0.47 [-0.61, -0.32] | 3 of 5 | 0 |" in text
-    assert "Cutout of 16 x 16 hurts (-0.47 [-0.61, -0.32], 3 pairs); not decided yet: choosing" in text
+    assert "Cutout of 16 x 16 hurts (-0.47 [-0.61, -0.32], 3 pairs); not decided yet (choosing" in text
     assert (
         "`keepaug reproduce lab root=CIFAR --only a --output RUNS`: 6 of 40 runs are done and took 1.0"
         in text
