@@ -67,10 +67,11 @@ def _evidence(runs: Path | None, output: Path) -> Path:
     """The page of the paired experiments, after keeping the results of planned runs below `runs`."""
     plan = load_evidence()
     wanted, kept = plan.wanted(tool, CONFIGS), output / "evidence"
-    if runs is not None:
-        for path in collect(plan, wanted, results(runs), kept):
-            print(f"new: {path}")
     found = results(kept) if kept.is_dir() else []
+    if runs is not None:
+        for path in collect(plan, wanted, results(runs), found, kept):
+            print(f"new: {path}")
+        found = results(kept) if kept.is_dir() else []
     for name, picture in evidence_pictures(plan, wanted, found).items():
         write_text_atomic(kept / name, picture)
     return write_text_atomic(output / "evidence.md", evidence_page(plan, wanted, found))

@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="processes of a run",
     )
     add("--at-once", type=int, default=1, metavar="N", help="runs at a time on this machine")
-    add("--missing", action="store_true", help="lab: leave out what docs/evidence has a result of")
+    add("--missing", action="store_true", help="lab: leave out what docs/evidence has pairs of")
     add("--dry-run", action="store_true", help="print what would run, and start nothing")
     slurm = parser.add_argument_group("SLURM (needs submitit)")
     slurm.add_argument("--slurm", action="store_true", help="submit one job per run and return")
@@ -113,16 +113,11 @@ def _lab(args: argparse.Namespace) -> list[Job]:
         )
     kept = results(KEPT) if args.missing and KEPT.is_dir() else []
     have = {name: of_run(kept, one) for name, one in evidence.wanted(tool, CONFIGS).items()}
-    order = [
-        (run, seed)
-        for run, seed in evidence.order(args.only.split(",") if args.only else ())
-        if not args.seeds or seed in args.seeds
-    ]
-    missing = [(run, seed) for run, seed in order if seed not in have[run.name]]
-    below = {(run.after, seed) for run, seed in missing if run.after}  # their weights are needed
+    asked = args.only.split(",") if args.only else ()
+    seeds = args.seeds or {seed for _, seed in evidence.order(asked)}
     jobs, minutes = [], 0.0
-    for run, seed in order:
-        if (run, seed) not in missing and (run.name, seed) not in below:
+    for run, seed in evidence.missing(have, asked):
+        if seed not in seeds:
             continue
         jobs.append(_planned(run, seed, settings, args))
         minutes += 0 if jobs[-1].state == "done" else run.core_minutes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from keepaug.report.aggregate import Group
+from keepaug.report.aggregate import Group, machine
 from keepaug.report.cells import Wanted
 from keepaug.report.pairs import SETTLED, Pairs, compare
 from keepaug.runs.files import write_text_atomic
@@ -25,7 +25,9 @@ COMMAND = "keepaug reproduce lab root=CIFAR bccd=BCCD nyala=NYALA --output RUNS 
 AGAIN = "keepaug report evidence --runs RUNS"
 DATA = {"train_detector": "bccd", "train_reid": "nyala"}
 """The setting that names the folder of a tool's data; the others' is root, CIFAR-10."""
-_Found: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]  # results by run and seed
+_Seeds: TypeAlias = Mapping[int, Sequence[Mapping[str, Any]]]  # results by seed, one of each machine
+_Found: TypeAlias = Mapping[str, _Seeds]  # by run
+_Place: TypeAlias = tuple[str, str, str]  # machine, processor, version of torch
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,25 @@ class Evidence:
         }
         return [(self.runs[name], seed) for name, seed in planned]
 
+    def missing(self, found: _Found, questions: Sequence[str] = ()) -> list[tuple[PlannedRun, int]]:
+        """Of `order`, the runs of comparisons that have no pair of that seed yet, and what they start from.
+
+        Args:
+            found: of `of_run`, by run.
+            questions: ids; none means all.
+        """
+        open_ = {
+            (name, seed)
+            for question in self.questions
+            if not questions or question.id in questions
+            for seed in range(question.pairs)
+            for one in question.comparisons
+            if not _pairs_of_seed(found[one.first].get(seed, ()), found[one.second].get(seed, ()))
+            for run in (self.runs[one.first], self.runs[one.second])
+            for name in (run.name, run.after)
+        }
+        return [(run, seed) for run, seed in self.order(questions) if (run.name, seed) in open_]
+
     def metric(self, question: Question) -> str:
         """What its runs are compared by; one for all of them."""
         return self.runs[question.runs[0]].metric
@@ -186,30 +207,41 @@ def load_evidence(path: Path | None = None) -> Evidence:
     return Evidence(content["about"].strip(), runs, questions)
 
 
-def of_run(results: Sequence[Mapping[str, Any]], wanted: Wanted) -> dict[int, Mapping[str, Any]]:
+def of_run(results: Sequence[Mapping[str, Any]], wanted: Wanted) -> dict[int, list[Mapping[str, Any]]]:
     """The results of one planned run, by its seed: of the whole of it, on real data, and where it starts from
-    another planned run, from that run of the same number.
+    another planned run, from that run of the same number. A seed that was run on several machines has one of
+    each, the first that was run first.
 
     Args:
         results: in today's terms, see `keepaug.runs.planning.in_todays_terms`.
         wanted: of `Evidence.wanted`.
 
     Raises:
-        ValueError: two results of one seed.
+        ValueError: two results of one seed and machine.
     """
-    found: dict[int, Mapping[str, Any]] = {}
-    for result in results:
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for result in sorted(results, key=_created):
         if not Group([dict(result)]).comparable or differences(result.get("recipe", {}), wanted.recipe):
             continue
         if _built_otherwise(result, wanted.backbone):
             continue
-        if _number(result) in found:
+        same = found.setdefault(_number(result), [])
+        if twin := next((one for one in same if _place(one) == _place(result)), None):
             raise ValueError(
-                f"two results of one run and seed {result['seed']}: {found[_number(result)]['folder']} and "
+                f"two results of one run and seed {result['seed']} on one machine: {twin['folder']} and "
                 f"{result['folder']}; keep the one that was run first"
             )
-        found[_number(result)] = result
+        same.append(result)
     return found
+
+
+def _created(result: Mapping[str, Any]) -> str:
+    return str(result["created"])
+
+
+def _place(result: Mapping[str, Any]) -> _Place:
+    """What two runs must share beside their seed, or they differ by more than their methods."""
+    return machine(result), result["hardware"]["cpu"], result["packages"]["torch"]
 
 
 def _built_otherwise(result: Mapping[str, Any], backbone: Mapping[str, Any] | None) -> bool:
@@ -226,31 +258,85 @@ def _number(result: Mapping[str, Any]) -> int:
     return int(result["seed"]) - (result["kind"] == "detection")
 
 
-def _paired(
-    metric: str, first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[str, Any]]
-) -> Pairs:
-    """Differences of a metric; pairs share data, arithmetic and engine.
+@dataclass(frozen=True)
+class _Paired:
+    """Pairs of a comparison, each of one machine.
+
+    Attributes:
+        pairs: one of each seed, of the machine that has most seeds (of those, that ran first) if it has it.
+        machines: that they are of.
+        again: what else there is, by machine.
+    """
+
+    pairs: Pairs
+    machines: tuple[str, ...]
+    again: tuple[tuple[str, Pairs], ...]
+
+    def __str__(self) -> str:
+        return "; ".join([str(self.pairs), *(f"again on {name}: {one}" for name, one in self.again)])
+
+
+def _pairs_of_seed(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
+) -> dict[_Place, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """By machine."""
+    other = {_place(one): one for one in second}
+    return {_place(one): (one, other[_place(one)]) for one in first if _place(one) in other}
+
+
+def _paired(metric: str, first: _Seeds, second: _Seeds) -> _Paired:
+    """Differences of a metric; pairs share machine, data, arithmetic and engine.
 
     Raises:
         ValueError: a pair that differs in them.
     """
-    for seed in set(first) & set(second):
-        one, other = first[seed], second[seed]
-        for key in ("dataset", "precision", "engine"):
-            if one.get(key) != other.get(key):
-                raise ValueError(
-                    f"{one['folder']} and {other['folder']} are no pair: {key} is {one.get(key)} and "
-                    f"{other.get(key)}"
-                )
-        below = [(run.get("started_from") or {}).get("provenance", {}).get("dataset") for run in (one, other)]
-        if all(below) and below[0] != below[1]:
+    places: dict[_Place, dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for seed in sorted(set(first) & set(second)):
+        for place, pair in _pairs_of_seed(first[seed], second[seed]).items():
+            _check_pair(*pair)
+            places.setdefault(place, {})[seed] = pair
+
+    def rank(place: _Place) -> tuple[int, str]:
+        return -len(places[place]), min(max(map(_created, pair)) for pair in places[place].values())
+
+    chosen: dict[int, float] = {}
+    machines: list[str] = []
+    again: list[tuple[str, Pairs]] = []
+    for place in sorted(places, key=rank):
+        values = {
+            seed: one["metrics"][metric] - two["metrics"][metric]
+            for seed, (one, two) in places[place].items()
+        }
+        if new := {seed: value for seed, value in values.items() if seed not in chosen}:
+            chosen |= new
+            machines.append(_short(place))
+        if len(rest := {seed: value for seed, value in values.items() if seed not in new}) > 1:
+            again.append((_short(place), _as_pairs(rest)))
+    return _Paired(_as_pairs(chosen), tuple(machines), tuple(again))
+
+
+def _as_pairs(values: Mapping[int, float]) -> Pairs:
+    return compare(values, dict.fromkeys(values, 0.0))
+
+
+def _short(place: _Place) -> str:
+    """As in "CPU" or "NVIDIA H100 80GB HBM3"."""
+    return place[0].removeprefix("1 x ")
+
+
+def _check_pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    for key in ("dataset", "precision", "engine"):
+        if one.get(key) != other.get(key):
             raise ValueError(
-                f"{one['folder']} and {other['folder']} are no pair: what they start from saw {below[0]} and "
-                f"{below[1]}"
+                f"{one['folder']} and {other['folder']} are no pair: {key} is {one.get(key)} and "
+                f"{other.get(key)}"
             )
-    return compare(
-        *({seed: run["metrics"][metric] for seed, run in runs.items()} for runs in (first, second))
-    )
+    below = [(run.get("started_from") or {}).get("provenance", {}).get("dataset") for run in (one, other)]
+    if all(below) and below[0] != below[1]:
+        raise ValueError(
+            f"{one['folder']} and {other['folder']} are no pair: what they start from saw {below[0]} and "
+            f"{below[1]}"
+        )
 
 
 def evidence_page(plan: Evidence, wanted: Mapping[str, Wanted], results: Sequence[Mapping[str, Any]]) -> str:
@@ -305,7 +391,8 @@ _HEAD = """# Evidence: does keeping help?
 Each difference is the mean over pairs of runs that share the seed: initial weights, order of the images, crops, and the
 draws of regions wherever both may use them. The interval is Student's, 95 %; one that holds zero decides nothing, and one
 pair has none. One in twenty such intervals misses what it is for; {intervals} are planned. "Still needed" is the number of pairs to add until the interval is no wider than ± 0.2 points, if the spread
-stays. CIFAR-10's accuracy is on all 10,000 test images, of the last weights.
+stays. CIFAR-10's accuracy is on all 10,000 test images, of the last weights. Core-minutes are the processor's,
+of a GPU's host where a GPU computed.
 
 {about}
 """
@@ -317,9 +404,9 @@ def _answers(plan: Evidence, found: _Found) -> list[str]:
         decided: list[str] = []
         undecided: list[str] = []
         for one in question.comparisons:
-            pairs = _paired(plan.metric(question), found[one.first], found[one.second])
-            if verdict := _verdict(pairs):
-                decided.append(f"{one.what} {verdict} ({pairs})")
+            paired = _paired(plan.metric(question), found[one.first], found[one.second])
+            if verdict := _verdict(paired.pairs):
+                decided.append(f"{one.what} {verdict} ({paired})")
             else:
                 undecided.append(one.what)
         if decided and undecided:
@@ -358,7 +445,12 @@ def _planned(plan: Evidence, found: _Found) -> list[str]:
         note = f" (added: {run.added})" if run.added else ""
         letters = ", ".join(question.id for question in asking)
         lines.append(f"| {name}{note} | {settings} | {letters} | {len(found[name])} | {wanted} |")
-    left = [(run, seed) for run, seed in plan.order() if seed not in found[run.name]]
+    here = [_place(one) for one in sorted(_all(found), key=_created)[-1:]]  # where the last run was
+    left = [
+        (run, seed)
+        for run, seed in plan.missing(found)
+        if not any(_place(one) in here for one in found[run.name].get(seed, ()))
+    ]
     hours = sum(run.core_minutes for run, _ in left) / 60
     lines += [
         "",
@@ -374,7 +466,7 @@ def _command(plan: Evidence, question: Question, found: _Found) -> str:
     folders = dict.fromkeys(DATA.get(run.tool, "root") for run, _ in order)
     given = " ".join(f"{name}={'CIFAR' if name == 'root' else name.upper()}" for name in folders)
     done = [found[run.name][seed] for run, seed in order if seed in found[run.name]]
-    hours = sum(run["extra"].get("cpu_time_s", 0) for run in done) / 3600
+    hours = sum(run["extra"].get("cpu_time_s", 0) for same in done for run in same) / 3600
     return (
         f"`keepaug reproduce lab {given} --only {question.id} --output RUNS`: {len(done)} of {len(order)} runs "
         f"are done and took {hours:.1f} core-hours."
@@ -383,29 +475,41 @@ def _command(plan: Evidence, question: Question, found: _Found) -> str:
 
 def _differences(plan: Evidence, question: Question, found: _Found) -> list[str]:
     metric = plan.metric(question)
-    lines = [f"| difference | points of {metric} | pairs | still needed |", "|---|---|---|---|"]
+    lines = [f"| difference | points of {metric} | pairs | still needed | on |", "|---|---|---|---|---|"]
     for one in question.comparisons:
-        pairs = _paired(metric, found[one.first], found[one.second])
-        needed = pairs.still_needed()
-        shown = str(pairs).partition("], ")[0] + "]" if len(pairs) > 1 else "-"
+        paired = _paired(metric, found[one.first], found[one.second])
+        pairs, needed = paired.pairs, paired.pairs.still_needed()
         lines.append(
-            f"| {one} | {shown} | {len(pairs)} of {question.pairs} | "
-            f"{'not known' if needed is None else needed} |"
+            f"| {one} | {_interval(pairs)} | {len(pairs)} of {question.pairs} | "
+            f"{'not known' if needed is None else needed} | {', '.join(paired.machines) or '-'} |"
         )
+        lines += [
+            f"| the same again | {_interval(pairs)} | {len(pairs)} | | {name} |"
+            for name, pairs in paired.again
+        ]
     return lines
+
+
+def _interval(pairs: Pairs) -> str:
+    return str(pairs).partition("], ")[0] + "]" if len(pairs) > 1 else "-"
 
 
 def _values(plan: Evidence, question: Question, found: _Found) -> list[str]:
     metric = plan.metric(question)
-    lines = [f"| run | {metric} (%) | seeds | core-minutes |", "|---|---|---|---|"]
+    lines = [f"| run | {metric} (%) | seeds | core-minutes | on |", "|---|---|---|---|---|"]
     for name in question.runs:
-        runs = list(found[name].values())
-        values = [run["metrics"][metric] for run in runs]
-        minutes = [run["extra"]["cpu_time_s"] / 60 for run in runs if "cpu_time_s" in run["extra"]]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        accuracy = f"{statistics.mean(values):.2f}{spread}" if values else "-"
-        cost = f"{statistics.mean(minutes):.1f}" if minutes else "-"
-        lines.append(f"| {name} | {accuracy} | {len(values)} | {cost} |")
+        places: dict[_Place, list[Mapping[str, Any]]] = {}
+        for run in (run for same in found[name].values() for run in same):
+            places.setdefault(_place(run), []).append(run)
+        if not places:
+            lines.append(f"| {name} | - | 0 | - | - |")
+        for place, runs in places.items():
+            values = [run["metrics"][metric] for run in runs]
+            minutes = [run["extra"]["cpu_time_s"] / 60 for run in runs if "cpu_time_s" in run["extra"]]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cost = f"{statistics.mean(minutes):.1f}" if minutes else "-"
+            accuracy = f"{statistics.mean(values):.2f}{spread}"
+            lines.append(f"| {name} | {accuracy} | {len(values)} | {cost} | {_short(place)} |")
     return lines
 
 
@@ -415,7 +519,7 @@ _ROW, _LEFT, _WIDE = 26, 430, 330  # pixels: of a row, of the names, of the scal
 def _picture(plan: Evidence, question: Question, found: _Found) -> str:
     """A row for each comparison, its mean and interval where there is one; "" where there is none."""
     metric = plan.metric(question)
-    pairs = {one: _paired(metric, found[one.first], found[one.second]) for one in question.comparisons}
+    pairs = {one: _paired(metric, found[one.first], found[one.second]).pairs for one in question.comparisons}
     ends = [abs(one.mean) + one.half_width() for one in pairs.values() if len(one) > 1]
     if not ends:
         return ""
@@ -448,26 +552,33 @@ def _picture(plan: Evidence, question: Question, found: _Found) -> str:
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
+def _all(found: _Found) -> list[Mapping[str, Any]]:
+    return [run for seeds in found.values() for same in seeds.values() for run in same]
+
+
 def _made_with(found: _Found) -> list[str]:
-    runs = [run for by_seed in found.values() for run in by_seed.values()]
-    if not runs:
+    if not (runs := _all(found)):
         return ["No run is finished."]
-    processors = sorted({run["hardware"]["cpu"] for run in runs})
-    versions = sorted({f"torch {run['packages']['torch']}" for run in runs})
+    places = sorted({_place(run) for run in runs})
+    machines = [f"{_short(place)} ({place[1]}, torch {place[2]})" for place in places]
     data = sorted({f"{run['dataset']['name']}, checksum {run['dataset']['checksum'][:12]}" for run in runs})
     hours = sum(run["extra"].get("cpu_time_s", 0) for run in runs) / 3600
     return [
         "## Made with",
         "",
-        f"{len(runs)} runs, {hours:.1f} core-hours on {'; '.join(processors)}; {'; '.join(versions)}; data: "
-        f"{'; '.join(data)}.",
+        f"{len(runs)} runs, {hours:.1f} core-hours on {' and '.join(machines)}; data: {'; '.join(data)}.",
     ]
 
 
 def collect(
-    plan: Evidence, wanted: Mapping[str, Wanted], results: Sequence[Mapping[str, Any]], folder: Path
+    plan: Evidence,
+    wanted: Mapping[str, Wanted],
+    results: Sequence[Mapping[str, Any]],
+    kept: Sequence[Mapping[str, Any]],
+    folder: Path,
 ) -> list[Path]:
-    """Keep the result files of planned runs, `folder/RUN/seedN/result.json`; what is there already stays.
+    """Keep the result files of planned runs, `folder/RUN/seedN/result.json` and, where another machine's is
+    there, `folder/RUN/seedN-2/result.json`; what is there already stays.
 
     The home folder is written as ~ in them.
 
@@ -475,6 +586,7 @@ def collect(
         plan: of `load_evidence`.
         wanted: of `Evidence.wanted`.
         results: of `read_results`.
+        kept: those of `folder`.
         folder: of the kept files.
 
     Returns:
@@ -482,10 +594,14 @@ def collect(
     """
     new = []
     for name in plan.runs:
-        for seed, result in of_run(results, wanted[name]).items():
-            kept = folder / name / f"seed{seed}" / FILE_NAME
-            if not kept.is_file():
-                kept.parent.mkdir(parents=True, exist_ok=True)
+        have = of_run(kept, wanted[name])
+        for seed, same in of_run(results, wanted[name]).items():
+            places = [_place(one) for one in have.get(seed, ())]
+            for result in (one for one in same if _place(one) not in places):
+                places.append(_place(result))
+                number = "" if len(places) == 1 else f"-{len(places)}"
+                path = folder / name / f"seed{seed}{number}" / FILE_NAME
+                path.parent.mkdir(parents=True, exist_ok=True)
                 text = (Path(result["folder"]) / FILE_NAME).read_text()
-                new.append(write_text_atomic(kept, text.replace(str(Path.home()), "~")))
+                new.append(write_text_atomic(path, text.replace(str(Path.home()), "~")))
     return new

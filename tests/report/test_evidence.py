@@ -54,13 +54,19 @@ def result(recipe: dict[str, Any], seed: int, accuracy: float, **more: Any) -> d
         "recipe": copy.deepcopy(recipe),
         "config": copy.deepcopy(recipe),
         "precision": {"precision": "bf16"},
-        "hardware": {"cpu": "a processor"},
+        "hardware": {"cpu": "a processor", "gpus": []},
+        "created": f"2026-01-0{seed + 1}T00:00:00+00:00",
         "packages": {"torch": "2.0"},
         "metrics": {"accuracy": accuracy},
         "extra": {"cpu_time_s": 600.0},
         "folder": f"runs/{seed}-{accuracy}",
         **more,
     }
+
+
+def on_gpu(one: dict[str, Any], created: str = "2026-02-01T00:00:00+00:00") -> dict[str, Any]:
+    hardware = {"cpu": "another", "gpus": ["H100"], "device": "cuda:0", "processes": 1}
+    return {**one, "hardware": hardware, "created": created}
 
 
 def page(plan: Evidence, results: list[dict[str, Any]]) -> str:
@@ -107,6 +113,7 @@ def test_a_plan_that_names_unknown_runs(tmp_path: Path) -> None:
 def test_a_page_without_results_says_so(plan: Evidence) -> None:
     text = " ".join(page(plan, []).split())
     assert text.count("Nothing is decided yet.") == len(plan.questions)
+    assert plan.missing({name: {} for name in plan.runs}) == plan.order()
     assert f"{len(plan.order())} runs are missing" in text
     assert "No run is finished." in text
 
@@ -117,14 +124,17 @@ def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dic
         result(recipes["cutout-16-inside"], seed, value) for seed, value in enumerate([89.5, 89.8, 89.6])
     ]
     text = " ".join(page(plan, results).split())
-    assert "| cutout-16-inside - none | -0.47 [-0.61, -0.32] | 3 of 5 | 0 |" in text
+    assert "| cutout-16-inside - none | -0.47 [-0.61, -0.32] | 3 of 5 | 0 | CPU |" in text
     assert "Cutout of 16 x 16 hurts (-0.47 [-0.61, -0.32], 3 pairs); not decided yet (choosing" in text
     assert (
         "`keepaug reproduce lab root=CIFAR --only a --output RUNS`: 6 of 40 runs are done and took 1.0"
         in text
     )
-    assert "| none | 90.10 ± 0.10 | 3 | 10.0 |" in text
-    assert "6 runs, 1.0 core-hours on a processor; torch 2.0; data: cifar10, checksum 0123456789ab." in text
+    assert "| none | 90.10 ± 0.10 | 3 | 10.0 | CPU |" in text
+    assert (
+        "6 runs, 1.0 core-hours on CPU (a processor, torch 2.0); data: cifar10, checksum 0123456789ab."
+        in text
+    )
 
 
 def test_the_picture_shows_point_and_interval(
@@ -160,7 +170,7 @@ def test_an_interval_that_holds_zero_decides_nothing(
     text = " ".join(page(plan, results).split())
     assert text.count("Nothing is decided yet.") == len(plan.questions)
     one = page(plan, [result(recipes["none"], 0, 90.0), result(recipes["cutout-16-inside"], 0, 91.0)])
-    assert "| cutout-16-inside - none | - | 1 of 5 | not known |" in one
+    assert "| cutout-16-inside - none | - | 1 of 5 | not known | CPU |" in one
 
 
 def test_an_interval_narrow_as_planned_says_how_small_the_difference_is(
@@ -184,8 +194,42 @@ def test_what_is_no_planned_run_is_left_out(wanted: dict[str, Wanted]) -> None:
         result(recipe, 0, 95.0, started_from={"file": "weights.pt", "sha256": "0"}),
     ]
     assert of_run(others, wanted["none"]) == {}
-    with pytest.raises(ValueError, match="two results of one run and seed 0"):
+    with pytest.raises(ValueError, match="two results of one run and seed 0 on one machine"):
         of_run([result(recipe, 0, 90.0), result(recipe, 0, 91.0)], wanted["none"])
+
+
+def test_a_pair_is_of_one_machine(plan: Evidence, wanted: dict[str, Wanted]) -> None:
+    none, cutout = wanted["none"].recipe, wanted["cutout-16-inside"].recipe
+    apart = [result(none, 0, 90.0), on_gpu(result(cutout, 0, 89.0))]
+    assert "| cutout-16-inside - none | - | 0 of 5 | not known | - |" in page(plan, apart)
+    both = {name: of_run(apart, one) for name, one in wanted.items()}
+    assert ("none", 0) in {(run.name, seed) for run, seed in plan.missing(both, ["a"])}
+    here = [result(cutout, 0, 91.0)]
+    both = {name: of_run([*apart, *here], one) for name, one in wanted.items()}
+    left = {(run.name, seed) for run, seed in plan.missing(both, ["a"])}
+    assert ("none", 1) in left
+    assert ("cutout-24-inside", 0) in left
+    assert ("none", 0) in left  # for cutout-24-inside
+
+
+def test_two_machines_stand_beside_each_other(plan: Evidence, wanted: dict[str, Wanted]) -> None:
+    none, cutout = wanted["none"].recipe, wanted["cutout-16-inside"].recipe
+    cpu = [result(none, seed, 90.0) for seed in range(3)]
+    cpu += [result(cutout, seed, value) for seed, value in enumerate([91.0, 91.2, 91.1])]
+    gpu = [on_gpu(result(none, seed, 80.0)) for seed in range(1, 4)]
+    gpu += [on_gpu(result(cutout, seed, value)) for seed, value in ((1, 80.5), (2, 80.7), (3, 81.0))]
+    row = "| cutout-16-inside - none | {} | 4 of 5 | 0 | {} |"
+    again = "| the same again | {} | 2 | | {} |"
+    first = page(plan, [*gpu, *cpu])  # as many seeds: that which ran first, and the other's for seed 3
+    assert row.format("+1.07 [+0.92, +1.23]", "CPU, H100") in first
+    assert again.format("+0.60 [-0.67, +1.87]", "H100") in first
+    said = "(+1.07 [+0.92, +1.23], 4 pairs; again on H100: +0.60 [-0.67, +1.87], 2 pairs)"
+    assert said in " ".join(first.split())
+    assert "| none | 90.00 ± 0.00 | 3 | 10.0 | CPU |" in first
+    assert "| none | 80.00 ± 0.00 | 3 | 10.0 | H100 |" in first
+    more = page(plan, [*cpu[:2], *cpu[3:], *gpu])  # fewer seeds here
+    assert "| H100, CPU |" in more
+    assert sum(line.startswith("| the same again |") for line in more.splitlines()) == 0  # seed 1 alone
 
 
 def test_a_detector_is_a_run_of_the_plan_on_the_backbone_of_its_own_number(wanted: dict[str, Wanted]) -> None:
@@ -205,8 +249,8 @@ def test_a_detector_is_a_run_of_the_plan_on_the_backbone_of_its_own_number(wante
         detector(backbone, 2, shortened=True),
         detector(backbone, 2, synthetic=True),
     ]
-    assert of_run([*others, right], one) == {2: right}
-    assert of_run([right, others[0]], wanted["detector-random"]) == {2: others[0]}
+    assert of_run([*others, right], one) == {2: [right]}
+    assert of_run([right, others[0]], wanted["detector-random"]) == {2: [others[0]]}
 
 
 def test_what_a_run_starts_from_comes_before_it(plan: Evidence) -> None:
@@ -258,13 +302,19 @@ def test_collected_files_are_kept_as_they_are(
         "created": "2026-01-01T00:00:00+00:00",
         "root": str(Path.home() / "cifar10"),
     }
-    content["hardware"] = {"gpus": [], **content["hardware"]}
     (tmp_path / "runs" / "any").mkdir(parents=True)
     (tmp_path / "runs" / "any" / "result.json").write_text(json.dumps(content))
-    new = collect(plan, wanted, read_results(tmp_path / "runs"), tmp_path / "kept")
+    runs, kept = read_results(tmp_path / "runs"), tmp_path / "kept"
+    new = collect(plan, wanted, runs, [], kept)
     assert [path.relative_to(tmp_path / "kept").parts for path in new] == [("none", "seed3", "result.json")]
     assert json.loads(new[0].read_text()) == content | {"root": "~/cifar10"}  # says nobody's name
-    assert collect(plan, wanted, read_results(tmp_path / "runs"), tmp_path / "kept") == []
+    assert collect(plan, wanted, runs, read_results(kept), kept) == []
+    content["hardware"] = on_gpu(content)["hardware"]
+    (tmp_path / "runs" / "any" / "result.json").write_text(json.dumps(content))
+    (second,) = collect(plan, wanted, read_results(tmp_path / "runs"), read_results(kept), kept)
+    assert second.relative_to(kept).parts == ("none", "seed3-2", "result.json")
+    assert json.loads(second.read_text())["hardware"] == content["hardware"]
+    assert collect(plan, wanted, read_results(tmp_path / "runs"), read_results(kept), kept) == []
 
 
 def test_the_page_is_what_the_kept_results_make(plan: Evidence, wanted: dict[str, Wanted]) -> None:
@@ -273,4 +323,5 @@ def test_the_page_is_what_the_kept_results_make(plan: Evidence, wanted: dict[str
     assert (ROOT / "docs" / "evidence.md").read_text() == page(plan, results)
     drawn = evidence_pictures(plan, wanted, results)
     assert {path.name: path.read_text() for path in kept.glob("*.svg")} == drawn
-    assert sum(len(of_run(results, one)) for one in wanted.values()) == len(results)
+    found = [of_run(results, one) for one in wanted.values()]
+    assert sum(len(same) for seeds in found for same in seeds.values()) == len(results)

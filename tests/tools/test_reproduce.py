@@ -479,9 +479,11 @@ def test_report_writes_the_evidence_page_and_keeps_planned_results_alone(
     args = arguments(
         reproduce, "lab", "root=x", "--output", str(tmp_path / "runs"), "--only", "a", "--seeds", "0"
     )
-    job = reproduce.plan(args)[0]
-    recipe = job.tool.recipe(job.settings)
-    for name, change in (("none-seed0", {}), ("mine", {"lr": 0.1})):
+    jobs = {job.name: job for job in reproduce.plan(args)}
+    named = {"none", "cutout-16-inside", "cutout-24-inside"}
+    for name, change in [*((name, {}) for name in sorted(named)), ("mine", {"lr": 0.1})]:
+        job = jobs[f"{'none' if name == 'mine' else name}-seed0"]
+        recipe = job.tool.recipe(job.settings)
         write_result(
             tmp_path / "runs" / name,
             kind="classify",
@@ -500,10 +502,11 @@ def test_report_writes_the_evidence_page_and_keeps_planned_results_alone(
     assert (
         report.main(["evidence", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "docs")]) == 0
     )
-    assert "| none | 90.50 | 1 | - |" in (tmp_path / "docs" / "evidence.md").read_text()
-    kept = [path.relative_to(tmp_path / "docs") for path in (tmp_path / "docs").rglob("result.json")]
-    assert kept == [Path("evidence/none/seed0/result.json")]
+    assert "| none | 90.50 | 1 | - | CPU |" in (tmp_path / "docs" / "evidence.md").read_text()
+    kept = {path.relative_to(tmp_path / "docs") for path in (tmp_path / "docs").rglob("result.json")}
+    assert kept == {Path(f"evidence/{name}/seed0/result.json") for name in named}
     monkeypatch.setattr(reproduce, "KEPT", tmp_path / "docs" / "evidence")
     names = [job.name for job in reproduce.plan(args)]
     args.missing = True
+    # A run without a pair still needs its partner, on the same machine.
     assert [job.name for job in reproduce.plan(args)] == [name for name in names if name != "none-seed0"]
