@@ -27,7 +27,7 @@ DATA = {"train_detector": "bccd", "train_reid": "nyala"}
 """The setting that names the folder of a tool's data; the others' is root, CIFAR-10."""
 _Seeds: TypeAlias = Mapping[int, Sequence[Mapping[str, Any]]]  # results by seed, one of each machine
 _Found: TypeAlias = Mapping[str, _Seeds]  # by run
-_Place: TypeAlias = tuple[str, str, str]  # machine, processor, version of torch
+_Place: TypeAlias = tuple[str, str, str, str]  # machine, processor, version of torch, detection engine
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,8 @@ def _created(result: Mapping[str, Any]) -> str:
 
 def _place(result: Mapping[str, Any]) -> _Place:
     """What two runs must share beside their seed, or they differ by more than their methods."""
-    return machine(result), result["hardware"]["cpu"], result["packages"]["torch"]
+    engine = result.get("engine") or ""
+    return machine(result), result["hardware"]["cpu"], result["packages"]["torch"], engine
 
 
 def _built_otherwise(result: Mapping[str, Any], backbone: Mapping[str, Any] | None) -> bool:
@@ -285,7 +286,7 @@ def _pairs_of_seed(
 
 
 def _paired(metric: str, first: _Seeds, second: _Seeds) -> _Paired:
-    """Differences of a metric; pairs share machine, data, arithmetic and engine.
+    """Differences of a metric; pairs share machine, engine, data and arithmetic.
 
     Raises:
         ValueError: a pair that differs in them.
@@ -320,12 +321,12 @@ def _as_pairs(values: Mapping[int, float]) -> Pairs:
 
 
 def _short(place: _Place) -> str:
-    """As in "CPU" or "NVIDIA H100 80GB HBM3"."""
-    return place[0].removeprefix("1 x ")
+    """As in "CPU" or "NVIDIA H100 80GB HBM3, torchvision"."""
+    return ", ".join(filter(None, (place[0].removeprefix("1 x "), place[3])))
 
 
 def _check_pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    for key in ("dataset", "precision", "engine"):
+    for key in ("dataset", "precision"):
         if one.get(key) != other.get(key):
             raise ValueError(
                 f"{one['folder']} and {other['folder']} are no pair: {key} is {one.get(key)} and "
@@ -559,8 +560,8 @@ def _all(found: _Found) -> list[Mapping[str, Any]]:
 def _made_with(found: _Found) -> list[str]:
     if not (runs := _all(found)):
         return ["No run is finished."]
-    places = sorted({_place(run) for run in runs})
-    machines = [f"{_short(place)} ({place[1]}, torch {place[2]})" for place in places]
+    places = sorted({_place(run)[:3] for run in runs})
+    machines = [f"{name.removeprefix('1 x ')} ({cpu}, torch {version})" for name, cpu, version in places]
     data = sorted({f"{run['dataset']['name']}, checksum {run['dataset']['checksum'][:12]}" for run in runs})
     hours = sum(run["extra"].get("cpu_time_s", 0) for run in runs) / 3600
     return [
