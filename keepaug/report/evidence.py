@@ -518,7 +518,10 @@ _ROW, _LEFT, _WIDE = 26, 430, 330  # pixels: of a row, of the names, of the scal
 
 
 def _picture(plan: Evidence, question: Question, found: _Found) -> str:
-    """A row for each comparison, its mean and interval where there is one; "" where there is none."""
+    """A row for each comparison, its mean and interval where there is one; "" where there is none.
+
+    Only what is below 10 points decides the scale.
+    """
     metric = plan.metric(question)
     pairs = {one: _paired(metric, found[one.first], found[one.second]).pairs for one in question.comparisons}
     ends = [abs(one.mean) + one.half_width() for one in pairs.values() if len(one) > 1]
@@ -543,7 +546,22 @@ def _picture(plan: Evidence, question: Question, found: _Found) -> str:
             lines.append(
                 f'<line x1="{across(low)}" y1="{y}" x2="{across(high)}" y2="{y}" stroke="#0f766e" stroke-width="3"/>'
             )
-            lines.append(f'<circle cx="{across(one.mean)}" cy="{y}" r="4.5" fill="#0f766e"/>')
+            x = across(one.mean)
+            for end, edge in ((low, -7), (high, 7)):  # an arrow where the scale ends before
+                if abs(end) > most and end * edge > 0:
+                    tip = across(end)
+                    d = f"M{tip - edge} {y - 5} L{tip} {y} L{tip - edge} {y + 5}"
+                    lines.append(f'<path d="{d}" fill="#0f766e"/>')
+            if abs(one.mean) > most:
+                side, anchor = (-14, "end") if one.mean > 0 else (14, "start")
+                lines.append(
+                    f'<text x="{x + side}" y="{y + 4}" text-anchor="{anchor}">{one.mean:+.2f}</text>'
+                )
+            else:
+                fill = "#0f766e" if low * high > 0 else "white"  # hollow where nothing is decided
+                lines.append(
+                    f'<circle cx="{x}" cy="{y}" r="4.5" fill="{fill}" stroke="#0f766e" stroke-width="1.5"/>'
+                )
     for value in (-most, 0.0, most):
         shown = f"{value:+.1f}" if value else "0"
         lines.append(f'<text x="{across(value)}" y="{height - 18}" text-anchor="middle">{shown}</text>')

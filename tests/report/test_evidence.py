@@ -162,6 +162,20 @@ def test_the_picture_shows_point_and_interval(
     assert "(evidence/a.svg)" in page(plan, results)
 
 
+def test_what_is_off_the_scale_is_an_arrow_with_its_value(
+    plan: Evidence, wanted: dict[str, Wanted], recipes: dict[str, dict[str, Any]]
+) -> None:
+    values = {"none": [90.0, 90.0], "cutout-24-inside": [70.0, 70.4], "cutout-16-inside": [89.0, 90.8]}
+    results = [
+        result(recipes[name], seed, value) for name, pair in values.items() for seed, value in enumerate(pair)
+    ]
+    text = evidence_pictures(plan, wanted, results)["a.svg"]
+    tree = ElementTree.fromstring(text)
+    assert [one.get("fill") for one in tree.iter() if one.tag.endswith("circle")] == ["white"]  # holds zero
+    assert len([one for one in tree.iter() if one.tag.endswith("path")]) == 3  # and both ends of the other
+    assert ">-19.80</text>" in text
+
+
 def test_an_interval_that_holds_zero_decides_nothing(
     plan: Evidence, recipes: dict[str, dict[str, Any]]
 ) -> None:
