@@ -235,6 +235,7 @@ def test_two_machines_stand_beside_each_other(plan: Evidence, wanted: dict[str, 
     cpu += [result(cutout, seed, value) for seed, value in enumerate([91.0, 91.2, 91.1])]
     gpu = [on_gpu(result(none, seed, 80.0)) for seed in range(1, 4)]
     gpu += [on_gpu(result(cutout, seed, value)) for seed, value in ((1, 80.5), (2, 80.7), (3, 81.0))]
+    assert of_run([*gpu, *cpu], wanted["none"])[1] == [cpu[1], gpu[0]]  # the first run first
     row = "| cutout-16-inside - none | {} | 4 of 5 | 0 | {} |"
     again = "| the same again | {} | 2 | | {} |"
     first = page(plan, [*gpu, *cpu])  # as many seeds: that which ran first, and the other's for seed 3
