@@ -27,6 +27,7 @@ DATA = {"train_detector": "bccd", "train_reid": "nyala"}
 """The setting that names the folder of a tool's data; the others' is root, CIFAR-10."""
 _Seeds: TypeAlias = Mapping[int, Sequence[Mapping[str, Any]]]  # results by seed, one of each machine
 _Found: TypeAlias = Mapping[str, _Seeds]  # by run
+_Pair: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any]]
 _Place: TypeAlias = tuple[str, str, str, str]  # machine, processor, version of torch, detection engine
 
 
@@ -279,7 +280,7 @@ class _Paired:
 
 def _pairs_of_seed(
     first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
-) -> dict[_Place, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+) -> dict[_Place, _Pair]:
     """By machine."""
     other = {_place(one): one for one in second}
     return {_place(one): (one, other[_place(one)]) for one in first if _place(one) in other}
@@ -291,7 +292,7 @@ def _paired(metric: str, first: _Seeds, second: _Seeds) -> _Paired:
     Raises:
         ValueError: a pair that differs in them.
     """
-    places: dict[_Place, dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    places: dict[_Place, dict[int, _Pair]] = {}
     for seed in sorted(set(first) & set(second)):
         for place, pair in _pairs_of_seed(first[seed], second[seed]).items():
             _check_pair(*pair)
@@ -300,24 +301,22 @@ def _paired(metric: str, first: _Seeds, second: _Seeds) -> _Paired:
     def rank(place: _Place) -> tuple[int, str]:
         return -len(places[place]), min(max(map(_created, pair)) for pair in places[place].values())
 
-    chosen: dict[int, float] = {}
+    chosen: dict[int, _Pair] = {}
     machines: list[str] = []
     again: list[tuple[str, Pairs]] = []
     for place in sorted(places, key=rank):
-        values = {
-            seed: one["metrics"][metric] - two["metrics"][metric]
-            for seed, (one, two) in places[place].items()
-        }
-        if new := {seed: value for seed, value in values.items() if seed not in chosen}:
-            chosen |= new
+        rest = {seed: pair for seed, pair in places[place].items() if seed in chosen}
+        if len(rest) < len(places[place]):
             machines.append(_short(place))
-        if len(rest := {seed: value for seed, value in values.items() if seed not in new}) > 1:
-            again.append((_short(place), _as_pairs(rest)))
-    return _Paired(_as_pairs(chosen), tuple(machines), tuple(again))
+        if len(rest) > 1:
+            again.append((_short(place), _compared(metric, rest)))
+        chosen = places[place] | chosen
+    return _Paired(_compared(metric, chosen), tuple(machines), tuple(again))
 
 
-def _as_pairs(values: Mapping[int, float]) -> Pairs:
-    return compare(values, dict.fromkeys(values, 0.0))
+def _compared(metric: str, pairs: Mapping[int, _Pair]) -> Pairs:
+    first, second = ({seed: pair[side]["metrics"][metric] for seed, pair in pairs.items()} for side in (0, 1))
+    return compare(first, second)
 
 
 def _short(place: _Place) -> str:

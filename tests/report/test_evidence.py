@@ -64,9 +64,9 @@ def result(recipe: dict[str, Any], seed: int, accuracy: float, **more: Any) -> d
     }
 
 
-def on_gpu(one: dict[str, Any], created: str = "2026-02-01T00:00:00+00:00") -> dict[str, Any]:
+def on_gpu(one: dict[str, Any]) -> dict[str, Any]:
     hardware = {"cpu": "another", "gpus": ["H100"], "device": "cuda:0", "processes": 1}
-    return {**one, "hardware": hardware, "created": created}
+    return {**one, "hardware": hardware, "created": "2026-02-01T00:00:00+00:00"}
 
 
 def page(plan: Evidence, results: list[dict[str, Any]]) -> str:
