@@ -352,6 +352,8 @@ def test_what_people_write_is_read_as_meant(edits: list, backend: str, tmp_path:
         ("images", "id", 1.5, "image id is neither a whole number nor a text"),
         ("images", "id", {}, "image id is neither"),
         ("images", "id", 1, "image id is used more than once"),
+        ("images", "id", True, "image id is neither"),
+        ("images", "width", True, "height or width is not a whole number"),
         ("images", "width", "40", "height or width is not a whole number"),
         ("images", "height", 0, "height or width is not"),
         ("images", "file_name", 7, "file_name is no text"),
