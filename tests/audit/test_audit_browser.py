@@ -84,6 +84,7 @@ def test_plain_and_keep_are_told_apart_without_colour(browser, page: Path) -> No
             " return one[0] === 'p' ? style.strokeDasharray : style.fill; })"
         )
         assert looks[0] != looks[1]
+        assert looks[2] == shown.evaluate("getComputedStyle(document.body).backgroundColor")  # hollow
         assert looks[2] != looks[3]
         assert shown.locator(".key.lines").inner_text() == "plainKeep"
         assert "plain, above" in shown.locator(".key").first.inner_text()

@@ -413,9 +413,10 @@ def test_entries_of_other_types_and_text_encodings(tmp_path: Path) -> None:
             read(broken, tmp_path)
 
 
-def test_odd_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flat", [[0, 0, 0, 0], [5, 5, 0, 8], [5, 5, 10, 0]])
+def test_odd_boxes_are_dropped_and_counted(flat: list[int], tmp_path: Path) -> None:
     data = picture_set(tmp_path)
-    for number, box in enumerate(([0, 0, 0, 0], [50, 0, 5, 5], [35, 2, 10, 8])):
+    for number, box in enumerate((flat, [50, 0, 5, 5], [35, 2, 10, 8])):
         data["annotations"][number]["bbox"] = box
     split = read(data, tmp_path)
     assert [len(record["annotations"]) for record in split.records] == [0, 0, 1, 1]
@@ -423,6 +424,34 @@ def test_odd_boxes_are_dropped_and_counted(tmp_path: Path) -> None:
         assert any(note in line for line in split.notes), note
     with pytest.raises(CocoDataError, match="no area and is dropped"):
         read(data, tmp_path, strict_boxes=True)
+
+
+LEAVES, CORNERS, BOX = [20, 15, 39, 29], [2, 3, 12, 11], [9, 9, 8, 8]
+
+
+@pytest.mark.parametrize("boxes", [[LEAVES], [LEAVES, LEAVES, BOX, BOX], [LEAVES, CORNERS, CORNERS, CORNERS]])
+def test_a_few_boxes_that_leave_are_clipped_unless_all_read_as_corners(boxes: list, tmp_path: Path) -> None:
+    data = picture_set(tmp_path)
+    data["annotations"] = [{**a, "bbox": box} for a, box in zip(data["annotations"], boxes, strict=False)]
+    assert any("is clipped" in note for note in read(data, tmp_path).notes)
+    for annotation, box in zip(data["annotations"], (LEAVES, LEAVES, CORNERS, CORNERS), strict=False):
+        annotation["bbox"] = box
+    if len(boxes) > 1:
+        with pytest.raises(CocoDataError, match=r"2 of 4 boxes leave their images .* are they corners"):
+            read(data, tmp_path)
+
+
+def test_classes_and_images_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """10 comes after 9, number or text, and words come last; the file's order does not matter."""
+    data = picture_set(tmp_path)
+    ids = ["b", 10, "9", 2]
+    data["categories"] = [{"id": id_, "name": f"class {id_}"} for id_ in ids]
+    for id_, image, annotation in zip(ids, data["images"], data["annotations"], strict=True):
+        image["id"] = annotation["image_id"] = annotation["category_id"] = id_
+    split = read(data, tmp_path)
+    assert split.thing_classes == ["class 2", "class 9", "class 10", "class b"]
+    assert split.contiguous_to_json_id == split.json_image_ids == [2, "9", 10, "b"]
+    assert [record["annotations"][0]["category_id"] for record in split.records] == [0, 1, 2, 3]
 
 
 def test_files_are_found_by_the_end_of_their_names(tmp_path: Path) -> None:
