@@ -140,10 +140,7 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
             lines = reason.splitlines()
             line = next((part for part in lines if "GLOBAL" in part), lines[0]).strip()
             if "DTensor" in line or "ShardedTensor" in line:
-                raise WeightsError(
-                    f"{path} holds one process's shards ({line[:200]}); gather a full state dict "
-                    "(torch.distributed.checkpoint.state_dict, full_state_dict=True) and save that"
-                ) from error
+                raise _shards(path, line[:200]) from error
             raise WeightsError(
                 f"{path} holds pickled objects, not only tensors ({line[:200]}); unpickling them could run "
                 "any program: load it where you trust it and torch.save(model.state_dict(), ...)"
@@ -154,12 +151,23 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is damaged or cut short ({reason}); copy or download it again") from error
     try:
-        nested = next((name for name, tensor in tensors_of(content) if tensor.is_nested), None)
+        for name, tensor in tensors_of(content):
+            if type(tensor).__name__ == "DTensor":  # torch reads them where its module has been imported
+                raise _shards(path, name)
+            if tensor.is_nested:
+                raise WeightsError(
+                    f"{path} holds nested tensors ({name}), which no network has; save plain ones"
+                )
     except RecursionError as error:
         raise WeightsError(f"{path} holds lists or dictionaries nested without end") from error
-    if nested:
-        raise WeightsError(f"{path} holds nested tensors ({nested}), which no network has; save plain ones")
     return content
+
+
+def _shards(path: Path, found: str) -> WeightsError:
+    return WeightsError(
+        f"{path} holds one process's shards ({found}); gather a full state dict "
+        "(torch.distributed.checkpoint.state_dict, full_state_dict=True) and save that"
+    )
 
 
 def tensors_of(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -7,6 +7,9 @@ import codecs
 import io
 import pickle
 import random
+import subprocess
+import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +163,9 @@ def test_what_is_no_weights_file_is_called_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50))
     (tmp_path / "w.pth.gz").write_bytes(b"\x1f\x8b" + bytes(50))
     (tmp_path / "list.pkl").write_bytes(b"\x80\x04]")
+    with tarfile.open(tmp_path / "w.pth.tar", "w") as tar:
+        tar.add(tmp_path / "w.pt", "w.pt")
+    torch.save({"a": [torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])]}, tmp_path / "nested.pth")
     for name, pattern in {
         "a.npy": "empty",
         "bit.npz": "NumPy archive",
@@ -167,6 +173,8 @@ def test_what_is_no_weights_file_is_called_by_its_name(tmp_path: Path) -> None:
         "small.pt": "compressed",
         "keras.h5": "HDF5",
         "w.pth.gz": "packed archive",
+        "w.pth.tar": "packed archive",
+        "nested.pth": r"nested tensors \(a",
         "list.pkl": "not a pickle of numpy arrays, or damaged",
     }.items():
         with pytest.raises(WeightsError, match=rf"{name}.*{pattern}"):
@@ -178,6 +186,29 @@ def test_what_is_no_weights_file_is_called_by_its_name(tmp_path: Path) -> None:
         FileNotFoundError, match=r"which is a folder; best\.pt, small\.pt, w\.pt in it may be"
     ):
         read_file(tmp_path)
+
+
+def test_one_processs_shards_are_no_weights(tmp_path: Path) -> None:
+    """Whether torch can read them, which hangs on what the program has imported, or not."""
+    path = tmp_path / "shards.pt"
+    write = f"""
+import torch
+from torch.distributed import HashStore, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from keepaug.runs.restricted import WeightsError, read_file
+init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+shards = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])
+torch.save({{"model": {{"a": shards}}}}, {str(path)!r})
+try:
+    read_file({str(path)!r})
+except WeightsError as error:
+    print(error)
+"""
+    read = subprocess.run([sys.executable, "-c", write], capture_output=True, text=True, check=True).stdout
+    assert "shards.pt holds one process's shards (model.a); gather a full state dict" in read
+    with pytest.raises(WeightsError, match=r"holds one process's shards .*; gather a full state dict"):
+        read_file(path)
 
 
 def test_a_text_is_no_pickle(tmp_path: Path) -> None:
