@@ -259,6 +259,11 @@ FEATURES, IDS = torch.randn(4, 3), torch.arange(4)
         ({"chunk": 0}, ValueError, "at least 1, got 0"),
         ({"gallery_features": FEATURES.double()}, ValueError, "one dtype and device"),
         ({"query_features": FEATURES.long()}, TypeError, "floating point"),
+        ({"query_ids": ["a", "b", "c", "d"]}, TypeError, "both be texts or both be numbers"),
+        ({"excluded": torch.zeros(2, 3, dtype=torch.int64)}, ValueError, r"excluded must be \(M, 2\) pairs"),
+        ({"excluded": IDS}, ValueError, r"excluded must be \(M, 2\) pairs"),
+        ({"excluded": [[0, 4]]}, ValueError, r"excluded must be .* gallery image \(below 4\)"),
+        ({"excluded": [[-1, 0]]}, ValueError, r"excluded must be"),
     ],
 )
 def test_errors_say_what_to_do(change: dict, error: type[Exception], message: str) -> None:
