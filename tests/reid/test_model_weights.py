@@ -129,6 +129,12 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     torch.save({"state_dict": resnet18().state_dict(), "mean": [0.0, 0.0, 0.0]}, path)
     with pytest.raises(ConfigError, match=r"trained with mean \[0, 0, 0\], the config says \[0.485"):
         load_backbone(network, path, mean=[0.485, 0.456, 0.406])
+    torch.save({"state_dict": resnet18().state_dict(), "mean": [0.5]}, path)
+    with pytest.raises(ConfigError, match=r"trained with mean \[0\.5\], the config says"):
+        load_backbone(network, path, mean=[0.485, 0.456, 0.406])
+    torch.save({"encoder.proj": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match=r"does not fit this backbone: 100 key\(s\) missing"):
+        load_backbone(network, path)
     torch.save({"epoch": 3}, path)
     with pytest.raises(ValueError, match="holds no tensors"):
         load_backbone(network, path)
@@ -137,4 +143,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights file"):
         load_backbone(network, tmp_path / "absent.pth")
     save_trained(network, path, describe_network(tiny_config(tmp_path), [1, 2, 3], {}))
-    assert load_trained(path)["identities"] == [1, 2, 3]
+    content = load_trained(path)
+    assert content["identities"] == [1, 2, 3]
+    torch.save({key: value for key, value in content.items() if key != "last_stride"}, path)
+    with pytest.raises(ValueError, match=r"w\.pth.*last_stride"):
+        load_trained(path)

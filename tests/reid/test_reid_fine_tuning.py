@@ -138,6 +138,10 @@ def test_a_runs_weights_bring_their_neck_and_say_how_they_were_built(tmp_path: P
     again, content = load_network(path)
     assert content["identities"] == [1, 2, 3, 4, 5]
     assert torch.equal(again.classifier.weight, source.classifier.weight)
+    other = resolve(tiny_config(write_market(tmp_path), "recipe=custom", "last_stride=2", "neck=none"))
+    again, content = load_network(path, other)  # the file knows better
+    assert (content["last_stride"], content["neck"]) == (1, "bnneck")
+    assert torch.equal(again.classifier.weight, source.classifier.weight)
 
 
 def trained(seed: int, **options: Any) -> ReidNetwork:
