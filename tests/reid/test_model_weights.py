@@ -129,8 +129,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     torch.save({"state_dict": resnet18().state_dict(), "mean": [0.0, 0.0, 0.0]}, path)
     with pytest.raises(ConfigError, match=r"trained with mean \[0, 0, 0\], the config says \[0.485"):
         load_backbone(network, path, mean=[0.485, 0.456, 0.406])
-    torch.save({"state_dict": resnet18().state_dict(), "mean": [0.5]}, path)
-    with pytest.raises(ConfigError, match=r"trained with mean \[0\.5\], the config says"):
+    torch.save({"state_dict": resnet18().state_dict(), "mean": [0.485]}, path)
+    with pytest.raises(ConfigError, match=r"trained with mean \[0\.485\], the config says"):
         load_backbone(network, path, mean=[0.485, 0.456, 0.406])
     torch.save({"encoder.proj": torch.ones(3)}, path)
     with pytest.raises(ValueError, match=r"does not fit this backbone: 100 key\(s\) missing"):
