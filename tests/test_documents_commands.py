@@ -57,7 +57,12 @@ NAMES = {
 }
 # Of one page, where it means something else or more.
 OWN = {
-    "audit": {"r50.pth": "resnet50.pth", "RUNS/none": "run", "RUNS/none-seed0": "run"},
+    "audit": {
+        "r50.pth": "resnet50.pth",
+        "RUNS/none": "run",
+        "RUNS/none-seed0": "lab-run",
+        "docs/evidence": str(ROOT / "docs" / "evidence"),
+    },
     "classification": {"runs/own": "run"},
     "conversion": {"weights.pt": "weights.pt", "model_final.pth": "backbone.pth"},
     "detection": {
@@ -141,6 +146,7 @@ def made(things: Path) -> Path:
     runs = {
         "small": ["train-classifier", "--config", "classify/laptop", f"root={things / CLASSES}"],
         "run": ["train-classifier", "--config", "classify/cifar10", f"root={things / 'ten'}", "arch=resnet8"],
+        "lab-run": ["train-classifier", "--config", "lab/cifar10", f"root={things / 'ten'}", "method=none"],
         "people-run": ["train-reid", "--config", "reid/laptop", f"root={things / PEOPLE}"],
     }
     runs["run"] += ["method=none"]

@@ -11,6 +11,7 @@ audit's figures of each setting with the accuracy of the runs below RUNS trained
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -31,6 +32,7 @@ from keepaug.runs.result import read_results
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
 
+TAU = 0.6  # the audit's
 MEASURES = ("fidelity", "importance_lost", "destroyed", "flipped", "logit_drop", "diversity")
 
 
@@ -125,10 +127,13 @@ def maps(args: argparse.Namespace) -> dict[str, Any]:
     return judge_maps(found, masks, size=size, draws=args.draws, generator=generator)
 
 
-def named(config: dict[str, Any]) -> tuple[str, bool] | None:
-    """The audit's name of what a run was trained with, and whether that is its Keep version."""
+def named(config: dict[str, Any], arch: str) -> tuple[str, bool] | None:
+    """The audit's name of what a run was trained with, and whether that is its Keep version.
+
+    None of what the audit does not measure: another network, map or tau.
+    """
     keep, method = config["method"].startswith("keep_"), config["method"].removeprefix("keep_")
-    if keep and config.get("saliency") in ("noise", "other"):  # controls, which look at something else
+    if config["arch"] != arch or (keep and (config["saliency"], config["tau"]) != ("full", TAU)):
         return None
     if method == "cutout":
         return f"cutout:{config['size']},{config['placement']}", keep
@@ -142,8 +147,9 @@ def named(config: dict[str, Any]) -> tuple[str, bool] | None:
 
 def runs(args: argparse.Namespace) -> dict[str, Any]:
     accuracies: dict[tuple[str, bool], list[float]] = {}
+    arch = load_classifier(args.weights).spec.arch
     for result in read_results(args.runs):
-        if result["kind"] == "classify" and (name := named(result["config"])) is not None:
+        if result["kind"] == "classify" and (name := named(result["config"], arch)) is not None:
             accuracies.setdefault(name, []).append(result["metrics"]["accuracy"])
     specs = sorted({spec for spec, _ in accuracies})
     if len(accuracies) < 3:
@@ -157,6 +163,23 @@ def runs(args: argparse.Namespace) -> dict[str, Any]:
         told = {name: None if row[name] is None else row[name]["mean"] for name in MEASURES}
         entry = {"accuracy": statistics.mean(reached), "runs": len(reached)}
         table.append({"augmentation": row["augmentation"], "keep": row["keep"], **entry, **told})
+    pairs = [
+        {
+            name: None if None in (plain[name], keep[name]) else keep[name] - plain[name]
+            for name in ("accuracy", *MEASURES)
+        }
+        for plain, keep in itertools.product(table, table)
+        if plain["augmentation"] == keep["augmentation"] and keep["keep"] and not plain["keep"]
+    ]
+    return {
+        "settings": table,
+        "correlations": _correlations(table, args.seed),
+        "correlations of Keep - plain": _correlations(pairs, args.seed),
+    }
+
+
+def _correlations(table: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, float]]:
+    """Rank correlation of each measure with the accuracy, and its interval over resampled rows."""
     correlations = {}
     for measure in MEASURES:
         known = [entry for entry in table if entry[measure] is not None]
@@ -164,19 +187,19 @@ def runs(args: argparse.Namespace) -> dict[str, Any]:
             continue
         first = torch.tensor([entry[measure] for entry in known])
         second = torch.tensor([entry["accuracy"] for entry in known])
-        generator = make_generator(args.seed, "audit", "runs")
+        generator = make_generator(seed, "audit", "runs")
         picked = torch.randint(len(known), (1000, len(known)), generator=generator)
         again = torch.tensor([rank_correlation(first[rows], second[rows]) for rows in picked])
         again = again[~again.isnan()].sort().values
-        if not len(again):  # all settings alike
+        if not len(again):  # all alike
             continue
         correlations[measure] = {
-            "settings": len(known),
+            "rows": len(known),
             "rank_correlation": rank_correlation(first, second),
             "low": float(again[int(0.025 * len(again))]),
             "high": float(again[int(0.975 * (len(again) - 1))]),
         }
-    return {"settings": table, "correlations": correlations}
+    return correlations
 
 
 def build_parser() -> argparse.ArgumentParser:

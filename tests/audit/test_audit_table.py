@@ -107,14 +107,25 @@ def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
     )
     judged = json.loads(capsys.readouterr().out)
     assert set(judged) == {"full", "low resolution", "full, untrained network", "constant map"}
-    for number, size in enumerate((4, 8, 16)):
+    plain = {"method": "cutout", "placement": "clipped", "arch": "resnet8", "saliency": "full", "tau": 0.6}
+    keep = plain | {"method": "keep_cutout"}
+    settings = [
+        *((plain | {"size": size}, 90.0 - number) for number, size in enumerate((4, 8, 16))),
+        *((keep | {"size": size}, 90.5 + number) for number, size in enumerate((4, 8, 16))),
+        # What the audit does not measure.
+        (plain | {"size": 12, "arch": "resnet18"}, 99.0),
+        (keep | {"size": 8, "saliency": "noise"}, 99.0),
+        (keep | {"size": 8, "saliency": "low_resolution"}, 99.0),
+        (keep | {"size": 8, "tau": 0.2}, 99.0),
+    ]
+    for number, (config, accuracy) in enumerate(settings):
         write_result(
-            tmp_path / "runs" / str(size),
+            tmp_path / "runs" / str(number),
             kind="classify",
             name="run",
-            metrics={"accuracy": 90.0 - number},
+            metrics={"accuracy": accuracy},
             seed=0,
-            config={"method": "cutout", "size": size, "placement": "clipped"},
+            config=config,
             dataset={"name": "drawn", "sizes": {"train": 4}, "checksum": "x"},
             synthetic=True,
             shortened=True,
@@ -132,12 +143,19 @@ def test_the_command_compares_with_runs(tmp_path: Path, capsys) -> None:
     ]
     assert audit_truth.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [entry["augmentation"] for entry in found["settings"]] == [
-        "cutout:16,clipped",
-        "cutout:4,clipped",
-        "cutout:8,clipped",
-    ]
-    assert found["correlations"]["importance_lost"]["rank_correlation"] == pytest.approx(-1)
+    reached = {(entry["augmentation"], entry["keep"]): entry["accuracy"] for entry in found["settings"]}
+    assert reached == {
+        ("cutout:4,clipped", False): 90.0,
+        ("cutout:8,clipped", False): 89.0,
+        ("cutout:16,clipped", False): 88.0,
+        ("cutout:4,clipped", True): 90.5,
+        ("cutout:8,clipped", True): 91.5,
+        ("cutout:16,clipped", True): 92.5,
+    }
+    assert found["correlations"]["importance_lost"]["rows"] == 6
+    paired = found["correlations of Keep - plain"]["importance_lost"]
+    assert paired["rows"] == 3
+    assert paired["rank_correlation"] == pytest.approx(-1)  # Keep gains most where it saves most
 
 
 def test_differences_are_over_images_and_of_what_both_tell_of() -> None:
