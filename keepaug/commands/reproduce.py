@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -239,30 +239,26 @@ def run_here(jobs: Sequence[Job], *, in_process: bool = True, at_once: int = 1) 
     that need it.
     """
     failed: list[str] = []
-    heads = [f"[{number}/{len(jobs)}] {job.name}" for number, job in enumerate(jobs, 1)]
+    waiting = [(job, f"[{number}/{len(jobs)}] {job.name}") for number, job in enumerate(jobs, 1)]
     if at_once == 1:
-        for job, head in zip(jobs, heads, strict=True):
+        for job, head in waiting:
             _run(job, head, failed, in_process)
         return failed
-    running: dict[str, Future[None]] = {}
+    running: dict[Future[None], str] = {}
     with ThreadPoolExecutor(at_once) as pool:
-        for job, head in zip(jobs, heads, strict=True):
-            before = [running[name] for name in job.after if name in running]
-            running[job.name] = pool.submit(_run, job, head, failed, False, before)
-        try:
-            for one in running.values():
+        while waiting or running:
+            left = {*running.values(), *(job.name for job, _ in waiting)}
+            ready = [one for one in waiting if left.isdisjoint(one[0].after)]
+            for job, head in ready[: at_once - len(running)]:
+                waiting.remove((job, head))
+                running[pool.submit(_run, job, head, failed, False)] = job.name
+            for one in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[one]
                 one.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
     return failed
 
 
-def _run(
-    job: Job, head: str, failed: list[str], in_process: bool, before: Sequence[Future[None]] = ()
-) -> None:
-    for other in before:
-        other.result()
+def _run(job: Job, head: str, failed: list[str], in_process: bool) -> None:
     if (state := job.state) == "done":
         print(f"{head}: done before", flush=True)
         return

@@ -437,7 +437,9 @@ def test_a_lab_run_shrunk_on_drawn_images(reproduce, tmp_path: Path) -> None:
 def test_runs_at_once_wait_for_what_they_need_and_for_nothing_else(
     reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first two only end when both are running; the third needs the first, the fourth one that fails."""
+    """The first and the last only end when both are running, though what stands between needs the first;
+    another needs one that fails.
+    """
     wait = (
         "import pathlib, sys, time\n"
         "own, other = map(pathlib.Path, sys.argv[1:])\n"
@@ -458,8 +460,9 @@ def test_runs_at_once_wait_for_what_they_need_and_for_nothing_else(
     broken = reproduce.Job("broken", tmp_path / "broken", (failing,), TOOL, None)
     jobs = [
         job("one", "two"),
-        job("two", "one"),
         job("three", "one", "one"),
+        job("four", "one", "three", "elsewhere"),
+        job("two", "one"),
         broken,
         job("five", "one", "broken"),
     ]
@@ -470,7 +473,7 @@ def test_runs_at_once_wait_for_what_they_need_and_for_nothing_else(
     assert sorted(failed) == ["broken", "five", "refused"]
     said = capsys.readouterr()
     assert "left out, it needs broken" in said.out
-    assert "[1/6] refused: refused: " in said.err
+    assert "[1/7] refused: refused: " in said.err
 
 
 def test_report_writes_the_evidence_page_and_keeps_planned_results_alone(
