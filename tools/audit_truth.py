@@ -32,7 +32,7 @@ from keepaug.runs.result import read_results
 from keepaug.runs.seeds import make_generator
 from keepaug.saliency import saliency_map
 
-TAU = 0.6  # the audit's
+TAU = 0.6
 MEASURES = ("fidelity", "importance_lost", "destroyed", "flipped", "logit_drop", "diversity")
 
 
@@ -155,7 +155,9 @@ def runs(args: argparse.Namespace) -> dict[str, Any]:
     if len(accuracies) < 3:
         known = f"runs of {len(accuracies)} settings that can be audited"
         raise ValueError(f"{args.runs} holds {known}; a correlation needs more")
-    measured = audit(args.weights, args.data, specs, images=args.images, sweep=0, seed=args.seed, quiet=True)
+    measured = audit(
+        args.weights, args.data, specs, images=args.images, sweep=0, tau=TAU, seed=args.seed, quiet=True
+    )
     rows = [row for row in measured.rows if (row["augmentation"], row["keep"]) in accuracies]
     table = []
     for row in rows:

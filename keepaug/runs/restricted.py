@@ -152,12 +152,15 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
         raise WeightsError(f"{path} is damaged or cut short ({reason}); copy or download it again") from error
     try:
         for name, tensor in tensors_of(content):
-            if type(tensor).__name__ == "DTensor":  # torch reads them where its module has been imported
-                raise _shards(path, name)
             if tensor.is_nested:
                 raise WeightsError(
                     f"{path} holds nested tensors ({name}), which no network has; save plain ones"
                 )
+            kind = type(tensor)  # torch reads others where the module that has them has been imported
+            if kind.__name__ == "DTensor":
+                raise _shards(path, name)
+            if kind not in (Tensor, torch.nn.Parameter):
+                raise WeightsError(f"{path} holds a {kind.__name__} ({name}); save plain tensors")
     except RecursionError as error:
         raise WeightsError(f"{path} holds lists or dictionaries nested without end") from error
     return content

@@ -434,11 +434,14 @@ def test_a_few_boxes_that_leave_are_clipped_unless_all_read_as_corners(boxes: li
     data = picture_set(tmp_path)
     data["annotations"] = [{**a, "bbox": box} for a, box in zip(data["annotations"], boxes, strict=False)]
     assert any("is clipped" in note for note in read(data, tmp_path).notes)
-    for annotation, box in zip(data["annotations"], (LEAVES, LEAVES, CORNERS, CORNERS), strict=False):
+
+
+def test_two_boxes_that_leave_are_refused_where_all_read_as_corners(tmp_path: Path) -> None:
+    data = picture_set(tmp_path)
+    for annotation, box in zip(data["annotations"], (LEAVES, LEAVES, CORNERS, CORNERS), strict=True):
         annotation["bbox"] = box
-    if len(boxes) > 1:
-        with pytest.raises(CocoDataError, match=r"2 of 4 boxes leave their images .* are they corners"):
-            read(data, tmp_path)
+    with pytest.raises(CocoDataError, match=r"2 of 4 boxes leave their images .* are they corners"):
+        read(data, tmp_path)
 
 
 def test_classes_and_images_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -211,6 +211,21 @@ except WeightsError as error:
         read_file(path)
 
 
+class Marked(torch.Tensor):
+    """What a library's own kind of tensor looks like to torch."""
+
+
+def test_a_librarys_own_tensors_are_no_weights(tmp_path: Path) -> None:
+    """Also where that library has told torch that they may be read."""
+    torch.save({"a": torch.ones(2).as_subclass(Marked)}, tmp_path / "w.pt")
+    rebuild = torch._tensor._rebuild_from_type_v2
+    for allowed, message in (([], "holds pickled objects"), ([Marked, rebuild], r"holds a Marked \(a\)")):
+        with torch.serialization.safe_globals(allowed), pytest.raises(WeightsError, match=message):
+            read_file(tmp_path / "w.pt")
+    torch.save({"a": torch.nn.Parameter(torch.ones(2))}, tmp_path / "w.pt")
+    assert torch.equal(read_file(tmp_path / "w.pt")["a"], torch.ones(2))
+
+
 def test_a_text_is_no_pickle(tmp_path: Path) -> None:
     for text in ("#!/bin/sh\n", '{"step": 1}\n', "1 2 3\n"):
         (tmp_path / "notes").write_text(text)
