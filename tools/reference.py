@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import pkgutil
 import sys
 import warnings
@@ -41,12 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         print("error: the reference needs pdoc: pip install 'keepaug[dev]'", file=sys.stderr)
         return 2
+    absent = [] if importlib.util.find_spec("detectron2") else ["detection.detectron2_engine"]
+    for name in absent:
+        print(f"left out: {name} (Detectron2 is not installed)", file=sys.stderr)
     for package in PACKAGES:
         resolve(package)
     pdoc.render.configure(docformat="google", footer_text="keepaug", show_source=False)
     with warnings.catch_warnings():  # dataclasses' own __init__ does not know the names of its module
         warnings.filterwarnings("ignore", "Error parsing type annotation")
-        pdoc.pdoc(*PACKAGES, output_directory=args.output)
+        for name in absent:  # pdoc tries it nevertheless, for the contents of its package
+            warnings.filterwarnings("ignore", f"Couldn't import {name}")
+        pdoc.pdoc(*PACKAGES, *(f"!{name}" for name in absent), output_directory=args.output)
     print(args.output / "index.html")
     return 0
 

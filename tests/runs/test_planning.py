@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from detection.config import flat, load_config
+from detection.tool import TOOL as DETECTOR
+from detection.tool import recipe_of as detector_recipe
 from keepaug.classify.tool import TOOL
 from keepaug.runs.config import ConfigError, changed_settings, precision_of, recipe_of, to_dict
 from keepaug.runs.planning import Job, in_todays_terms, is_finished, shrunk
@@ -112,6 +116,17 @@ def test_todays_terms_reach_what_a_run_is_built_on_and_change_nothing_unknown(tm
     assert old["recipe"]["loading"] == "auto"
     broken = {**old, "config": {**old["config"], "method": "gone"}}
     assert in_todays_terms(broken, {"classify": TOOL}.get) == broken
+
+
+def test_a_run_of_detectron2_stays_as_written_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody else knows the defaults of its own keys, and its engine wrote the recipe without them."""
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    written = detector_recipe(load_config(None))
+    config = {**flat(load_config(None)), "MODEL.DENSEPOSE_ON": False}
+    run = {"kind": "detection", "schema": 2, "recipe": written, "precision": {"a": 1}, "config": config}
+    assert in_todays_terms(run, {"detection": DETECTOR}.get) == run
 
 
 def test_shrinking_leaves_out_what_the_run_does_not_use() -> None:
