@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -86,6 +87,11 @@ def test_every_planned_run_is_a_recipe_of_its_own(plan: Evidence, recipes: dict[
         head = (ROOT / "configs" / run.config).read_text()
         assert f"keepaug {run.tool.replace('_', '-')} --config configs/{run.config}" in head
         assert "# Time: " in head
+        if only := re.search(r"reproduce lab .*--only (\S+)", head):
+            letters = {
+                one.id for one in plan.questions for name in one.runs if plan.runs[name].config == run.config
+            }
+            assert set(only[1].split(",")) == letters
     paired = {name for question in plan.questions if question.id in "abcd" for name in question.runs}
     assert {recipes[name]["arch"] for name in paired} == {"lab"}
 
