@@ -320,8 +320,9 @@ def _compared(metric: str, pairs: Mapping[int, _Pair]) -> Pairs:
 
 
 def _short(place: _Place) -> str:
-    """As in "CPU" or "NVIDIA H100 80GB HBM3, torchvision"."""
-    return ", ".join(filter(None, (place[0].removeprefix("1 x "), place[3])))
+    """As in "AMD EPYC" or "NVIDIA H100 80GB HBM3, torchvision"."""
+    computing, processor, _, engine = place
+    return ", ".join(filter(None, (computing.removeprefix("1 x ").replace("CPU", processor), engine)))
 
 
 def _check_pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:

@@ -130,13 +130,13 @@ def test_numbers_are_those_of_the_results(plan: Evidence, recipes: dict[str, dic
         result(recipes["cutout-16-inside"], seed, value) for seed, value in enumerate([89.5, 89.8, 89.6])
     ]
     text = " ".join(page(plan, results).split())
-    assert "| cutout-16-inside - none | -0.47 [-0.61, -0.32] | 3 of 5 | 0 | CPU |" in text
+    assert "| cutout-16-inside - none | -0.47 [-0.61, -0.32] | 3 of 5 | 0 | a processor |" in text
     assert "Cutout of 16 x 16 hurts (-0.47 [-0.61, -0.32], 3 pairs); not decided yet (choosing" in text
     assert (
         "`keepaug reproduce lab root=CIFAR --only a --output RUNS`: 6 of 40 runs are done and took 1.0"
         in text
     )
-    assert "| none | 90.10 ± 0.10 | 3 | 10.0 | CPU |" in text
+    assert "| none | 90.10 ± 0.10 | 3 | 10.0 | a processor |" in text
     assert (
         "6 runs, 1.0 core-hours on CPU (a processor, torch 2.0); data: cifar10, checksum 0123456789ab."
         in text
@@ -190,7 +190,7 @@ def test_an_interval_that_holds_zero_decides_nothing(
     text = " ".join(page(plan, results).split())
     assert text.count("Nothing is decided yet.") == len(plan.questions)
     one = page(plan, [result(recipes["none"], 0, 90.0), result(recipes["cutout-16-inside"], 0, 91.0)])
-    assert "| cutout-16-inside - none | - | 1 of 5 | not known | CPU |" in one
+    assert "| cutout-16-inside - none | - | 1 of 5 | not known | a processor |" in one
 
 
 def test_an_interval_narrow_as_planned_says_how_small_the_difference_is(
@@ -224,7 +224,7 @@ def test_a_pair_is_of_one_machine(plan: Evidence, wanted: dict[str, Wanted]) -> 
     assert "| cutout-16-inside - none | - | 0 of 5 | not known | - |" in page(plan, apart)
     engines = [result(none, 0, 90.0, engine="one"), result(cutout, 0, 89.0, engine="other")]
     assert "| cutout-16-inside - none | - | 0 of 5 | not known | - |" in page(plan, engines)
-    assert "| none | 90.00 | 1 | 10.0 | CPU, one |" in page(plan, engines)
+    assert "| none | 90.00 | 1 | 10.0 | a processor, one |" in page(plan, engines)
     both = {name: of_run(apart, one) for name, one in wanted.items()}
     assert ("none", 0) in {(run.name, seed) for run, seed in plan.missing(both, ["a"])}
     here = [result(cutout, 0, 91.0)]
@@ -245,11 +245,11 @@ def test_two_machines_stand_beside_each_other(plan: Evidence, wanted: dict[str, 
     row = "| cutout-16-inside - none | {} | 4 of 5 | 0 | {} |"
     again = "| the same again | {} | 2 | | {} |"
     first = page(plan, [*gpu, *cpu])  # as many seeds: that which ran first, and the other's for seed 3
-    assert row.format("+1.07 [+0.92, +1.23]", "CPU, H100") in first
+    assert row.format("+1.07 [+0.92, +1.23]", "a processor, H100") in first
     assert again.format("+0.60 [-0.67, +1.87]", "H100") in first
     said = "(+1.07 [+0.92, +1.23], 4 pairs; again on H100: +0.60 [-0.67, +1.87], 2 pairs)"
     assert said in " ".join(first.split())
-    assert "| none | 90.00 ± 0.00 | 3 | 10.0 | CPU |" in first
+    assert "| none | 90.00 ± 0.00 | 3 | 10.0 | a processor |" in first
     assert "| none | 80.00 ± 0.00 | 3 | 10.0 | H100 |" in first
     more = page(plan, [*cpu[:2], *cpu[3:], *gpu])  # fewer seeds here
     assert "| H100, CPU |" in more
