@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import doctest
 import importlib
+import importlib.util
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -156,8 +158,20 @@ def test_examples_of_docstrings_run(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_reference_is_written_from_docstrings(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.parametrize("installed", [False, True])  # pdoc remembers what it could import
+def test_reference_is_written_from_docstrings(
+    installed: bool,
+    tmp_path: Path,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where Detectron2 is not installed."""
     pytest.importorskip("pdoc", reason="pdoc is not installed")
+    if not installed:
+        loaded = ("detectron2", "detection.detectron2_engine")
+        for name in [name for name in sys.modules if name.startswith(loaded)]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "detectron2", None)
     reference = importlib.import_module("reference")
     assert reference.main(["--output", str(tmp_path)]) == 0
     assert [str(one.message) for one in recwarn if "pdoc" in str(one.filename)] == []
@@ -166,6 +180,8 @@ def test_reference_is_written_from_docstrings(tmp_path: Path, recwarn: pytest.Wa
         assert f'id="{public}"' in page
         assert getattr(keepaug, public).__doc__
     assert "keepaug.html" in (tmp_path / "index.html").read_text()
+    engine = tmp_path / "detection" / "detectron2_engine.html"
+    assert engine.is_file() == (importlib.util.find_spec("detectron2") is not None)
 
 
 @pages

@@ -181,7 +181,7 @@ def in_todays_terms(run: Mapping[str, Any], tool_of: Callable[[str], Tool | None
     Args:
         run: a result, or the provenance of weights.
         tool_of: the tool of a kind of results; None where it cannot be had: the run stays as it is written.
-            So it does where its settings need a library that is not installed to be told apart.
+            So it does where telling its settings apart needs a library that is not installed.
     """
     run = dict(run)
     if below := (run.get("started_from") or {}).get("provenance"):
@@ -192,9 +192,7 @@ def in_todays_terms(run: Mapping[str, Any], tool_of: Callable[[str], Tool | None
         settings = tool.recorded(run["config"])
         gone = {key: value for key, value in run["recipe"].items() if key not in run["config"]}
         recipe, precision = gone | tool.recipe(settings), tool.precision(settings)
-    except ImportError:  # defaults that Detectron2 alone knows: the written recipe has gone by them
-        return run
-    except (ValueError, TypeError, LookupError, AttributeError):  # a run of settings that are no more
+    except (ImportError, ValueError, TypeError, LookupError, AttributeError):  # or settings that are no more
         return run
     return run | {"recipe": plain(recipe), "precision": plain(precision)}
 

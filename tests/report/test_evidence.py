@@ -86,7 +86,9 @@ def test_every_planned_run_is_a_recipe_of_its_own(plan: Evidence, recipes: dict[
         tool.check(tool.load(ROOT / "configs" / run.config, data))
         head = (ROOT / "configs" / run.config).read_text()
         assert f"keepaug {run.tool.replace('_', '-')} --config configs/{run.config}" in head
-        assert "# Time: " in head
+        minutes = re.search(r"# Time: .*?(\d+) minutes of one core", head)
+        assert minutes
+        assert int(minutes[1]) in {one.core_minutes for one in plan.runs.values() if one.config == run.config}
         if only := re.search(r"reproduce lab .*--only (\S+)", head):
             letters = {
                 one.id for one in plan.questions for name in one.runs if plan.runs[name].config == run.config

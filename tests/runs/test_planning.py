@@ -122,7 +122,7 @@ def test_a_run_of_detectron2_stays_as_written_where_it_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nobody else knows the defaults of its own keys, and its engine wrote the recipe without them."""
-    monkeypatch.setitem(sys.modules, "detectron2", None)
+    monkeypatch.setitem(sys.modules, "detectron2.config", None)
     written = detector_recipe(load_config(None))
     config = {**flat(load_config(None)), "MODEL.DENSEPOSE_ON": False}
     run = {"kind": "detection", "schema": 2, "recipe": written, "precision": {"a": 1}, "config": config}
