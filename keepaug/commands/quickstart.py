@@ -1,5 +1,5 @@
-"""The whole job on data drawn by the program: backbones, conversion, detectors, re-identification, few
-labels, report.
+"""The whole job on data drawn by the program: backbones, conversion, detectors, re-identification, few images,
+few labels, report.
 
     keepaug quickstart --output quickstart
 
@@ -32,6 +32,7 @@ from keepaug.runs.planning import Job, command_of
 METHODS = ("none", "cutmix", "keep_cutmix")
 AUDITED = ("cutout:24", "random_erasing:p=1", "cutmix", "rand_augment:2,9")
 RECIPES = ("bag_of_tricks", "bag_of_tricks_keep")
+FEW_IMAGES = ("none", "rand_augment", "keep_rand_augment")
 FEW_LABELS = {
     "supervised": ("algorithm=supervised",),
     "uda": ("algorithm=uda",),
@@ -48,17 +49,19 @@ class Scale:
     num_detection: int
     num_detection_val: int
     num_people: int
+    num_few_images: int
     num_few_labels: int
-    seeds: int  # of the few-label runs, which are cheap
+    seeds: int  # of what is cheap: few images, few labels
     backbone: tuple[str, ...] = ()
     detector: tuple[str, ...] = ()
     reid: tuple[str, ...] = ()
+    few_images: tuple[str, ...] = ()
     uda: tuple[str, ...] = ()
 
 
-FULL = Scale(1200, 300, 160, 60, num_people=60, num_few_labels=1200, seeds=3)
+FULL = Scale(1200, 300, 160, 60, num_people=60, num_few_images=60, num_few_labels=1200, seeds=3)
 SHRUNK = Scale(
-    *(64, 32, 8, 4, 8, 60, 1),
+    *(64, 32, 8, 4, 8, 20, 60, 1),
     backbone=("epochs=1", "max_steps=2"),
     detector=("SOLVER.MAX_ITER=2", "SOLVER.STEPS=(1,)"),
     reid=(
@@ -70,6 +73,7 @@ SHRUNK = Scale(
         "images=2",
         "ranked=2",
     ),
+    few_images=("epochs=1", "max_steps=2", "warmup_epochs=0.5"),
     uda=("steps=2", "batch_size=4"),
 )
 
@@ -102,6 +106,11 @@ class Quickstart:
         return self.output / "data" / "people"
 
     @property
+    def few_images(self) -> Path:
+        """Where the images are of which there are few."""
+        return self.output / "data" / "few-images"
+
+    @property
     def few_labels(self) -> Path:
         """Where the images are of which few are labelled."""
         return self.output / "data" / "few-labels"
@@ -111,7 +120,8 @@ class Quickstart:
         return [
             ("draw the datasets", self.draw),
             (
-                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification and "
+                f"train {len(METHODS)} backbones, {len(RECIPES)} re-identification, "
+                f"{len(FEW_IMAGES) * self.scale.seeds} few-image and "
                 f"{len(FEW_LABELS) * self.scale.seeds} few-label networks",
                 self.train_networks,
             ),
@@ -143,16 +153,22 @@ class Quickstart:
             **look,  # type: ignore[arg-type]
         )
 
+        small = {"size": (32, 32), "object_share": (0.4, 0.5), "noise": 0.03}
+        write_classification(
+            self.few_images,
+            num_train=self.scale.num_few_images,
+            num_val=self.scale.num_val,
+            num_classes=4,
+            **small,  # type: ignore[arg-type]
+        )
         write_classification(
             self.few_labels,
             num_train=self.scale.num_few_labels,
             num_val=self.scale.num_val,
-            size=(32, 32),
             # the hues of four are exchanged by inverting the colours, which is one of the augmentations
             num_classes=3,
-            object_share=(0.4, 0.5),
             colour_cue=0.8,
-            noise=0.03,
+            **small,  # type: ignore[arg-type]
         )
         num = self.scale.num_people
         write_reid(self.people, num_train_identities=num, num_test_identities=num // 2)
@@ -163,6 +179,11 @@ class Quickstart:
             [
                 *(self._backbone(method) for method in reversed(METHODS)),
                 *(self._reid(recipe) for recipe in reversed(RECIPES)),
+                *(
+                    self._few_images(one, seed)
+                    for seed in range(self.scale.seeds)
+                    for one in FEW_IMAGES[::-1]
+                ),
                 *(self._uda(name, seed) for seed in range(self.scale.seeds) for name in reversed(FEW_LABELS)),
             ]
         )
@@ -174,6 +195,10 @@ class Quickstart:
     def _reid(self, recipe: str) -> Job:
         given = [f"root={self.people}", f"recipe={recipe}", *self.scale.reid]
         return self._job("train_reid", "reid.yaml", f"reid/{recipe}", given)
+
+    def _few_images(self, method: str, seed: int) -> Job:
+        given = [f"root={self.few_images}", f"method={method}", f"seed={seed}", *self.scale.few_images]
+        return self._job("train_classifier", "few_images.yaml", f"few-images/{method}-seed{seed}", given)
 
     def _uda(self, name: str, seed: int) -> Job:
         given = [f"root={self.few_labels}", *FEW_LABELS[name], f"seed={seed}", *self.scale.uda]

@@ -367,7 +367,7 @@ def _wrapped(part: str) -> list[str]:
     lines: list[str] = []
     for paragraph in part.split("\n\n"):
         whole = paragraph.startswith(("|", "![", "#")) or "\n|" in paragraph
-        text = paragraph if whole else textwrap.fill(" ".join(paragraph.split()), 110)
+        text = paragraph if whole else textwrap.fill(" ".join(paragraph.split()), 110, break_on_hyphens=False)
         lines += ["", *text.split("\n")] if lines else text.split("\n")
     return lines
 

@@ -48,6 +48,7 @@ _COLUMNS = {
 _BASELINES = ("", "none", "standard", "supervised")
 _TASKS = ("classify", "detection", "reid", "ssl_uda")
 _PAIRS = "Keep against plain, pairs of one seed"
+_EFFECTS = "Augmentation against none, pairs of one seed"
 
 
 def write_report(
@@ -86,6 +87,7 @@ def write_report(
         "rates": _RATES_TEXT,
         "rates_scope": ", ".join(dict.fromkeys(map(_audited, _of_kind(groups, "fidelity")))),
         "pairs_title": _PAIRS,
+        "effects_title": _EFFECTS,
         "paper": _PAPER_TEXT,
     }
     page = html_page(
@@ -115,8 +117,9 @@ def _section(groups: Sequence[Group], kind: str) -> Section:
     head, rows = _own_table(groups, kind)
     settings = [_told_apart_by(group) for group in groups]
     baselines = [number for number, group in enumerate(groups) if not _place(group)[1]]
+    pairs, effects = _pairs(groups, kind, _is_keep_of), _effects(groups, kind)
     return Section(
-        kind, title, metric, groups, head, rows, _pairs(groups, kind), settings, _COLUMNS[kind], baselines
+        kind, title, metric, groups, head, rows, pairs, settings, _COLUMNS[kind], baselines, effects
     )
 
 
@@ -223,16 +226,28 @@ def _own_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list
 
 def _is_keep_of(keep: Group, plain: Group) -> bool:
     """Whether two groups differ in keeping alone, and in the settings that only one of them has."""
-    one, other = keep.first, plain.first
-    if keep.repeated or plain.repeated or bool(one["started_from"]) != bool(other["started_from"]):
-        return False
-    mine, theirs = _parts(one), _parts(other)
-    shared = mine.keys() & theirs.keys()
-    apart = [(key, mine[key], theirs[key]) for key in sorted(shared) if mine[key] != theirs[key]]
-    return len(apart) == 1 and apart[0] in (
-        *((key, f"keep_{theirs.get(key)}", theirs.get(key)) for key in ("method", "backbone method")),
-        ("keep", True, False),
+    key, mine, theirs = _apart(keep, plain)
+    return (key, mine, theirs) == ("keep", True, False) or (
+        key in ("method", "backbone method") and mine == f"keep_{theirs}"
     )
+
+
+def _is_effect(plain: Group, bare: Group) -> bool:
+    """Whether two groups differ in an augmentation without Keep and none at all, alike in the rest."""
+    key, mine, theirs = _apart(plain, bare)
+    if key in ("method", "backbone method"):
+        return theirs == "none" and not str(mine).startswith("keep_")
+    return key == "algorithm" and theirs == "supervised" and not plain.first["recipe"].get("keep")
+
+
+def _apart(one: Group, other: Group) -> tuple[str, Any, Any]:
+    """The one setting of both that differs, and its values; none where more does or one alone has a start."""
+    first, second = one.first, other.first
+    if one.repeated or other.repeated or bool(first["started_from"]) != bool(second["started_from"]):
+        return "", None, None
+    mine, theirs = _parts(first), _parts(second)
+    apart = [key for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]]
+    return (apart[0], mine[apart[0]], theirs[apart[0]]) if len(apart) == 1 else ("", None, None)
 
 
 def _parts(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,29 +262,36 @@ def _parts(run: Mapping[str, Any]) -> dict[str, Any]:
     return parts | {f"backbone {key}": value for key, value in _parts(below).items()}
 
 
-def _pairs(groups: Sequence[Group], kind: str) -> list[tuple[str, str, Pairs]]:
-    """Each method with Keep and the same without, over the seeds that both have."""
+def _pairs(
+    groups: Sequence[Group], kind: str, compared: Callable[[Group, Group], bool]
+) -> list[tuple[str, str, Pairs]]:
+    """The names and differences of those groups that are compared, over the seeds that both have."""
     metric, found = _KINDS[kind][1], []
-    for keep in groups:
-        for plain in groups:
-            if _is_keep_of(keep, plain):
+    for one in groups:
+        for other in groups:
+            if compared(one, other):
                 first, second = (
                     {
-                        seed_of(one): one["metrics"][metric]
-                        for one in group.results
-                        if metric in one["metrics"]
+                        seed_of(run): run["metrics"][metric]
+                        for run in group.results
+                        if metric in run["metrics"]
                     }
-                    for group in (keep, plain)
+                    for group in (one, other)
                 )
-                found.append((_label(keep, groups), _label(plain, groups), compare(first, second)))
+                found.append((_label(one, groups), _label(other, groups), compare(first, second)))
     return found
 
 
-def _pairs_table(groups: Sequence[Group], kind: str) -> tuple[list[str], list[list[str]]]:
+def _effects(groups: Sequence[Group], kind: str) -> list[tuple[str, str, Pairs]]:
+    """Of the augmentations themselves; a single pair says nothing and would only be in the way."""
+    return [one for one in _pairs(groups, kind, _is_effect) if len(one[2]) > 1]
+
+
+def _pairs_table(compared: Sequence[tuple[str, str, Pairs]], kind: str) -> tuple[list[str], list[list[str]]]:
     rows = []
-    for keep, plain, pairs in _pairs(groups, kind):
+    for one, other, pairs in compared:
         needed = pairs.still_needed()
-        rows.append([f"{keep} - {plain}", str(pairs), "-" if needed is None else str(needed)])
+        rows.append([f"{one} - {other}", str(pairs), "-" if needed is None else str(needed)])
     head = ["difference", f"{_KINDS[kind][1]} (points, 95 %)", f"pairs still needed for ± {SETTLED}"]
     return head, rows
 
@@ -347,9 +369,12 @@ def _markdown(groups: Sequence[Group], tables: Sequence[FilledTable], title: str
         if own := _of_kind(groups, kind):
             head, rows = _own_table(own, kind)
             parts += [f"## {_KINDS[kind][0]}", "", *_table_lines(head, rows), ""]
-            head, rows = _pairs_table(own, kind)
-            if rows:
-                parts += [f"### {_PAIRS}", "", *_table_lines(head, rows), ""]
+            for heading, compared in (
+                (_PAIRS, _pairs(own, kind, _is_keep_of)),
+                (_EFFECTS, _effects(own, kind)),
+            ):
+                if compared:
+                    parts += [f"### {heading}", "", *_table_lines(*_pairs_table(compared, kind)), ""]
     pictures = _pictures(groups)
     if pictures:
         parts += ["## Pictures", ""]

@@ -6,6 +6,7 @@ less than the difference of two runs.
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Mapping
@@ -53,7 +54,8 @@ class Pairs:
         return student_quantile((1 + level) / 2, num - 1) * error
 
     def still_needed(self, settled: float = SETTLED, level: float = LEVEL) -> int | None:
-        """Pairs to add until the interval is within ± `settled`, if the spread stays; None below two pairs.
+        """Pairs to add until the interval is within ± `settled`, if the spread stays; None below two pairs,
+        10,000 where it is that many or more.
 
         Raises:
             ValueError: `settled` is not above 0.
@@ -63,10 +65,12 @@ class Pairs:
         if len(self) < 2:
             return None
         spread = statistics.stdev(self.differences)
-        for num in range(len(self), _MOST):
-            if student_quantile((1 + level) / 2, num - 1) * spread / math.sqrt(num) <= settled:
-                return num - len(self)
-        return _MOST
+
+        def settles(num: int) -> bool:
+            return student_quantile((1 + level) / 2, num - 1) * spread / math.sqrt(num) <= settled
+
+        # the interval narrows with every pair
+        return bisect.bisect_left(range(len(self), _MOST + len(self)), True, key=settles)
 
     def __str__(self) -> str:
         """As in `+0.31 [+0.12, +0.50], 5 pairs`; no difference is said without its interval."""

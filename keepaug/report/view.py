@@ -76,6 +76,7 @@ class Section:
         settings: what tells the groups apart, by name, for each group.
         note: what the columns are.
         baselines: numbers of the rows that no method is in.
+        effects: each augmentation without Keep against none at all, as `pairs`.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Section:
     settings: Sequence[Mapping[str, Any]]
     note: str = ""
     baselines: Collection[int] = ()
+    effects: Sequence[tuple[str, str, Pairs]] = ()
 
 
 def answer(section: Section) -> tuple[str, str]:
@@ -189,7 +191,8 @@ def html_page(
         summary: how many runs, when, on what.
         sections: one for each task that was run.
         rates: of objects destroyed.
-        texts: "rates_title", "rates", "rates_scope" (of which data), "pairs_title" and "paper".
+        texts: "rates_title", "rates", "rates_scope" (of which data), "pairs_title", "effects_title" and
+            "paper".
         pictures: caption and file.
         tables: of the paper.
         output: folder of the page, for its links to run folders.
@@ -216,9 +219,8 @@ def html_page(
         ],
         rates_title=texts["rates_title"],
         rates_text=texts["rates"],
-        pairs_title=texts["pairs_title"],
         paper_text=texts["paper"],
-        sections=[_section(section, output) for section in sections],
+        sections=[_section(section, texts, output) for section in sections],
         pictures=[
             {"caption": caption, "source": source, "target": _link(path, output)}
             for caption, path, source in shown
@@ -249,7 +251,11 @@ def _bar(share: Share) -> dict[str, Any]:
     return found
 
 
-def _section(section: Section, output: Path) -> dict[str, Any]:
+def _section(section: Section, texts: Mapping[str, str], output: Path) -> dict[str, Any]:
+    compared = (
+        ("pairs_title", section.pairs, "Keep"),
+        ("effects_title", section.effects, "the augmentation"),
+    )
     rows = [
         {
             "cells": row,
@@ -264,7 +270,7 @@ def _section(section: Section, output: Path) -> dict[str, Any]:
         "metric": section.metric,
         "head": section.head,
         "rows": rows,
-        "forest": forest(section.pairs) if section.pairs else None,
+        "forests": [(texts[title], forest(pairs), better) for title, pairs, better in compared if pairs],
         "note": section.note,
         "chart": _chart(section),
         "settings": _differing(section.settings),

@@ -57,6 +57,27 @@ def test_still_needed_is_the_first_number_that_is_narrow_enough() -> None:
     assert Pairs((0, 1, 2), (0.3, 0.31, 0.32)).still_needed() == 0
 
 
+@pytest.mark.parametrize("spread", [0.05, 0.3, 1.0, 2.5])
+def test_still_needed_is_found_as_by_trying_one_after_the_other(spread: float) -> None:
+    pairs = Pairs((0, 1, 2), (-spread, 0.0, spread))
+    tried = next(
+        num for num in range(3, 2000) if student_quantile(0.975, num - 1) * spread / math.sqrt(num) <= 0.2
+    )
+    assert pairs.still_needed() == tried - 3
+
+
+def test_a_wide_spread_is_no_long_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(probability: float, freedom: int) -> float:
+        asked.append(freedom)
+        return student_quantile(probability, freedom)
+
+    monkeypatch.setattr("keepaug.report.pairs.student_quantile", counted)
+    assert Pairs((0, 1), (-40.0, 40.0)).still_needed() == 10_000
+    assert len(asked) < 20
+
+
 def test_what_is_not_known_is_not_said() -> None:
     one, none = Pairs((0,), (0.25,)), Pairs((), ())
     assert (str(one), one.half_width(), one.still_needed()) == ("1 pair", math.inf, None)

@@ -14,6 +14,7 @@ from keepaug.report import aggregate, fill_table, load_paper, write_report
 from keepaug.report.aggregate import formatted
 from keepaug.runs.config import recipe_of, to_dict
 from keepaug.runs.result import read_results, write_result
+from ssl_uda.config import UdaConfig
 
 
 def cifar(folder: Path, seed: int = 0, accuracy: float = 96.0, **change) -> Path:
@@ -257,3 +258,47 @@ def test_keep_against_plain_over_the_seeds_of_both(tmp_path: Path) -> None:
     said = "+0.43 [-0.08, +0.95], 3 pairs (points of accuracy, 95 % interval); it holds zero"
     assert html.count(said) == 1
     assert html.count('class="axis"') == 1
+
+
+def test_augmentations_against_none_where_there_are_two_pairs(tmp_path: Path) -> None:
+    """Without Keep, and nothing else may differ."""
+    runs = {
+        "none": ({"method": "none"}, [90.0, 90.2]),
+        "cutout": ({"method": "cutout"}, [91.0, 91.4]),
+        "keep_cutout": ({"method": "keep_cutout"}, [92.0, 92.0]),
+        "cutmix": ({"method": "cutmix"}, [99.0]),
+        "rand_augment": ({"method": "rand_augment", "epochs": 1}, [80.0, 80.0]),
+    }
+    for name, (given, values) in runs.items():
+        recipe = recipe_of(ClassifyConfig(**given))
+        for seed, value in enumerate(values):
+            content = {"metrics": {"accuracy": value, "best": value, "median_last_20": value}}
+            content |= {"config": recipe, "recipe": recipe, "synthetic": False, "shortened": False}
+            data = {"name": "cifar10", "sizes": {"val": 10}, "checksum": "a"}
+            write_result(
+                tmp_path / f"{name}-{seed}", kind="classify", name="x", seed=seed, dataset=data,
+                wall_time_s=1.0, **content,
+            )  # fmt: skip
+    for algorithm, values in {"supervised": [50.0, 51.0], "uda": [60.0, 62.0]}.items():
+        recipe = recipe_of(UdaConfig(algorithm=algorithm))
+        for seed, value in enumerate(values):
+            content = {"metrics": {"accuracy": value, "best": value, "median_last_20": value}}
+            write_result(
+                tmp_path / f"{algorithm}-{seed}", kind="ssl_uda", name="x", seed=seed, config=recipe,
+                recipe=recipe, synthetic=False, shortened=False, wall_time_s=1.0,
+                dataset={"name": "cifar10", "sizes": {"val": 10}, "checksum": "a"}, **content,
+            )  # fmt: skip
+    markdown, page = write_report(tmp_path, tmp_path / "page", recipes=recipes)
+    parts = markdown.read_text().split("### Augmentation against none, pairs of one seed\n")[1:]
+    tables = [
+        [line for line in part.partition("\n#")[0].splitlines() if " pairs |" in line] for part in parts
+    ]
+    assert [line.partition(" | ")[0] for (line,) in tables] == [
+        "| cutout (resnet18) - none (resnet18)",
+        "| uda (wrn28_2, 4000 labels) - supervised (wrn28_2, 4000 labels)",
+    ]
+    assert "+1.10 [-0.17, +2.37], 2 pairs" in tables[0][0]
+    assert "+10.50 [+4.15, +16.85], 2 pairs" in tables[1][0]
+    html = page.read_text()
+    assert html.count("Augmentation against none, pairs of one seed</h3>") == 2
+    assert html.count("right of zero the augmentation is better") == 2

@@ -31,7 +31,8 @@ def test_quickstart_from_data_to_report_and_again(tmp_path: Path, capfd: pytest.
     quickstart = tool("quickstart")
     assert quickstart.main(["--output", str(tmp_path / "q"), "--shrink", "--at-once", "2"]) == 0
     html = (tmp_path / "q" / "report.html").read_text()
-    for word in ("keep_cutmix", "engine: torchvision", "Random erasing", "data:image/webp;base64"):
+    methods = ("keep_cutmix", "keep_rand_augment")
+    for word in (*methods, "engine: torchvision", "Random erasing", "data:image/webp;base64"):
         assert word in html
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "detectors").rglob("result.json")}
     assert len(first) == 3
