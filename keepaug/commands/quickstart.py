@@ -24,7 +24,7 @@ from keepaug.commands.known import recipes, results, tool
 from keepaug.report import aggregate, write_report
 from keepaug.report.charts import draw_audit, draw_pairs
 from keepaug.report.page import sections
-from keepaug.runs.command import CommandParser, exit_code
+from keepaug.runs.command import CommandParser, exit_code, of_seed
 from keepaug.runs.configs import CONFIGS
 from keepaug.runs.jobs import Command
 from keepaug.runs.planning import Job, command_of
@@ -80,6 +80,28 @@ SHRUNK = Scale(
 
 class StageError(ValueError):
     """A stage failed; its log says why."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The runs of one process.
+
+    Attributes:
+        name: folder of the run, or of its seeds without their number.
+        runs: one for each seed.
+        command: that trains them.
+        log: file of what the command prints.
+    """
+
+    name: str
+    runs: tuple[Job, ...]
+    command: Command
+    log: Path
+
+    @property
+    def finished(self) -> bool:
+        """All of them are."""
+        return all(run.finished for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -174,45 +196,55 @@ class Quickstart:
         write_reid(self.people, num_train_identities=num, num_test_identities=num // 2)
 
     def train_networks(self) -> None:
-        """One run folder for each; the longest first, so that no core waits at the end."""
+        """Long ones first, so that no core waits at the end."""
         self._run_all(
             [
+                *(self._uda(name) for name in ("uda-keep", "uda")),
                 *(self._backbone(method) for method in reversed(METHODS)),
+                *(self._few_images(method) for method in reversed(FEW_IMAGES)),
                 *(self._reid(recipe) for recipe in reversed(RECIPES)),
-                *(
-                    self._few_images(one, seed)
-                    for seed in range(self.scale.seeds)
-                    for one in FEW_IMAGES[::-1]
-                ),
-                *(self._uda(name, seed) for seed in range(self.scale.seeds) for name in reversed(FEW_LABELS)),
+                self._uda("supervised"),
             ]
         )
 
-    def _backbone(self, method: str) -> Job:
+    def _backbone(self, method: str) -> Batch:
         given = [f"root={self.classes}", f"method={method}", "name=quickstart-backbone", *self.scale.backbone]
-        return self._job("train_classifier", "backbone.yaml", f"backbones/{method}", given)
+        return self._batch("train_classifier", "backbone.yaml", f"backbones/{method}", given)
 
-    def _reid(self, recipe: str) -> Job:
+    def _reid(self, recipe: str) -> Batch:
         given = [f"root={self.people}", f"recipe={recipe}", *self.scale.reid]
-        return self._job("train_reid", "reid.yaml", f"reid/{recipe}", given)
+        return self._batch("train_reid", "reid.yaml", f"reid/{recipe}", given)
 
-    def _few_images(self, method: str, seed: int) -> Job:
-        given = [f"root={self.few_images}", f"method={method}", f"seed={seed}", *self.scale.few_images]
-        return self._job("train_classifier", "few_images.yaml", f"few-images/{method}-seed{seed}", given)
+    def _few_images(self, method: str) -> Batch:
+        given = [f"root={self.few_images}", f"method={method}", *self.scale.few_images]
+        seeds = range(self.scale.seeds)
+        return self._batch("train_classifier", "few_images.yaml", f"few-images/{method}", given, seeds=seeds)
 
-    def _uda(self, name: str, seed: int) -> Job:
-        given = [f"root={self.few_labels}", *FEW_LABELS[name], f"seed={seed}", *self.scale.uda]
-        return self._job("train_uda", "uda.yaml", f"uda/{name}-seed{seed}", given)
+    def _uda(self, name: str) -> Batch:
+        given = [f"root={self.few_labels}", *FEW_LABELS[name], *self.scale.uda]
+        return self._batch("train_uda", "uda.yaml", f"uda/{name}", given, seeds=range(self.scale.seeds))
 
-    def _job(self, name: str, config: str, folder: str, given: Sequence[str], *options: str) -> Job:
+    def _batch(
+        self,
+        name: str,
+        config: str,
+        folder: str,
+        given: Sequence[str],
+        *options: str,
+        seeds: Sequence[int] = (),
+    ) -> Batch:
         one, path, output = tool(name), CONFIGS / "quickstart" / config, self.output / folder
         command = command_of(one, path, output, given)
+        options = (*options, *(("--seeds", *map(str, seeds)) if seeds else ()))
         command = Command((*command.argv[:4], *options, *command.argv[4:]), command.done)
-        return Job(folder, output, (command,), one, one.load(path, given))
+        each = [(of_seed(output, seed), [*given, f"seed={seed}"]) for seed in seeds] or [(output, [*given])]
+        runs = tuple(Job(run.name, run, (), one, one.load(path, its)) for run, its in each)
+        return Batch(folder, runs, command, output.with_name(f"{output.name}.log"))
 
     def convert(self) -> None:
         """weights.pt to backbone.pth with its sidecar."""
-        for method in METHODS:
+
+        def one(method: str) -> None:
             folder = self.output / "backbones" / method
             command = [
                 *("-m", "keepaug", "convert"),
@@ -220,6 +252,9 @@ class Quickstart:
                 *("--verify", "--report"),
             ]
             self._run(f"convert {method}", command, folder / "convert.log", show=True)
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(one, METHODS))
 
     def measure(self) -> None:
         """The audit of the plainly trained backbone, which no method has an advantage in."""
@@ -238,11 +273,11 @@ class Quickstart:
         """One run folder for each backbone."""
         self._run_all([self._detector(method) for method in METHODS])
 
-    def _detector(self, method: str) -> Job:
+    def _detector(self, method: str) -> Batch:
         weights = self.output / "backbones" / method / "backbone.pth"
         given = [f"data_root={self.objects}", f"MODEL.WEIGHTS={weights}", *self.scale.detector]
         options = ("--engine", "torchvision", "--draw", "6")
-        return self._job("train_detector", "detector.yaml", f"detectors/{method}", given, *options)
+        return self._batch("train_detector", "detector.yaml", f"detectors/{method}", given, *options)
 
     def report(self) -> None:
         """Markdown, HTML, and the two charts for a paper."""
@@ -255,18 +290,17 @@ class Quickstart:
             own = sections(aggregate(results(self.output)))
             print(f"  {draw_pairs(own, self.output / 'pairs.pdf')}", flush=True)
 
-    def _run_all(self, jobs: Sequence[Job]) -> None:
-        """Several runs beside each other, one thread each; finished ones are not repeated."""
+    def _run_all(self, batches: Sequence[Batch]) -> None:
+        """Several processes beside each other, one thread each; what is finished is not repeated."""
 
-        def one(job: Job) -> None:
-            if job.finished:
-                print(f"  {job.name}: done before", flush=True)
+        def one(batch: Batch) -> None:
+            if batch.finished:
+                print(f"  {batch.name}: done before", flush=True)
                 return
-            for command in job.commands:
-                self._run(job.name, list(command.argv[1:]), job.folder.with_name(f"{job.folder.name}.log"))
+            self._run(batch.name, list(batch.command.argv[1:]), batch.log)
 
         with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(one, jobs))
+            list(pool.map(one, batches))
 
     def _run(self, name: str, command: list[str], log: Path, *, show: bool = False) -> None:
         started = time.monotonic()
