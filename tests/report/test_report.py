@@ -291,7 +291,8 @@ def test_augmentations_against_none_where_there_are_two_pairs(tmp_path: Path) ->
     markdown, page = write_report(tmp_path, tmp_path / "page", recipes=recipes)
     parts = markdown.read_text().split("### Augmentation against none, pairs of one seed\n")[1:]
     tables = [
-        [line for line in part.partition("\n#")[0].splitlines() if " pairs |" in line] for part in parts
+        [line for line in part.partition("\n#")[0].splitlines() if " - " in line.partition(" | ")[0]]
+        for part in parts
     ]
     assert [line.partition(" | ")[0] for (line,) in tables] == [
         "| cutout (resnet18) - none (resnet18)",
