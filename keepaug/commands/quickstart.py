@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from keepaug.commands.known import recipes, results, tool
@@ -148,8 +149,11 @@ class Quickstart:
                 self.train_networks,
             ),
             ("convert them to Detectron2's format and verify the features", self.convert),
-            ("measure what the augmentations destroy", self.measure),
-            ("train a detector from each backbone (torchvision engine)", self.train_detectors),
+            (
+                "measure what the augmentations destroy, and train a detector from each backbone "
+                "(torchvision engine)",
+                self.measure_and_train_detectors,
+            ),
             ("write the report", self.report),
         ]
 
@@ -269,9 +273,9 @@ class Quickstart:
         record(result, output, synthetic=True, wall_time_s=time.monotonic() - started, started_from=origin)
         print(f"  {result.sentence}", flush=True)
 
-    def train_detectors(self) -> None:
-        """One run folder for each backbone."""
-        self._run_all([self._detector(method) for method in METHODS])
+    def measure_and_train_detectors(self) -> None:
+        """Beside each other: the audit takes one core. One run folder for each backbone."""
+        self._run_all([self._detector(method) for method in METHODS], beside=self.measure)
 
     def _detector(self, method: str) -> Batch:
         weights = self.output / "backbones" / method / "backbone.pth"
@@ -290,7 +294,7 @@ class Quickstart:
             own = sections(aggregate(results(self.output)))
             print(f"  {draw_pairs(own, self.output / 'pairs.pdf')}", flush=True)
 
-    def _run_all(self, batches: Sequence[Batch]) -> None:
+    def _run_all(self, batches: Sequence[Batch], *, beside: Callable[[], None] | None = None) -> None:
         """Several processes beside each other, one thread each; what is finished is not repeated."""
 
         def one(batch: Batch) -> None:
@@ -300,7 +304,8 @@ class Quickstart:
             self._run(batch.name, list(batch.command.argv[1:]), batch.log)
 
         with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(one, batches))
+            work = [*([beside] if beside else []), *(partial(one, batch) for batch in batches)]
+            list(pool.map(lambda do: do(), work))
 
     def _run(self, name: str, command: list[str], log: Path, *, show: bool = False) -> None:
         started = time.monotonic()
