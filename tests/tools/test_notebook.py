@@ -17,7 +17,8 @@ def _said(notebook: Any) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::Warning")  # Jupyter's, about its kernel's transport
-def test_the_notebook_runs() -> None:
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in `make test`: more threads round otherwise
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     for needed in ("ipykernel", "matplotlib"):
